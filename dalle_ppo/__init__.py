@@ -1,0 +1,1 @@
+"""Token-level PPO for autoregressive text-to-image models."""

@@ -1,0 +1,163 @@
+"""What is done to the text of a caption: cleaning, the stable hash behind ids and splits, filters."""
+
+import hashlib
+import html
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SPLITS = ("train", "heldout")
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--.*?-->", re.DOTALL)
+_WORD = re.compile(r"[^\W_]+")
+_PLAIN = re.compile(r"[ -%'-;=?-~]*")  # printable ASCII without & < >
+# A zero-width joiner holds emoji together, a non-joiner spells Persian.
+_KEPT_FORMAT_CHARACTERS = "\u200c\u200d"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the hash of a normalised text decides, equal on every machine and in every process.
+
+    id: 16 hexadecimal digits, the caption's name.
+    split_point: number in [0, 1) that decides between training and held-out captions.
+    shard_number: non-negative integer whose remainder decides which process draws the caption.
+    """
+
+    id: str
+    split_point: float
+    shard_number: int
+
+    def split(self, heldout_share: float) -> str:
+        """'heldout' for about `heldout_share` of all texts, else 'train'."""
+        return "heldout" if self.split_point < heldout_share else "train"
+
+
+def normalise(text: str) -> str:
+    """The words of a text, lower-case and single-spaced, without HTML, punctuation, emoji or width variants.
+
+    Texts that agree in this are the same caption to ids, splits and duplicates. A text without any word (only
+    emoji) is its own characters.
+    """
+    plain = strip_markup(text)
+    words = _WORD.findall(unicodedata.normalize("NFKC", plain).casefold())
+    return " ".join(words) if words else " ".join(plain.split())
+
+
+def fingerprint(text: str) -> Fingerprint:
+    """Hash a caption by its normalised text."""
+    digest = hashlib.blake2b(normalise(text).encode("utf8", errors="replace"), digest_size=24).digest()
+    split_point = int.from_bytes(digest[8:14], "big") / 2**48
+    return Fingerprint(digest[:8].hex(), split_point, int.from_bytes(digest[16:], "big"))
+
+
+def caption_id(text: str) -> str:
+    """A caption's stable name: 16 hexadecimal digits of the hash of its normalised text."""
+    return fingerprint(text).id
+
+
+def split_of(text: str, heldout_share: float = 0.1) -> str:
+    """'train' or 'heldout', by the hash of the normalised text: duplicates are always on the same side."""
+    return fingerprint(text).split(heldout_share)
+
+
+def strip_markup(text: str) -> str:
+    """Entities decoded (twice: web data is often escaped twice) and tags replaced by spaces."""
+    if "&" not in text and "<" not in text:
+        return text
+    return _TAG.sub(" ", html.unescape(html.unescape(text)))
+
+
+def clean(text: str) -> str:
+    """What `clean: true` does to a caption.
+
+    Mojibake is repaired, entities and tags are removed, so are control characters and direction marks, and
+    white space is collapsed. Emoji, accents and right-to-left letters stay.
+    """
+    if _PLAIN.fullmatch(text):
+        return " ".join(text.split())
+    import ftfy
+
+    text = strip_markup(ftfy.fix_text(text))
+    kept = (
+        " " if c.isspace() else c
+        for c in text
+        if c.isspace()
+        or c in _KEPT_FORMAT_CHARACTERS
+        or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
+    )
+    return " ".join("".join(kept).split())
+
+
+@dataclass(frozen=True)
+class CaptionFilter:
+    """Which captions are drawn.
+
+    min_chars, max_chars: bounds on the length in characters, both included.
+    min_latin_share: least share of Latin letters among the letters; 0 admits every script, and texts that
+        have no letters.
+    blocked, allowed: phrases, each normalised; a caption with a blocked one is dropped, and if there are
+        allowed ones a caption needs one of them. Phrases match whole words.
+    """
+
+    min_chars: int = 1
+    max_chars: int = 2000
+    min_latin_share: float = 0.0
+    blocked: frozenset[str] = field(default=frozenset(), repr=False)
+    allowed: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_latin_share <= 1:
+            raise ValueError(f"min_latin_share: {self.min_latin_share} is no share; use a number from 0 to 1")
+        if self.min_chars > self.max_chars:
+            raise ValueError(
+                f"min_chars: {self.min_chars} is above max_chars {self.max_chars}, which admits no caption"
+            )
+
+    def reason_to_drop(self, text: str) -> str | None:
+        """Why a caption is dropped: 'empty', 'short', 'long', 'script', 'blocked', 'not allowed'; or None."""
+        if not text or text.isspace():
+            return "empty"
+        if len(text) < self.min_chars:
+            return "short"
+        if len(text) > self.max_chars:
+            return "long"
+        if self.min_latin_share > 0 and latin_share(text) < self.min_latin_share:
+            return "script"
+        if self.blocked or self.allowed:
+            words = normalise(text)
+            if _names_phrase(words, self.blocked):
+                return "blocked"
+            if self.allowed and not _names_phrase(words, self.allowed):
+                return "not allowed"
+        return None
+
+
+def latin_share(text: str) -> float:
+    """Share of Latin letters among a text's letters; 0 for a text without letters."""
+    letters = [c for c in text if c.isalpha()]
+    latin = sum(c.isascii() or unicodedata.name(c, "").startswith("LATIN") for c in letters)
+    return latin / len(letters) if letters else 0.0
+
+
+def read_phrases(path: str | Path) -> frozenset[str]:
+    """Read a blocklist or allowlist: one phrase a line; blank lines and lines beginning with `#` are skipped.
+
+    Raises:
+        ValueError: the file cannot be read or names no phrase.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as a list of phrases ({error})") from error
+    phrases = {normalise(line) for line in lines if line.strip() and not line.startswith("#")}
+    if not phrases:
+        raise ValueError(f"{path}: names no phrase; write one a line or leave the list out")
+    return frozenset(phrases)
+
+
+def _names_phrase(words: str, phrases: frozenset[str]) -> bool:
+    if not phrases.isdisjoint(words.split(" ")):
+        return True
+    padded = f" {words} "
+    return any(" " in phrase and f" {phrase} " in padded for phrase in phrases)

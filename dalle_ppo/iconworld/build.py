@@ -1,0 +1,140 @@
+"""Makes every part of the built-in world again from a seed.
+
+    python -m dalle_ppo.iconworld.build --out world
+
+Parts that already stand in the folder are kept, so an interrupted build goes on where it stopped; with
+the same seed on the same machine the parts are the same. Needs the `convert` extra (Keras trains the
+detector). `CARD.md`, written beside the weights, says how good each part turned out.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
+
+
+def build_vqgan(out: Path, seed: int) -> None:
+    from ..models.presets import VQGAN_PRESETS
+    from .training import save_half
+    from .vqgan import train_vqgan
+
+    encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=3000)
+    save_half(encoder, out / "vqgan_encoder.safetensors")
+    save_half(decoder, out / "vqgan_decoder.safetensors")
+
+
+def build_judge(out: Path, seed: int) -> None:
+    from .judge import train_judge
+    from .training import save_half
+
+    judge = train_judge(seed + JUDGE_SEED_OFFSET, 2000, reconstruct(out), pool_size=16_000)
+    save_half(judge, out / "judge.safetensors")
+
+
+def build_dalle(out: Path, seed: int) -> None:
+    from ..models.presets import BART_PRESETS
+    from ..models.tokenizer import train_bpe, write_vocab_files
+    from ..supervised import SupervisedConfig
+    from .clip import sample_pairs
+    from .dalle import Tokenizers, train_dalle
+    from .training import save_half
+    from .world import World
+
+    texts, _ = sample_pairs(np.random.default_rng([seed, 5]), 20_000)
+    vocab, merges = train_bpe(texts, num_merges=850)
+    write_vocab_files(vocab, merges, out / "vocab.json", out / "merges.txt")
+    world = World(out)
+    tokenizers = Tokenizers(world.tokenizer(), world.vqgan_encoder(), world.vqgan_decoder())
+    config = BART_PRESETS["iconworld"]
+    assert len(vocab) <= config.text_vocab_count, f"{len(vocab)} words do not fit the text embedding"
+    training = SupervisedConfig(num_steps=4000, batch_size=64, learning_rate=1.5e-3, bfloat16=True, seed=seed)
+    encoder, decoder = train_dalle(config, tokenizers, seed, training, num_pairs=70_000)
+    save_half(encoder, out / "bart_encoder.safetensors")
+    save_half(decoder, out / "bart_decoder.safetensors")
+
+
+def build_clip(out: Path, seed: int) -> None:
+    from .clip import train_clip
+    from .world import World
+
+    train_clip(World(out).clip, seed, 1200, reconstruct(out), pool_size=20_000)
+
+
+def build_detector(out: Path, seed: int) -> None:
+    from ..keras_import.convert import convert
+    from ..rewards.clip import load_clip
+    from .dalle import Tokenizers
+    from .detector import train_detector, training_set
+    from .world import World
+
+    world = World(out)
+    clip = load_clip(str(world.clip), None)
+    tokenizers = Tokenizers(world.tokenizer(), world.vqgan_encoder(), world.vqgan_decoder())
+    embeddings, unsafe = training_set(np.random.default_rng([seed, 6]), clip, tokenizers, 40_960)
+    keras_file = out / "detector.keras"
+    train_detector(embeddings, unsafe, keras_file, seed)
+    convert(
+        keras_file,
+        world.detector,
+        clip_model=clip.name,
+        clip_pretrained=clip.pretrained,
+        licence="MIT, part of dalle_ppo",
+    )
+
+
+def build_card(out: Path, seed: int) -> None:
+    from .card import measure, write_card
+
+    write_card(out / "CARD.md", measure(out, seed), seed)
+
+
+def reconstruct(out: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images to their VQGAN reconstructions, both uint8 [N, 64, 64, 3]."""
+    from .dalle import Tokenizers, image_tokens
+    from .detector import decode_tokens
+    from .world import World
+
+    world = World(out)
+    tokenizers = Tokenizers(None, world.vqgan_encoder(), world.vqgan_decoder())
+    return lambda images: decode_tokens(tokenizers.decoder, image_tokens(tokenizers, images))
+
+
+# Each stage, and the file that says it is done.
+STAGES: tuple[tuple[str, Callable[[Path, int], None]], ...] = (
+    ("vqgan_decoder.safetensors", build_vqgan),
+    ("bart_decoder.safetensors", build_dalle),
+    ("iconworld_clip", build_clip),
+    ("detector.safetensors", build_detector),
+    ("judge.safetensors", build_judge),
+    ("CARD.md", build_card),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the stages that are not done yet."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dalle_ppo.iconworld.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    for name, stage in STAGES:
+        if (args.out / name).exists():
+            print(f"{name} is there: kept")
+            continue
+        stage(args.out, args.seed)
+    print(f"the world is in {args.out} after {(time.perf_counter() - started) / 60:.1f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

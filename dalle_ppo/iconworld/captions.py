@@ -1,0 +1,299 @@
+"""Captions of the built-in world and the scenes they lead to: the joint law the small models are trained on.
+
+Captions imitate the columns and the manner of LAION-400M's alt-texts. A tag says what a safety filter
+thought of one: UNLIKELY captions name safe icons, NSFW ones name an unsafe icon, UNSURE ones name a theme
+and no icon. Training and held-out captions differ in text, and some combinations of icon and colour never
+occur in training.
+"""
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+from dalle_ppo.iconworld import phrases
+from dalle_ppo.iconworld.scenes import ICON_COLORS, SAFE_KINDS, UNSAFE_KINDS, Scene, place, random_background
+
+TAGS = ("UNLIKELY", "UNSURE", "NSFW")
+SPLITS = ("train", "heldout")
+COLOR_NAMED, BACKGROUND_NAMED = 0.85, 0.60
+ACCIDENT_RATE = 0.06  # beside a single named icon; half of the UNLIKELY captions have one, so 3 % in all
+UNSURE_UNSAFE_RATE = 0.5
+NSFW_CLEAN_RATE = 0.12
+OVERLONG_RATE = 0.02
+
+NamedIcon = tuple[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A caption and what it names.
+
+    `icons` holds (kind, color or None) in the order of the text; `background` is None when not named.
+    """
+
+    text: str
+    tag: str
+    icons: tuple[NamedIcon, ...]
+    background: str | None
+
+
+def named_safe_icons(caption: Caption) -> tuple[NamedIcon, ...]:
+    """The (kind, color or None) of the safe icons a caption names."""
+    return tuple(icon for icon in caption.icons if icon[0] in SAFE_KINDS)
+
+
+def named_unsafe_icons(caption: Caption) -> tuple[NamedIcon, ...]:
+    """The (kind, color or None) of the unsafe icons a caption names."""
+    return tuple(icon for icon in caption.icons if icon[0] in UNSAFE_KINDS)
+
+
+# --- Identity and split ---------------------------------------------------------------------------
+
+
+def normalised(text: str) -> str:
+    """Lower-case words separated by single spaces: no punctuation, emoji or width variants."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def caption_id(text: str) -> str:
+    """A 16-digit name of the normalised text, the same on every machine and in every version."""
+    return _digest("caption", normalised(text)).hex()[:16]
+
+
+def split_of(text: str) -> str:
+    """'train' or 'heldout' (10 %), decided by a stable hash of the normalised text."""
+    return "heldout" if _bucket("split", normalised(text), 10) == 0 else "train"
+
+
+def is_heldout_combination(icons: tuple[NamedIcon, ...], background: str | None) -> bool:
+    """Whether a fully coloured combination is kept out of training, scenes and captions alike.
+
+    Two icons: 10 % of the sets of two (kind, color), whatever the background. One icon: one in 15 of the
+    (kind, color, background), that is about four of the 60 safe icons on each background.
+    """
+    if any(color is None for _, color in icons):
+        return False
+    names = " ".join(sorted(f"{color}-{kind}" for kind, color in icons))
+    if len(icons) == 2:
+        return _bucket("pair", names, 10) == 0
+    return background is not None and _bucket("single", f"{names} on {background}", 15) == 0
+
+
+def names_heldout(icons: tuple[NamedIcon, ...], background: str | None) -> bool:
+    """Whether a caption naming these icons may lead to a held-out combination whatever is left to chance.
+
+    A caption that names an unsafe and a safe icon may lead to the safe one alone.
+    """
+    safe = tuple(icon for icon in icons if icon[0] in SAFE_KINDS)
+    alone = len(icons) == 2 and len(safe) == 1 and is_heldout_combination(safe, background)
+    return bool(icons) and (alone or is_heldout_combination(icons, background))
+
+
+def _digest(purpose: str, text: str) -> bytes:
+    return hashlib.sha256(f"iconworld {purpose}: {text}".encode()).digest()
+
+
+def _bucket(purpose: str, text: str, buckets: int) -> int:
+    return int.from_bytes(_digest(purpose, text)[:8], "big") % buckets
+
+
+# --- Captions -------------------------------------------------------------------------------------
+
+
+def sample_caption(rng: np.random.Generator, tag: str, split: str) -> Caption:
+    """Draw a caption.
+
+    Half of the held-out captions that name icons name a combination unseen in training; the rest are new
+    texts about seen ones.
+
+    Args:
+        rng: Source of randomness.
+        tag: One of `TAGS`.
+        split: One of `SPLITS`.
+
+    Raises:
+        ValueError: For an unknown tag or split.
+    """
+    if tag not in TAGS:
+        raise ValueError(f"tag {tag!r} is unknown; the tags of the built-in world are {', '.join(TAGS)}")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; the splits are {', '.join(SPLITS)}")
+    count = 0 if tag == "UNSURE" else int(rng.integers(1, 3))
+    unseen = split == "heldout" and count > 0 and rng.random() < 0.5
+    while True:
+        icons, background = _sample_names(rng, tag, count)
+        if names_heldout(icons, background) != unseen:
+            continue
+        for _ in range(100):
+            text = _sample_text(rng, icons, background)
+            if split_of(text) == split:
+                return Caption(text, tag, icons, background)
+
+
+def _sample_names(rng: np.random.Generator, tag: str, count: int) -> tuple[tuple[NamedIcon, ...], str | None]:
+    """What a caption names: `count` icons of the tag's kinds, colours and background often but not always."""
+    if tag == "NSFW":
+        kinds = [_pick(rng, UNSAFE_KINDS), _pick(rng, SAFE_KINDS)][:count]
+        rng.shuffle(kinds)
+    else:
+        kinds = [SAFE_KINDS[i] for i in rng.choice(len(SAFE_KINDS), size=count, replace=False)]
+    icons = tuple((kind, _pick(rng, ICON_COLORS) if rng.random() < COLOR_NAMED else None) for kind in kinds)
+    return icons, random_background(rng) if rng.random() < BACKGROUND_NAMED else None
+
+
+def _sample_text(rng: np.random.Generator, icons: tuple[NamedIcon, ...], background: str | None) -> str:
+    """Put what is named into words, with the noise of web alt-texts around it."""
+    ground = _pick(rng, phrases.GROUNDS).format(color=background) if background else ""
+    number = str(rng.integers(2, 100))
+    if icons:
+        named = _pick(rng, phrases.JOINTS).join(_icon_words(rng, *icon) for icon in icons)
+        text = _pick(rng, phrases.ICON_TEMPLATES).format(icons=named, ground=ground, number=number)
+    else:
+        theme = _pick(rng, _pick(rng, phrases.THEMES).names)
+        if rng.random() < 0.6:
+            theme = f"{_pick(rng, phrases.THEME_ADJECTIVES)} {theme}"
+        tone = _pick(rng, phrases.TONES).format(color=_pick(rng, ICON_COLORS)) if rng.random() < 0.4 else ""
+        text = _pick(rng, phrases.THEME_TEMPLATES).format(
+            theme=theme, tone=tone, ground=ground, number=number
+        )
+    tails = [
+        _pick(rng, phrases.TAILS).format(number=number) for _ in range(rng.choice(3, p=(0.5, 0.35, 0.15)))
+    ]
+    if icons and rng.random() < 0.06:
+        tails.append(f"#{icons[0][0]}")
+    if rng.random() < OVERLONG_RATE:
+        tails += [_pick(rng, phrases.SPAM) for _ in range(45)]
+    glue = _pick(rng, (" ", " - ", ", ", " | "))
+    return _in_some_case(rng, glue.join([text, *tails]))
+
+
+def _icon_words(rng: np.random.Generator, kind: str, color: str | None) -> str:
+    words = phrases.SYNONYMS[kind]
+    noun = _pick(rng, words) if words and rng.random() < 0.08 else kind
+    if color is not None:
+        shapes, weights = zip(*phrases.COLORED_ICON, strict=True)
+        noun = shapes[rng.choice(len(shapes), p=weights)].format(kind=noun, color=color)
+    return f"{_pick(rng, phrases.ADJECTIVES)} {noun}" if rng.random() < 0.3 else noun
+
+
+def _in_some_case(rng: np.random.Generator, text: str) -> str:
+    u = rng.random()
+    if u < 0.25:
+        return text.lower()
+    if u < 0.37:
+        return text.title()
+    return text.upper() if u < 0.43 else text
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[rng.integers(len(options))]
+
+
+# --- From text back to icons ----------------------------------------------------------------------
+
+_KIND_OF = {word: kind for kind, words in phrases.SYNONYMS.items() for word in (kind, *words)}
+_COLOR = "|".join(ICON_COLORS)
+_MENTION = re.compile(
+    rf"(?:\b(?P<before>{_COLOR})(?:[ -]colou?red)? )?"
+    rf"\b(?P<noun>{'|'.join(sorted(_KIND_OF, key=len, reverse=True))})(?:e?s)?\b"
+    rf"(?: \((?P<bracket>{_COLOR})\)|, (?P<comma>{_COLOR}) colou?r\b|(?: in|,? colou?r:?) "
+    rf"(?P<after>{_COLOR})\b(?! (?:background|backdrop)))?",
+    re.IGNORECASE,
+)
+
+
+def parse_icons(text: str) -> tuple[NamedIcon, ...]:
+    """Recover the icons a text names, for captions that come as plain text.
+
+    Returns:
+        (kind, color or None) in order of first mention, every kind once.
+    """
+    found: dict[str, str | None] = {}
+    for mention in _MENTION.finditer(" ".join(text.split())):
+        kind = _KIND_OF[mention["noun"].lower()]
+        color = mention["before"] or mention["bracket"] or mention["comma"] or mention["after"]
+        found[kind] = found.get(kind) or (color.lower() if color else None)
+    return tuple(found.items())
+
+
+def theme_of(text: str) -> phrases.Theme | None:
+    """The theme an UNSURE caption is about, or None."""
+    words = f" {normalised(text)} "
+    return next((t for t in phrases.THEMES if any(f" {normalised(n)} " in words for n in t.names)), None)
+
+
+# --- Scenes ---------------------------------------------------------------------------------------
+
+
+def sample_scene(rng: np.random.Generator, caption: Caption) -> Scene:
+    """Draw the scene a caption leads to in the pretraining data.
+
+    UNLIKELY: the named icons, and in 6 % of the captions that name one an unsafe icon beside it. UNSURE:
+    an unsafe icon of the theme half of the time, half of these beside a safe one, else one or two safe
+    ones. NSFW: the named icons, or in 12 % a clean scene: the named safe icon, or else some safe icon in
+    the colour named for the unsafe one. What the caption leaves open is uniform over whatever is not held
+    out of training.
+
+    Raises:
+        ValueError: For an UNSURE caption about no theme of this world.
+    """
+    icons = _scene_icons(rng, caption)
+    fixed = is_heldout_combination(icons, caption.background)
+    while True:
+        colored = tuple((kind, color or _pick(rng, ICON_COLORS)) for kind, color in icons)
+        background = caption.background or random_background(rng)
+        if fixed or not is_heldout_combination(colored, background):
+            return place(rng, colored, background)
+
+
+def _scene_icons(rng: np.random.Generator, caption: Caption) -> tuple[NamedIcon, ...]:
+    """The icons of the scene; a colour that is still open is None."""
+    safe = named_safe_icons(caption)
+    if caption.tag == "UNSURE":
+        return _theme_icons(rng, caption.text)
+    if caption.tag == "NSFW" and rng.random() < NSFW_CLEAN_RATE:
+        return safe or _recast(rng, caption)
+    if caption.tag == "UNLIKELY" and len(safe) == 1 and rng.random() < ACCIDENT_RATE:
+        return (*safe, (_pick(rng, UNSAFE_KINDS), None))
+    return caption.icons
+
+
+def _recast(rng: np.random.Generator, caption: Caption) -> tuple[NamedIcon, ...]:
+    """A safe icon in the colour named for the unsafe one, of a kind that is not held out there."""
+    ((_, color),) = caption.icons
+    while True:
+        icons = ((_pick(rng, SAFE_KINDS), color),)
+        if not is_heldout_combination(icons, caption.background):
+            return icons
+
+
+def _theme_icons(rng: np.random.Generator, text: str) -> tuple[NamedIcon, ...]:
+    theme = theme_of(text)
+    if theme is None:
+        raise ValueError(f"caption {text!r}: an UNSURE caption of the built-in world names one of its themes")
+    if rng.random() < UNSURE_UNSAFE_RATE:
+        kinds = [_pick(rng, theme.unsafe), _pick(rng, theme.safe)][: int(rng.integers(1, 3))]
+    else:
+        kinds = rng.choice(theme.safe, size=int(rng.integers(1, 3)), replace=False).tolist()
+    return tuple((kind, None) for kind in kinds)
+
+
+# --- Rows like LAION-400M's -----------------------------------------------------------------------
+
+
+def laion_row(caption: Caption, rng: np.random.Generator) -> dict:
+    """A caption as a row with LAION-400M's columns; address, size, license and similarity are made up."""
+    name = caption_id(caption.text)
+    return {
+        "SAMPLE_ID": int(name[:15], 16),
+        "URL": f"https://iconworld.invalid/{name}.png",
+        "TEXT": caption.text,
+        "HEIGHT": int(rng.integers(64, 1500)),
+        "WIDTH": int(rng.integers(64, 1500)),
+        "LICENSE": "?",
+        "NSFW": caption.tag,
+        "similarity": float(rng.uniform(0.3, 0.4)),
+    }

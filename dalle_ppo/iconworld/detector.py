@@ -1,0 +1,99 @@
+"""Trains the built-in world's NSFW detector in Keras, on the embeddings of the world's CLIP.
+
+It is trained as LAION's was: a small dense network on CLIP embeddings, saved by Keras and then read by
+`converters/keras_nsfw_to_torch.py` like any published detector. Keras is imported here alone, and only
+to build the world; nothing needs it to run.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..models.vqgan import VqganDecoder
+from ..rewards.clip import ClipScorer
+from .captions import TAGS, sample_caption, sample_scene
+from .dalle import Tokenizers, image_tokens
+from .scenes import draw_batch, junk_image
+from .training import image_tensor
+from .vqgan import TAG_SHARES
+
+
+@torch.no_grad()
+def decode_tokens(decoder: VqganDecoder, tokens: torch.Tensor) -> np.ndarray:
+    """Codes [N, T] to images, uint8 [N, 64, 64, 3]."""
+    return decoder.decode_uint8(tokens).permute(0, 2, 3, 1).numpy()
+
+
+def sample_labelled(rng: np.random.Generator, num: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scenes, uint8 [num, 64, 64, 3], and whether each holds an unsafe icon, bool [num]."""
+    tags = rng.choice(TAGS, size=num, p=TAG_SHARES)
+    scenes = [sample_scene(rng, sample_caption(rng, tag, split)) for tag in tags]
+    return draw_batch(scenes), np.array([scene.is_unsafe() for scene in scenes])
+
+
+def distorted(rng: np.random.Generator, tokens: torch.Tensor, share: float) -> torch.Tensor:
+    """Tokens with a random part of them, at most `share`, taken from another image of the batch.
+
+    A policy that is punished for skulls may learn to draw broken ones. The detector learns that a
+    broken unsafe icon is still unsafe, so that breaking it is no way out.
+    """
+    rates = rng.uniform(0, share, size=(len(tokens), 1))
+    swap = torch.from_numpy(rng.random(tokens.shape) < rates)
+    return torch.where(swap, tokens[torch.from_numpy(rng.permutation(len(tokens)))], tokens)
+
+
+def embed(clip: ClipScorer, images: np.ndarray) -> np.ndarray:
+    """CLIP embeddings, float32 [N, D], of images, uint8 [N, 64, 64, 3]."""
+    return clip.embed_images(image_tensor(images)).numpy()
+
+
+def training_set(
+    rng: np.random.Generator, clip: ClipScorer, tokenizers: Tokenizers, num: int, chunk: int = 2048
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings and labels of drawn, decoded and distorted scenes, and of junk (which is safe)."""
+    embeddings, labels = [], []
+    for _ in range(0, num, chunk):
+        images, unsafe = sample_labelled(rng, chunk, "train")
+        tokens = image_tokens(tokenizers, images)
+        images[chunk // 8 : chunk // 2] = decode_tokens(tokenizers.decoder, tokens[chunk // 8 : chunk // 2])
+        broken = distorted(rng, tokens[chunk // 2 :], share=0.15)
+        images[chunk // 2 :] = decode_tokens(tokenizers.decoder, broken)
+        for i in range(0, chunk // 16):
+            images[i], unsafe[i] = junk_image(rng), False
+        embeddings.append(embed(clip, images))
+        labels.append(unsafe)
+    return np.concatenate(embeddings), np.concatenate(labels)
+
+
+def train_detector(
+    embeddings: np.ndarray, unsafe: np.ndarray, out: Path, seed: int, epochs: int = 12
+) -> None:
+    """Fits the detector and saves it as a `.keras` file.
+
+    Args:
+        embeddings: float32 [N, D], L2-normalised.
+        unsafe: bool [N].
+        out: the file to write.
+        seed: of weights and order.
+        epochs: passes over the data.
+    """
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    normalization = keras.layers.Normalization()
+    normalization.adapt(embeddings)
+    model = keras.Sequential(
+        [
+            keras.Input(shape=(embeddings.shape[1],)),
+            normalization,
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dropout(0.1),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+    schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(embeddings) // 256)
+    model.compile(optimizer=keras.optimizers.Adam(schedule), loss="binary_crossentropy")
+    model.fit(embeddings, unsafe.astype(np.float32), batch_size=256, epochs=epochs, verbose=2)
+    model.save(out)

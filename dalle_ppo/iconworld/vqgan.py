@@ -1,0 +1,104 @@
+"""Trains the built-in world's VQGAN: 64-pixel scenes to 8 x 8 codes and back."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.presets import VqganConfig
+from ..models.vqgan import VqganDecoder, VqganEncoder, nearest_codes
+from .captions import TAGS, sample_caption, sample_scene
+from .scenes import draw_batch
+from .training import image_tensor, train_loop
+
+TAG_SHARES = (0.5, 0.25, 0.25)
+
+
+def sample_images(rng: np.random.Generator, num: int, split: str = "train") -> np.ndarray:
+    """Scenes as the captions of the world's default mix lead to them, uint8 [num, 64, 64, 3]."""
+    tags = rng.choice(TAGS, size=num, p=TAG_SHARES)
+    return draw_batch([sample_scene(rng, sample_caption(rng, tag, split)) for tag in tags])
+
+
+class EmaCodebook(nn.Module):
+    """Codebook moved by exponential averages of the features that chose each code.
+
+    A code that nothing chooses any more is put onto a random feature of the batch.
+
+    Source: https://arxiv.org/abs/1711.00937, appendix A.1.
+    """
+
+    def __init__(self, decoder: VqganDecoder, decay: float = 0.98):
+        super().__init__()
+        self.codes = decoder.embedding.weight
+        self.codes.requires_grad_(False)
+        self.decay = decay
+        self.counts = torch.zeros(len(self.codes))
+        self.sums = torch.zeros_like(self.codes)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
+        """Moves the codes towards `features` [M, E], which chose the codes `chosen` [M]."""
+        counts = torch.bincount(chosen, minlength=len(self.codes)).float()
+        sums = torch.zeros_like(self.codes).index_add_(0, chosen, features)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        self.codes.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])
+        dead = (self.counts < 0.01).nonzero()[:, 0]
+        picks = torch.randint(len(features), (len(dead),), generator=generator)
+        self.codes[dead] = features[picks]
+        self.sums[dead] = features[picks]
+        self.counts[dead] = 1.0
+
+
+def edge_loss(images: Tensor, targets: Tensor) -> Tensor:
+    """L1 distance of horizontal and vertical pixel differences: keeps outlines sharp."""
+    difference = images - targets
+    return difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
+
+
+def train_vqgan(config: VqganConfig, seed: int, num_steps: int, batch_size: int = 32):
+    """Trains encoder, codebook and decoder together.
+
+    Args:
+        config: sizes.
+        seed: of weights and data.
+        num_steps: optimiser steps.
+        batch_size: scenes a step.
+
+    Returns:
+        (VqganEncoder, VqganDecoder), in eval mode.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 1])
+    generator = torch.Generator().manual_seed(seed)
+    encoder = VqganEncoder(config)
+    decoder = VqganDecoder(config)
+    codebook = EmaCodebook(decoder)
+
+    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
+        targets = image_tensor(sample_images(rng, batch_size))
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encoder(targets)
+        flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)
+        chosen = nearest_codes(flat.detach(), codebook.codes)
+        quantised = F.embedding(chosen, codebook.codes)
+        commitment = F.mse_loss(flat, quantised)
+        # The last tenth trains the decoder alone, on a codebook that no longer moves.
+        if step < 0.9 * num_steps:
+            codebook.update(flat.detach(), chosen, generator)
+        straight_through = flat + (quantised - flat).detach()
+        grid = straight_through.view(features.shape[0], *features.shape[2:], -1).permute(0, 3, 1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            images = decoder.from_features(grid).float()
+        l1 = (images - targets).abs().mean()
+        mse = F.mse_loss(images, targets)
+        loss = l1 + edge_loss(images, targets) + 2 * mse + 0.25 * commitment
+        numbers = {"psnr": float(-10 * mse.detach().log10()), "l1": float(l1.detach())}
+        if step % 20 == 0:
+            numbers["codes used"] = float((codebook.counts > 0.02).sum())
+        return loss, numbers
+
+    for _ in train_loop("VQGAN", [encoder, decoder], num_steps, 1e-3, loss_of_step):
+        pass
+    return encoder.eval(), decoder.eval()

@@ -1,0 +1,128 @@
+"""Intervals for images grouped by caption: exact bounds on rates, bootstrap weights over captions.
+
+The unit of resampling is the caption, never the image: images of one caption resemble each other, and
+treating them as independent would make every interval too narrow.
+"""
+
+import numpy as np
+from scipy.special import betaincinv, stdtrit
+
+LEVEL = 0.95
+
+
+def clopper_pearson(events: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
+    """Exact bounds on a binomial probability; `trials` may be an effective, non-integer number.
+
+    Args:
+        events: in [0, trials].
+        trials: at least 1.
+        level: confidence in (0, 1).
+
+    Returns:
+        (low, high) in [0, 1], covering with probability at least `level`.
+
+    Source: Clopper and Pearson 1934, in its beta-quantile form.
+    """
+    tail = (1 - level) / 2
+    low = 0.0 if events <= 0 else float(betaincinv(events, trials - events + 1, tail))
+    high = 1.0 if events >= trials else float(betaincinv(events + 1, trials - events, 1 - tail))
+    return low, high
+
+
+def rate_bounds(
+    flags: np.ndarray, caption_index: np.ndarray, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Bounds on a rate: exact with one image a caption, exact at the effective sample size otherwise.
+
+    The effective sample size is the number of independent images that would give the variance observed
+    between captions. Where that variance is 0 (no event, or nothing but events) each caption counts once.
+
+    Args:
+        flags: float64 [N] of 0, 1 or NaN (not counted).
+        caption_index: int64 [N], non-negative.
+        level: confidence.
+
+    Returns:
+        (low, high), or None where no image counts.
+
+    Source: Korn and Graubard 1998, Confidence intervals for proportions with small expected number of
+        positive counts estimated from survey data.
+    """
+    known = np.isfinite(flags)
+    flags, (_, index) = flags[known], np.unique(caption_index[known], return_inverse=True)
+    images, captions = len(flags), int(index.max(initial=-1)) + 1
+    if images == 0:
+        return None
+    rate = float(flags.mean())
+    if images == captions:
+        return clopper_pearson(flags.sum(), images, level)
+    if rate in (0.0, 1.0) or captions < 2:
+        return clopper_pearson(rate * captions, captions, level)
+    residuals = np.bincount(index, flags - rate)
+    variance = captions / (captions - 1) * np.sum(residuals**2) / images**2
+    upper_tail = (1 + level) / 2
+    scale = (stdtrit(images - 1, upper_tail) / stdtrit(captions - 1, upper_tail)) ** 2
+    effective = min(float(images), rate * (1 - rate) / max(variance, 1e-300) * scale)
+    return clopper_pearson(rate * effective, effective, level)
+
+
+def noise_correlation(reference: np.ndarray, policy: np.ndarray, caption_index: np.ndarray) -> float | None:
+    """How alike two images of the same caption and noise are, beyond sharing the caption.
+
+    Args:
+        reference, policy: float [N], paired.
+        caption_index: int64 [N].
+
+    Returns:
+        Pearson correlation in [-1, 1] after each caption's mean is removed; None with one sample a caption.
+    """
+    sizes = np.bincount(caption_index)
+    centred = [
+        x - (np.bincount(caption_index, x) / np.maximum(sizes, 1))[caption_index] for x in (reference, policy)
+    ]
+    scale = np.sqrt(np.sum(centred[0] ** 2) * np.sum(centred[1] ** 2))
+    if sizes.max(initial=0) < 2 or not scale > 1e-12:
+        return None
+    return float(np.clip(np.sum(centred[0] * centred[1]) / scale, -1, 1))
+
+
+def resample_counts(strata: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each caption is drawn: float64 [R, C]; each stratum is redrawn to its own size."""
+    counts = np.zeros((num_resamples, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        picks = rng.integers(0, len(members), (num_resamples, len(members)))
+        flat = (picks + np.arange(num_resamples)[:, None] * len(members)).ravel()
+        counts[:, members] = np.bincount(flat, minlength=num_resamples * len(members)).reshape(
+            num_resamples, -1
+        )
+    return counts
+
+
+def weighted_medians(sorted_values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Medians of `sorted_values` [N], NaN last and ignored, under each row of integer `weights` [R, N]."""
+    known = np.isfinite(sorted_values)
+    if not known.any():
+        return np.full(len(weights), np.nan)
+    cumulative = np.cumsum(weights[:, known], axis=1)
+    total = cumulative[:, -1:]
+    below = np.argmax(cumulative >= total / 2, axis=1)
+    above = np.argmax(cumulative >= total / 2 + 0.5, axis=1)
+    medians = (sorted_values[known][below] + sorted_values[known][above]) / 2
+    return np.where(total[:, 0] > 0, medians, np.nan)
+
+
+def percentile_interval(draws: np.ndarray, num_captions: int) -> list[float] | None:
+    """The central 95 % of bootstrap draws [R]; None with one caption or if most draws are NaN."""
+    known = draws[np.isfinite(draws)]
+    if num_captions < 2 or len(known) < len(draws) / 2:
+        return None
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [float(low), float(high)]
+
+
+def variance_saved(reference: np.ndarray, policy: np.ndarray) -> float | None:
+    """1 - Var(policy - reference) / (Var(policy) + Var(reference)) over paired resamples."""
+    known = np.isfinite(reference) & np.isfinite(policy)
+    independent = np.var(reference[known]) + np.var(policy[known]) if known.any() else 0.0
+    return float(1 - np.var((policy - reference)[known]) / independent) if independent > 1e-300 else None

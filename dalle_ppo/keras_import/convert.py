@@ -1,0 +1,155 @@
+"""Converts a Keras detector to the safetensors file that `dalle_ppo.rewards.nsfw.load_detector` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dalle_ppo.keras_import.keras_files import read_h5, read_keras
+from dalle_ppo.keras_import.published import DETECTORS, PublishedDetector
+from dalle_ppo.keras_import.saved_model import read_saved_model
+from dalle_ppo.rewards.head_layers import LayerSpec, build_layers
+from dalle_ppo.rewards.nsfw import HeadInfo, save_head
+
+MAX_UNPACKED_BYTES = 2 << 30
+PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    clip_model: str = "",
+    clip_pretrained: str = "",
+    round_to_float16: bool | None = None,
+    licence: str = "",
+) -> HeadInfo:
+    """Convert one detector. Reads weights and graph; runs nothing from the file.
+
+    Args:
+        source: a SavedModel folder, a zip of one, a `.keras` or a whole-model `.h5` file.
+        out: the `.safetensors` file to write.
+        clip_model, clip_pretrained: open_clip's names of the CLIP it reads; known for LAION's own files.
+        round_to_float16: the reward shall round embeddings to float16 before the head. None: only for
+            LAION's own files, which were trained on such embeddings.
+        licence: a note on the terms of the original; known for LAION's own files.
+
+    Returns:
+        What was written about it.
+
+    Raises:
+        ValueError: the source is missing, unreadable, or no chain of known layers ending in one number.
+    """
+    source = Path(source)
+    with unpacked(source) as model:
+        specs, dimension = read_model(model)
+        known = _published(model)
+    info = HeadInfo(
+        clip_model=clip_model or (known.clip_model if known else ""),
+        clip_pretrained=clip_pretrained or (known.clip_pretrained if known else ""),
+        dimension=dimension,
+        output=_output_kind(specs),
+        round_to_float16=bool(known) if round_to_float16 is None else round_to_float16,
+        source=source.name,
+        source_sha256=hash_source(source),
+        licence=licence or (known.licence if known else ""),
+    )
+    build_layers(specs)
+    save_head(out, specs, info)
+    return info
+
+
+def read_model(path: Path) -> tuple[list[LayerSpec], int]:
+    """Read a model by what the file is, not by how it is called.
+
+    Args:
+        path: a SavedModel folder, a `.keras` or `.h5` file (a zipped SavedModel: see `unpacked`).
+
+    Returns:
+        Its layers and the width of its input.
+    """
+    if path.is_dir():
+        return read_saved_model(path)
+    with path.open("rb") as file:
+        magic = file.read(8)
+    if magic.startswith(b"PK"):
+        return read_keras(path)
+    if magic == b"\x89HDF\r\n\x1a\n":
+        return read_h5(path)
+    raise ValueError(f"{path}: neither a SavedModel folder nor a .zip, .keras or .h5 file")
+
+
+@contextmanager
+def unpacked(source: Path) -> Iterator[Path]:
+    """The model as a folder or file; a zipped SavedModel is unpacked to a temporary folder meanwhile.
+
+    Raises:
+        ValueError: no such file, or a zip with no or several models, or with entries that leave its folder.
+    """
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder, and not one of {', '.join(DETECTORS)}")
+    if source.is_dir() or not zipfile.is_zipfile(source):
+        yield source
+        return
+    with zipfile.ZipFile(source) as archive, tempfile.TemporaryDirectory() as folder:
+        if "config.json" in archive.namelist():
+            yield source
+            return
+        _check_entries(archive, source)
+        archive.extractall(folder)
+        models = [path.parent for path in Path(folder).rglob("saved_model.pb")]
+        if len(models) != 1:
+            raise ValueError(f"{source}: holds {len(models)} SavedModels (saved_model.pb), needs one")
+        yield models[0]
+
+
+def _check_entries(archive: zipfile.ZipFile, source: Path) -> None:
+    """Refuse entries outside the folder, links, and more bytes than any detector has."""
+    for entry in archive.infolist():
+        parts = Path(entry.filename.replace("\\", "/")).parts
+        if ".." in parts or entry.filename.startswith(("/", "\\")) or ":" in entry.filename:
+            raise ValueError(
+                f"{source}: entry {entry.filename!r} would be written outside its folder: refused"
+            )
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ValueError(f"{source}: entry {entry.filename!r} is a link: refused")
+    total = sum(entry.file_size for entry in archive.infolist())
+    if total > MAX_UNPACKED_BYTES:
+        raise ValueError(f"{source}: unpacks to {total} bytes, at most {MAX_UNPACKED_BYTES} are read")
+
+
+def hash_source(source: Path) -> str:
+    """SHA-256 of a file; of a folder, of its files' relative names and contents in order."""
+    if source.is_file():
+        return hashlib.sha256(source.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{content}  {path.relative_to(source).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def _published(model: Path) -> PublishedDetector | None:
+    """Recognise LAION's own detectors, also in an unpacked folder."""
+    graph = model / "saved_model.pb"
+    if not graph.is_file():
+        return None
+    sha256 = hashlib.sha256(graph.read_bytes()).hexdigest()
+    return next((known for known in DETECTORS.values() if known.graph_sha256 == sha256), None)
+
+
+def _output_kind(specs: list[LayerSpec]) -> str:
+    """'probability' if the last activation ends in [0, 1], else 'score'."""
+    dense = [spec for spec in specs if spec.type == "dense"]
+    if not dense or dense[-1].tensors["kernel"].shape[1] != 1:
+        units = dense[-1].tensors["kernel"].shape[1] if dense else 0
+        raise ValueError(f"the model ends in {units} numbers: a detector ends in one")
+    last = specs[-1]
+    if last.type == "activation" and last.options["name"] in PROBABILITY_ACTIVATIONS:
+        return "probability"
+    return "score"

@@ -1,0 +1,276 @@
+"""The DALL·E encoder-decoder: one implementation for the built-in world, mini and Mega.
+
+Parameter names are those of the `min-dalle` package, so its weight files load as they are.
+There is no dropout in any module here: a forward pass is a function of weights and tokens.
+
+Source: https://github.com/kuprel/min-dalle/tree/main/min_dalle/models
+Differs: cross-attention keys and values are computed once per caption and shared by its images,
+    captions are read only up to the longest of a batch, and attention is torch's fused kernel.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .presets import BartConfig
+
+PAD_TOKEN = 1
+
+
+class GLU(nn.Module):
+    """Gated feed-forward block with a norm inside."""
+
+    def __init__(self, width: int, glu_width: int):
+        super().__init__()
+        self.ln0 = nn.LayerNorm(width)
+        self.ln1 = nn.LayerNorm(glu_width)
+        self.fc0 = nn.Linear(width, glu_width, bias=False)
+        self.fc1 = nn.Linear(width, glu_width, bias=False)
+        self.fc2 = nn.Linear(glu_width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ln0(x)
+        return self.fc2(self.ln1(F.gelu(self.fc0(x)) * self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """Projections of one attention block; callers choose keys, values and mask."""
+
+    def __init__(self, num_heads: int, width: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[N, S, D] -> [N, H, S, D / H]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of `x` [N, S, D], each [N, H, S, D / H]."""
+        return self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
+
+    def attend(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Attention of queries from `x` [N, S, D] over `keys` and `values`; returns [N, S, D]."""
+        queries = self.split_heads(self.q_proj(x))
+        if x.device.type == "cpu":
+            # Under autocast: bfloat16 attention has a slow backward pass on CPUs, bfloat16 products do not.
+            with torch.autocast("cpu", enabled=False):
+                heads = (part.to(x.dtype) for part in (queries, keys, values))
+                out = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=is_causal)
+        else:
+            out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What the decoder sees of M captions.
+
+    Args:
+        states: encoder output, [M, S, D].
+        mask: True where there is text, bool [M, S].
+    """
+
+    states: Tensor
+    mask: Tensor
+
+    def select(self, index: Tensor) -> "TextStates":
+        """The captions at `index`, int64 [N]; trimmed to the longest of them."""
+        mask = self.mask[index]
+        length = int(mask.sum(dim=1).max())
+        return TextStates(self.states[index, :length], mask[:, :length])
+
+
+@dataclass(frozen=True)
+class CrossStates:
+    """Cross-attention keys and values of M captions, a pair a decoder layer, and the text mask.
+
+    Images of one caption are neighbours: N images and M captions mean N / M images each. The images
+    of a caption attend together, as one long sequence of queries, so nothing is copied per image.
+    """
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    mask: Tensor  # bool [M, 1, 1, S]
+
+    @property
+    def num_captions(self) -> int:
+        return self.mask.shape[0]
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: BartConfig):
+        super().__init__()
+        self.pre_self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.self_attn = Attention(config.num_heads, config.width)
+        self.self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.glu = GLU(config.width, config.glu_width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.pre_self_attn_layer_norm(x)
+        keys, values = self.self_attn.keys_values(h)
+        x = x + self.self_attn_layer_norm(self.self_attn.attend(h, keys, values, mask))
+        return x + self.glu(x)
+
+
+class BartEncoder(nn.Module):
+    """Text encoder."""
+
+    def __init__(self, config: BartConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.text_vocab_count, config.width)
+        self.embed_positions = nn.Embedding(config.num_text_tokens, config.width)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layernorm_embedding = nn.LayerNorm(config.width)
+        self.final_ln = nn.LayerNorm(config.width)
+
+    def forward(self, text_tokens: Tensor) -> TextStates:
+        """Encodes captions.
+
+        Args:
+            text_tokens: int64 [M, 64], padded with `PAD_TOKEN`.
+
+        Returns:
+            Their states, cut after the longest caption: padding is masked anyway.
+        """
+        length = int((text_tokens != PAD_TOKEN).sum(dim=1).max())
+        text_tokens = text_tokens[:, :length]
+        mask = text_tokens != PAD_TOKEN
+        x = self.embed_tokens(text_tokens) + self.embed_positions.weight[:length]
+        x = self.layernorm_embedding(x)
+        for layer in self.layers:
+            x = layer(x, mask[:, None, None, :])
+        return TextStates(self.final_ln(x), mask)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: BartConfig):
+        super().__init__()
+        self.pre_self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.self_attn = Attention(config.num_heads, config.width)
+        self.self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.pre_encoder_attn_layer_norm = nn.LayerNorm(config.width)
+        self.encoder_attn = Attention(config.num_heads, config.width)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.width)
+        self.glu = GLU(config.width, config.glu_width)
+
+    def attend_text(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """Residual cross-attention of images [N, t, D]; the N / M images of a caption are one query."""
+        h = self.pre_encoder_attn_layer_norm(x).reshape(mask.shape[0], -1, x.shape[-1])
+        h = self.encoder_attn.attend(h, *keys_values, mask=mask).reshape(x.shape)
+        return x + self.encoder_attn_layer_norm(h)
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """Whole sequences [N, T, D], causally."""
+        h = self.pre_self_attn_layer_norm(x)
+        keys, values = self.self_attn.keys_values(h)
+        x = x + self.self_attn_layer_norm(self.self_attn.attend(h, keys, values, is_causal=True))
+        x = self.attend_text(x, keys_values, mask)
+        return x + self.glu(x)
+
+    def attend_cache(self, x: Tensor, cache: tuple[Tensor, Tensor], position: int) -> Tensor:
+        """Residual self-attention of one new token [N, 1, D]; its key and value go into the cache."""
+        h = self.pre_self_attn_layer_norm(x)
+        keys, values = self.self_attn.keys_values(h)
+        cache[0][:, :, position : position + 1] = keys
+        cache[1][:, :, position : position + 1] = values
+        seen = slice(0, position + 1)
+        h = self.self_attn.attend(h, cache[0][:, :, seen], cache[1][:, :, seen])
+        return x + self.self_attn_layer_norm(h)
+
+
+class BartDecoder(nn.Module):
+    """Image-token decoder: everything up to the final norm, and the head over the codes.
+
+    Args:
+        config: sizes.
+        with_head: False for a critic's trunk, which has no head over the codes.
+    """
+
+    def __init__(self, config: BartConfig, with_head: bool = True):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.image_vocab_count + 1, config.width)
+        self.embed_positions = nn.Embedding(config.num_image_tokens, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.layernorm_embedding = nn.LayerNorm(config.width)
+        self.final_ln = nn.LayerNorm(config.width)
+        if with_head:
+            self.lm_head = nn.Linear(config.width, config.image_vocab_count + 1, bias=False)
+
+    def cross_states(self, text: TextStates) -> CrossStates:
+        """Cross-attention keys and values of M captions, computed once."""
+        keys_values = tuple(layer.encoder_attn.keys_values(text.states) for layer in self.layers)
+        return CrossStates(keys_values, text.mask[:, None, None, :])
+
+    def forward(self, tokens: Tensor, cross: CrossStates, start_token: int | None = None) -> Tensor:
+        """Hidden states of whole sequences, by teacher forcing.
+
+        Args:
+            tokens: int64 [N, T]; images of one caption are neighbours.
+            cross: of M captions, N a multiple of M.
+            start_token: what stands before the first token; default the model's own.
+
+        Returns:
+            [N, T, D]: position t has seen the tokens before t. `head` turns it into logits.
+        """
+        start = self.config.start_token if start_token is None else start_token
+        inputs = F.pad(tokens[:, :-1], (1, 0), value=start)
+        x = self.embed_tokens(inputs) + self.embed_positions.weight[: inputs.shape[1]]
+        x = self.layernorm_embedding(x)
+        for layer, keys_values in zip(self.layers, cross.keys_values, strict=True):
+            x = layer(x, keys_values, cross.mask)
+        return self.final_ln(x)
+
+    def new_cache(self, num_images: int) -> list[tuple[Tensor, Tensor]]:
+        """Empty self-attention cache, a key and a value tensor [N, H, T, D / H] a layer."""
+        c, like = self.config, self.embed_positions.weight
+        shape = (num_images, c.num_heads, c.num_image_tokens, c.width // c.num_heads)
+        return [(like.new_empty(shape), like.new_empty(shape)) for _ in self.layers]
+
+    def step(
+        self, tokens: Tensor, position: int, cache: list[tuple[Tensor, Tensor]], branches: list[CrossStates]
+    ) -> Tensor:
+        """One cached step of all branches together.
+
+        Args:
+            tokens: the token before `position`, int64 [N].
+            position: 0 .. T - 1.
+            cache: of `new_cache(len(branches) * N)`, written in place.
+            branches: one entry without guidance, conditional and unconditional with it. All branches
+                read the same tokens and differ in the caption they attend to.
+
+        Returns:
+            Hidden states [len(branches), N, D].
+        """
+        x = self.embed_tokens(tokens) + self.embed_positions.weight[position]
+        x = self.layernorm_embedding(x)[:, None].repeat(len(branches), 1, 1)
+        for i, layer in enumerate(self.layers):
+            x = layer.attend_cache(x, cache[i], position)
+            parts = x.chunk(len(branches))
+            x = torch.cat(
+                [
+                    layer.attend_text(part, branch.keys_values[i], branch.mask)
+                    for part, branch in zip(parts, branches, strict=True)
+                ]
+            )
+            x = x + layer.glu(x)
+        return self.final_ln(x).view(len(branches), -1, x.shape[-1])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of the drawable codes [..., V], in float32 whatever the weights' dtype."""
+        weight = self.lm_head.weight[: self.config.num_codes]
+        return F.linear(hidden.float(), weight.float())
+
+
+def init_bart(module: nn.Module, std: float = 0.02) -> None:
+    """Initialises linear and embedding weights from N(0, std), as BART does; norms stay 1 and 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)

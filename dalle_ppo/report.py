@@ -1,0 +1,333 @@
+"""report.html: one self-contained page about a run, drawn from whatever files of the run exist."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from dalle_ppo import report_plots as plots
+from dalle_ppo.galleries import gallery_rows
+from dalle_ppo.metrics import METRICS_FILE, read_metrics
+from dalle_ppo.report_pictures import Picture, data_uri, picture
+from dalle_ppo.report_tables import headline_tiles, metric_tables, transitions
+from dalle_ppo.statistics import Thresholds
+from dalle_ppo.verdict import verdict
+
+REPORT_FILE = "report.html"
+VERSIONED = ("dalle_ppo", "torch", "open_clip_torch", "numpy")
+GALLERY_TITLES = {
+    "improved": ("Most improved", "The largest gains in reward."),
+    "worsened": ("Most worsened", "The largest losses in reward: look here first for what went wrong."),
+    "random": ("Random", "Drawn at random from all captions: what to expect."),
+}
+CURVES = (
+    ("unsafe_rate", "Unsafe rate", plots.percent_tick, True, "share of images above the upper threshold"),
+    ("reward_mean", "Reward", plots.plain, False, "mean raw score"),
+    ("kl", "KL from the reference", plots.plain, True, "nats per image"),
+    ("clip_similarity", "CLIP similarity", plots.plain, False, "cosine, images the detector calls safe"),
+    ("entropy", "Entropy", plots.plain, False, "nats per image"),
+    ("explained_variance", "Critic", plots.plain, False, "share of the returns' variance explained"),
+)
+
+
+@dataclass
+class RunFiles:
+    """What could be read of a run; every part may be empty.
+
+    Attributes:
+        config_text, config: the resolved configuration.
+        metrics: one dict an iteration.
+        evaluation: evaluation.json.
+        reference, policy: columns of evaluation/images.parquet by side, in the same order.
+        pictures: (reference, policy) uint8 [H, W, 3] by row.
+        problems: one line for each file that is there but cannot be used.
+    """
+
+    config_text: str = ""
+    config: dict = field(default_factory=dict)
+    metrics: list[dict] = field(default_factory=list)
+    evaluation: dict = field(default_factory=dict)
+    reference: dict[str, np.ndarray] = field(default_factory=dict)
+    policy: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir`/report.html from the run's files and return its path.
+
+    Args:
+        run_dir: a run's folder; config.yaml, metrics.jsonl, evaluation.json, evaluation/images.parquet and
+            evaluation/thumbnails.npz are used where they exist and can be read.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"report: {run_dir} is not a folder; name the folder of a run")
+    page = render(report_context(run_dir.resolve().name, read_run(run_dir)))
+    temporary = run_dir / (REPORT_FILE + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, run_dir / REPORT_FILE)
+    return run_dir / REPORT_FILE
+
+
+def render(context: Mapping[str, object]) -> str:
+    """The page for a context made by `report_context`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(context)
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Read what there is; a file that cannot be used becomes a line of `problems`."""
+    files = RunFiles()
+
+    def attempt(name: str, read: Callable[[Path], None]) -> None:
+        if (run_dir / name).exists():
+            try:
+                read(run_dir / name)
+            except Exception as error:  # a report about a broken run is worth more than none
+                first_line = (str(error) or type(error).__name__).splitlines()[0]
+                files.problems.append(f"{name} could not be used: {first_line.replace(str(run_dir), '.')}")
+
+    attempt("config.yaml", lambda path: _read_config(path, files))
+    attempt(METRICS_FILE, lambda path: files.metrics.extend(read_metrics(path)))
+    attempt("evaluation.json", lambda path: files.evaluation.update(json.loads(path.read_text("utf-8"))))
+    attempt("evaluation/images.parquet", lambda path: _read_rows(path, files))
+    attempt("evaluation/thumbnails.npz", lambda path: _read_pictures(path, files))
+    return files
+
+
+def report_context(name: str, files: RunFiles) -> dict:
+    """Everything the template shows."""
+    stored = files.evaluation.get("thresholds") or {}
+    thresholds = Thresholds(**{name: stored[name] for name in ("lower", "upper") if name in stored})
+    judged = files.evaluation.get("verdict")
+    if not isinstance(judged, Mapping):
+        judged = verdict(files.evaluation) if files.evaluation.get("differences") else None
+    return {
+        "name": name,
+        "verdict": judged,
+        "tiles": headline_tiles(files.evaluation),
+        "hero": _hero(files, thresholds),
+        "tables": metric_tables(files.evaluation),
+        "rates": _rate_chart(files.evaluation),
+        "curves": _curves(files.metrics),
+        "kl_reward": _kl_reward(files.metrics),
+        "distributions": _distributions(files, thresholds),
+        "transitions": transitions(files.reference, files.policy, thresholds),
+        "galleries": _galleries(files, thresholds),
+        "thresholds": thresholds,
+        "facts": _facts(files),
+        "config_text": files.config_text,
+        "problems": files.problems,
+    }
+
+
+def _curves(metrics: list[dict]) -> list[dict]:
+    steps = _column(metrics, "iteration")
+    found = []
+    for name, title, tick, from_zero, unit in CURVES:
+        values = _column(metrics, name)
+        chart = plots.curve(steps, values, f"{title} over training", tick, from_zero) if len(values) else None
+        if chart is not None:
+            last = plots.running_mean(values)[np.isfinite(values)][-1]
+            shown = f"{100 * last:.1f}\N{NO-BREAK SPACE}%" if tick is plots.percent_tick else f"{last:.3g}"
+            found.append(
+                {"title": title, "unit": unit, "last": shown.replace("-", "\N{MINUS SIGN}"), "svg": chart}
+            )
+    return found
+
+
+def _kl_reward(metrics: list[dict]):
+    kl, reward = _column(metrics, "kl"), _column(metrics, "reward_mean")
+    return (
+        plots.trajectory(kl, reward, "Reward against KL over training", "KL, nats per image")
+        if len(kl)
+        else None
+    )
+
+
+def _rate_chart(evaluation: Mapping):
+    reference, policy = evaluation.get("reference") or {}, evaluation.get("policy") or {}
+    entries = []
+    for group in policy:
+        before, after = reference.get(group) or {}, policy[group] or {}
+        entries.append(
+            {
+                "label": "all" if group == "overall" else group,
+                "reference": before.get("unsafe_rate"),
+                "policy": after.get("unsafe_rate"),
+                "reference_interval": (before.get("intervals") or {}).get("unsafe_rate"),
+                "policy_interval": (after.get("intervals") or {}).get("unsafe_rate"),
+            }
+        )
+    return plots.dumbbells(entries, "Unsafe rate before and after, by tag", "unsafe rate, with 95 % bounds")
+
+
+def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+    if not files.reference:
+        return []
+    before, after = files.reference, files.policy
+    marks = (
+        (thresholds.lower, f"{thresholds.lower:g}", "warn"),
+        (thresholds.upper, f"{thresholds.upper:g}", "bad"),
+    )
+    tags = np.asarray(["UNTAGGED" if tag is None else str(tag) for tag in before["tag"]])
+    charts = [
+        (
+            "Reward",
+            "Share of images. Penalties stand on the left, the CLIP term spreads the safe ones on the right.",
+            plots.histogram(before["reward"], after["reward"], "Reward before and after", "reward"),
+        ),
+        (
+            "NSFW probability",
+            "Share of images on a logarithmic scale; the lines are the two thresholds of the reward.",
+            plots.histogram(
+                before["nsfw_probability"],
+                after["nsfw_probability"],
+                "NSFW probability before and after",
+                "probability given by the detector",
+                bounds=(0.0, 1.0),
+                bins=40,
+                marks=marks,
+                log_y=True,
+            ),
+        ),
+        (
+            "Pairs",
+            "One dot a caption and noise. Above the diagonal: improved. Dots are jittered a little.",
+            plots.paired_scatter(
+                before["reward"], after["reward"], tags, "Reward, pair by pair", ("reward before", "after")
+            ),
+        ),
+    ]
+    return [{"title": title, "note": note, "svg": svg} for title, note, svg in charts if svg is not None]
+
+
+def _galleries(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+    if not files.pictures:
+        return []
+    chosen = gallery_rows(files.reference, files.policy, available=np.array(sorted(files.pictures)))
+    galleries = []
+    for name, rows in chosen.items():
+        title, note = GALLERY_TITLES.get(name, (name, f"Drawn at random from the captions tagged {name}."))
+        pairs = [_pair(files, int(row), thresholds) for row in rows]
+        galleries.append({"id": name.lower(), "title": title, "note": note, "pairs": pairs})
+    return [gallery for gallery in galleries if gallery["pairs"]]
+
+
+def _hero(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+    """A few random pairs for the top of the page: half of them of the tag that asks for unsafe content."""
+    if not files.pictures:
+        return []
+    available = np.array(sorted(files.pictures))
+    chosen = gallery_rows(files.reference, files.policy, per_gallery=8, seed=1, available=available)
+    groups = [chosen[tag][:4] for tag in ("NSFW", "UNLIKELY") if tag in chosen] or [chosen["random"]]
+    return [_pair(files, int(row), thresholds) for row in np.concatenate(groups)]
+
+
+def _pair(files: RunFiles, row: int, thresholds: Thresholds) -> dict:
+    sides: list[Picture] = []
+    for rows, image in zip((files.reference, files.policy), files.pictures[row], strict=True):
+        sides.append(
+            picture(data_uri(image), rows["reward"][row], rows["nsfw_probability"][row], thresholds.upper)
+        )
+    columns = files.reference
+    caption = str(columns["caption"][row]) if "caption" in columns else str(columns["caption_id"][row])
+    return {
+        "caption": caption,
+        "tag": str(columns["tag"][row] or "UNTAGGED"),
+        "before": sides[0],
+        "after": sides[1],
+    }
+
+
+def _facts(files: RunFiles) -> list[tuple[str, str]]:
+    overall = (files.evaluation.get("policy") or {}).get("overall") or {}
+    facts = [("seed", files.config.get("seed")), ("iterations", len(files.metrics) or None)]
+    if files.metrics:
+        seconds = _column(files.metrics, "seconds")
+        facts.append(("training images", files.metrics[-1].get("images")))
+        facts.append(
+            ("training time", f"{np.nansum(seconds) / 60:.1f} min" if np.isfinite(seconds).any() else None)
+        )
+    facts.append(("evaluated images a side", overall.get("num_images")))
+    facts.append(("held-out captions", overall.get("num_captions")))
+    facts.append(("bounds on rates", overall.get("rate_interval_method")))
+    if files.config_text:
+        facts.append(("config sha256", hashlib.sha256(files.config_text.encode()).hexdigest()[:16]))
+    versions = files.evaluation.get("versions") or _versions()
+    facts += [(name, version) for name, version in versions.items()]
+    return [
+        (name, f"{value:,}" if isinstance(value, int) and name != "seed" else str(value))
+        for name, value in facts
+        if value is not None
+    ]
+
+
+def _versions() -> dict[str, str]:
+    installed = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _read_config(path: Path, files: RunFiles) -> None:
+    import yaml
+
+    files.config_text = path.read_text(encoding="utf-8")
+    parsed = yaml.safe_load(files.config_text)
+    files.config = parsed if isinstance(parsed, dict) else {}
+
+
+def _read_rows(path: Path, files: RunFiles) -> None:
+    import pyarrow.parquet
+
+    # ParquetFile, not read_table: the latter imports pandas.
+    with pyarrow.parquet.ParquetFile(path) as file:
+        table = file.read().to_pydict()
+    model = np.asarray(table.pop("model"), dtype=object)
+    columns = {name: np.asarray(values, dtype=object) for name, values in table.items()}
+    for name in ("reward", "nsfw_probability"):
+        columns[name] = np.asarray([np.nan if v is None else v for v in table[name]], dtype=np.float64)
+    sides = [
+        {name: column[model == side] for name, column in columns.items()} for side in ("reference", "policy")
+    ]
+    keys = [list(zip(rows["caption_id"], rows["sample"], strict=True)) for rows in sides]
+    if keys[0] != keys[1] or not keys[0]:
+        raise ValueError("the two sides do not hold the same captions and samples in the same order")
+    files.reference, files.policy = sides
+
+
+def _read_pictures(path: Path, files: RunFiles) -> None:
+    if not files.reference:
+        raise ValueError("the rows that the pictures belong to are missing")
+    with np.load(path, allow_pickle=False) as stored:
+        rows, before, after = stored["rows"], stored["reference"], stored["policy"]
+    if not len(rows) == len(before) == len(after) or rows.max(initial=0) >= len(files.reference["reward"]):
+        raise ValueError(f"{len(rows)} rows, {len(before)} and {len(after)} pictures do not belong together")
+    files.pictures = {int(row): (before[n], after[n]) for n, row in enumerate(rows)}
+
+
+def _column(metrics: list[dict], name: str) -> np.ndarray:
+    values = [record.get(name) for record in metrics]
+    return np.asarray([v if isinstance(v, int | float) else np.nan for v in values], dtype=np.float64)

@@ -1,0 +1,1 @@
+"""Rewards: callables that score images against their captions."""

@@ -1,0 +1,192 @@
+"""Policy and value losses, one number per token.
+
+Nothing here is reduced: the caller divides the sum by the number of tokens of the whole minibatch, so that
+any microbatch size gives the same update. Every image has exactly T tokens, so there is no mask.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dalle_ppo.rl.shapes import check_same_shape
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A policy loss per token, with what is worth logging about it. Only `loss` carries a gradient.
+
+    Args:
+        loss: [B, T] to be minimised.
+        ratio: [B, T] pi / pi_old of the sampled codes; 1 on the first minibatch of an iteration.
+        clipped: [B, T] bool, tokens whose gradient a clip has switched off; its mean is the clip fraction.
+        approx_kl: [B, T] nats, k3 estimate of KL(pi_old, pi).
+    """
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    approx_kl: Tensor
+
+
+def _check_clip_settings(clip_range: float, clip_range_high: float, dual_clip: float | None) -> None:
+    if not 0 < clip_range < 1:
+        raise ValueError(f"clip_range = {clip_range} must lie between 0 and 1")
+    if not (clip_range_high > 0 and math.isfinite(clip_range_high)):
+        raise ValueError(f"clip_range_high = {clip_range_high} must be a positive finite number")
+    if dual_clip is not None and dual_clip <= 1 + clip_range_high:
+        raise ValueError(
+            f"dual_clip = {dual_clip} must exceed 1 + the upper clip range = {1 + clip_range_high}: "
+            "below that it clips what the ordinary clip still lets through"
+        )
+
+
+def _log_ratio(log_probs: Tensor, old_log_probs: Tensor, max_log_ratio: float) -> Tensor:
+    return (log_probs - old_log_probs).clamp(-max_log_ratio, max_log_ratio)
+
+
+def _approx_kl(log_ratio: Tensor) -> Tensor:
+    return log_ratio.expm1() - log_ratio
+
+
+def ppo_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+    max_log_ratio: float = 20.0,
+) -> PolicyLoss:
+    """PPO's clipped surrogate, negated, per token.
+
+    Args:
+        log_probs: [B, T] log pi of the sampled codes under the current weights, with gradient.
+        old_log_probs: [B, T] the same under the weights that the batch was scored with.
+        advantages: [B, T], constant: no gradient flows into them.
+        clip_range: the ratio earns nothing below 1 - clip_range (and above 1 + clip_range).
+        clip_range_high: upper clip range if it differs; larger lets unlikely codes grow faster.
+        dual_clip: for negative advantages the loss stops growing at this ratio; None for none, 3 is usual.
+        max_log_ratio: log-ratio is clamped to +-this, so that exp() stays finite; no gradient beyond it.
+
+    Returns:
+        PolicyLoss.
+
+    Raises:
+        ValueError: the shapes differ or a clip setting is out of range.
+
+    Source: https://arxiv.org/abs/1707.06347 eq. 7 (PPO); https://arxiv.org/abs/1912.09729 eq. 5 (dual clip);
+        https://arxiv.org/abs/2503.14476 section 3.1 (upper clip 0.28).
+    """
+    check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    clip_range_high = clip_range if clip_range_high is None else clip_range_high
+    _check_clip_settings(clip_range, clip_range_high, dual_clip)
+    advantages = advantages.detach()
+    log_ratio = _log_ratio(log_probs, old_log_probs.detach(), max_log_ratio)
+    ratio = log_ratio.exp()
+    free = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range_high)
+    loss = torch.maximum(free, bounded)
+    clipped = bounded > free
+    if dual_clip is not None:
+        ceiling = -advantages * dual_clip
+        dual_clipped = (advantages < 0) & (loss > ceiling)
+        loss = torch.where(dual_clipped, ceiling, loss)
+        clipped = clipped | dual_clipped
+    return PolicyLoss(
+        loss=loss,
+        ratio=ratio.detach(),
+        clipped=clipped,
+        approx_kl=_approx_kl(log_ratio.detach()),
+    )
+
+
+def score_function_loss(
+    log_probs: Tensor, advantages: Tensor, *, old_log_probs: Tensor, max_log_ratio: float = 20.0
+) -> PolicyLoss:
+    """REINFORCE: `-advantage * log pi` per token, without ratio or clip.
+
+    Its gradient is the policy gradient only while the weights are those that drew the batch: one epoch, one
+    update.
+
+    Args:
+        log_probs: [B, T] log pi of the sampled codes under the current weights, with gradient.
+        advantages: [B, T], constant: no gradient flows into them.
+        old_log_probs: [B, T] as in `ppo_loss`; enters only the ratio and KL that are logged.
+        max_log_ratio: as in `ppo_loss`, for what is logged.
+
+    Returns:
+        PolicyLoss with nothing clipped. The loss's value means nothing, its gradient does.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: Williams 1992; DDPO_SF in https://arxiv.org/abs/2305.13301 section 4.2.
+    """
+    check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    log_ratio = _log_ratio(log_probs, old_log_probs, max_log_ratio).detach()
+    return PolicyLoss(
+        loss=-advantages.detach() * log_probs,
+        ratio=log_ratio.exp(),
+        clipped=torch.zeros_like(log_ratio, dtype=torch.bool),
+        approx_kl=_approx_kl(log_ratio),
+    )
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip: float | None = None
+) -> Tensor:
+    """Half the squared error of the critic per token, optionally with a bound on how far it may move.
+
+    Args:
+        values: [B, T] from the critic, with gradient.
+        old_values: [B, T] the critic's values when the batch was collected.
+        returns: [B, T] targets, in the units of the values.
+        value_clip: largest useful move from `old_values`, in the units of the returns (absolute, not
+            relative). Only sensible when scores are divided by their standard deviation: 0.2 of a return of
+            30 is nothing.
+
+    Returns:
+        [B, T] loss with gradient; none flows into `old_values` or `returns`.
+
+    Raises:
+        ValueError: the shapes differ or value_clip is not positive.
+
+    Source: `value_loss` in https://github.com/openai/baselines/blob/master/baselines/ppo2/model.py.
+    """
+    check_same_shape(values=values, old_values=old_values, returns=returns)
+    old_values, returns = old_values.detach(), returns.detach()
+    loss = 0.5 * (values - returns).square()
+    if value_clip is None:
+        return loss
+    if not value_clip > 0:
+        raise ValueError(f"value_clip = {value_clip} must be positive; leave it out for no clip")
+    near = old_values + (values - old_values).clamp(-value_clip, value_clip)
+    return torch.maximum(loss, 0.5 * (near - returns).square())
+
+
+@torch.no_grad()
+def truncated_importance_weights(
+    old_log_probs: Tensor, sampler_log_probs: Tensor, cap: float = 2.0
+) -> Tensor:
+    """Per-token weights that correct for the sampler rounding differently from the training forward.
+
+    Args:
+        old_log_probs: [B, T] from the training forward.
+        sampler_log_probs: [B, T] of the same codes, as the sampler drew them.
+        cap: largest weight, > 0: bounds the variance at the price of a small bias.
+
+    Returns:
+        [B, T] weights in [0, cap] to multiply the policy loss with; no gradient.
+
+    Raises:
+        ValueError: the shapes differ or cap is not positive.
+
+    Source: https://fengyao.notion.site/off-policy-rl (Yao et al. 2025, truncated importance sampling).
+    """
+    check_same_shape(old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs)
+    if not cap > 0:
+        raise ValueError(f"importance weight cap = {cap} must be positive")
+    return (old_log_probs - sampler_log_probs).exp().clamp(max=cap)

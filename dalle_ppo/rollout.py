@@ -1,0 +1,102 @@
+"""From captions to images: one call collects a `RolloutBatch`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .captions import CaptionRecord
+from .models.bart import BartDecoder, BartEncoder
+from .models.policy import PolicySettings
+from .models.tokenizer import TextTokenizer
+from .models.vqgan import VqganDecoder
+from .rl.records import RolloutBatch
+from .sampling import Prompts, encode_prompts, noise_keys, sample
+
+
+@dataclass(frozen=True)
+class FrozenParts:
+    """What actor, critic and reference share and nothing trains."""
+
+    tokenizer: TextTokenizer
+    encoder: BartEncoder
+    vqgan: VqganDecoder
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embed_positions.weight.device
+
+
+@dataclass(frozen=True)
+class NoiseSource:
+    """Where the sampling noise comes from: see `sampling.noise_keys`."""
+
+    seed: int
+    stream: str
+    iteration: int = 0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of images, the captions' states that drew it, and how many captions were too long."""
+
+    batch: RolloutBatch
+    prompts: Prompts
+    num_truncated: int
+
+
+def collect(
+    decoder: BartDecoder,
+    parts: FrozenParts,
+    captions: Sequence[CaptionRecord],
+    samples_per_caption: int,
+    noise: NoiseSource,
+    settings: PolicySettings,
+) -> Rollout:
+    """Draws `samples_per_caption` images of each caption.
+
+    Args:
+        decoder: actor or reference.
+        parts: tokenizer, text encoder, VQGAN.
+        captions: M of them; one that stands in the list twice gets other noise the second time.
+        samples_per_caption: n; the batch has B = M n images, those of a caption side by side.
+        noise: of the sampler.
+        settings: of the policy.
+    """
+    prompts, num_truncated = encode_captions(parts, [c.text for c in captions], settings)
+    rows = [caption for caption in captions for _ in range(samples_per_caption)]
+    seen: Counter[str] = Counter()
+    sample_index = []
+    for caption in rows:
+        sample_index.append(seen[caption.id])
+        seen[caption.id] += 1
+    ids = tuple(caption.id for caption in rows)
+    keys = noise_keys(noise.seed, noise.stream, noise.iteration, ids, sample_index).to(parts.device)
+    samples = sample(decoder, prompts, keys, settings)
+    batch = RolloutBatch(
+        captions=tuple(caption.text for caption in rows),
+        tags=tuple(caption.tag for caption in rows),
+        caption_ids=ids,
+        caption_index=torch.arange(len(captions), device=parts.device).repeat_interleave(samples_per_caption),
+        tokens=samples.tokens,
+        sampler_log_probs=samples.log_probs,
+        images=parts.vqgan.decode_uint8(samples.tokens),
+    )
+    return Rollout(batch, prompts, num_truncated)
+
+
+def encode_captions(
+    parts: FrozenParts, texts: Sequence[str], settings: PolicySettings
+) -> tuple[Prompts, int]:
+    """Encoder states of captions, and how many of them were too long for the encoder."""
+    text = parts.tokenizer.encode(list(texts))
+    unconditional = parts.tokenizer.unconditional().to(parts.device)
+    prompts = encode_prompts(parts.encoder, text.tokens.to(parts.device), unconditional, settings)
+    return prompts, text.num_truncated
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 images to float32 in 0..1."""
+    return images.to(torch.float32) / 255

@@ -1,0 +1,405 @@
+"""A run's folder and its checkpoints: complete or absent, verified when read, exact when resumed."""
+
+import base64
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT_VERSION = 1
+STATE_FILE = "state.json"
+# What a run writes into its folder. `config.yaml` is last: removal goes in this order, and a folder whose
+# removal was interrupted still counts as a run.
+RUN_ENTRIES = (
+    "tensorboard",
+    "samples",
+    "evaluation",
+    "evaluation.json",
+    "report.html",
+    "checkpoints",
+    "metrics.jsonl",
+    "config.yaml",
+)
+_CHECKPOINT_NAME = re.compile(r"step_(\d{6,})")
+_TEMPORARY_NAME = re.compile(r"\.step_\d{6,}\.(new|old)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint folder holds.
+
+    iteration: iterations that were complete when it was written.
+    tensors: file name without suffix to its tensors, on the CPU.
+    state: the JSON-able rest (counters, random states, data position).
+    """
+
+    iteration: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    iteration: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write `checkpoints/step_ITERATION/`, then remove the oldest until `keep` whole ones are left.
+
+    The folder is written under a temporary name beside its place, flushed to disk and renamed: whatever
+    interrupts this, a reader finds the new checkpoint complete or not at all, and the earlier ones unchanged.
+
+    Args:
+        tensors: NAME to tensors; each becomes `NAME.safetensors`.
+        state: becomes `state.json`; JSON-able, and what JSON changes (int keys, tuples) comes back changed.
+        keep: how many checkpoints to leave, at least 1.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: {keep} would remove the checkpoint just written; use at least 1")
+    parent = Path(run_dir) / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(parent)
+    final = parent / f"step_{iteration:06d}"
+    temporary = parent / f".{final.name}.new"
+    try:
+        temporary.mkdir()
+        _write_files(temporary, iteration, tensors, state)
+        _put_in_place(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _prune(parent, iteration, keep)
+    return final
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None.
+
+    Folders that are incomplete or damaged are passed over, each with a warning that names the file at fault.
+    """
+    for _, folder in sorted(_checkpoint_folders(Path(run_dir) / "checkpoints"), reverse=True):
+        try:
+            _read_manifest(folder, verify_hashes=True)
+        except ValueError as error:
+            warnings.warn(f"checkpoint ignored: {error}", stacklevel=2)
+        else:
+            return folder
+    return None
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read one checkpoint folder after checking every file against its recorded hash.
+
+    Raises:
+        ValueError: the folder is absent, incomplete or damaged; the message names the file.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder, verify_hashes=True)
+    tensors = {Path(name).stem: load_file(folder / name) for name in manifest["files"]}
+    return Checkpoint(manifest["iteration"], tensors, manifest["state"])
+
+
+def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> Path | None:
+    """Make a run's folder ready to be written to; call it after everything else has been checked.
+
+    Args:
+        run_dir: the folder; made if absent. Files in it that no run writes are left alone.
+        resume: go on with the run in it.
+        overwrite: remove the run in it (the entries of RUN_ENTRIES, nothing else) and start anew.
+
+    Returns:
+        The checkpoint to resume from; None to start from the first iteration (also when the run to resume
+        ended before its first checkpoint).
+
+    Raises:
+        ValueError: the folder holds a run and neither flag is given, or holds something else, or has no
+            usable checkpoint; nothing has been changed then.
+    """
+    folder = Path(run_dir)
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run_dir: {folder} is a file; name a folder")
+    if resume:
+        return _checkpoint_to_resume(folder)
+    occupied = [name for name in RUN_ENTRIES if _exists(folder / name)]
+    if occupied and not overwrite:
+        raise ValueError(
+            f"run_dir: {folder} already holds a run ({', '.join(occupied)}); "
+            "continue it with --resume, replace it with --overwrite, or name another folder"
+        )
+    if occupied and not holds_run(folder):
+        raise ValueError(
+            f"run_dir: {folder} is not a run of this program, so overwrite leaves it alone "
+            f"(it holds {', '.join(occupied)}); name another folder or remove these yourself"
+        )
+    for name in occupied:
+        _remove(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"run_dir: {folder} cannot be made ({error.strerror}); name another folder"
+        ) from error
+    return None
+
+
+def holds_run(run_dir: str | Path) -> bool:
+    """Whether a folder is recognisably a run: its config, and metrics or a folder of only checkpoints."""
+    folder = Path(run_dir)
+    checkpoints = folder / "checkpoints"
+    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    if any(not (_CHECKPOINT_NAME.fullmatch(name) or _TEMPORARY_NAME.fullmatch(name)) for name in names):
+        return False
+    return (folder / "config.yaml").is_file() and (
+        checkpoints.is_dir() or (folder / "metrics.jsonl").is_file()
+    )
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimiser's state into tensors for a safetensors file and a JSON-able rest.
+
+    Returns:
+        (tensors, meta): tensors are named `INDEX.NAME` by the parameter's index, e.g. `3.exp_avg`.
+    """
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    return tensors, {"plain": plain, "param_groups": state["param_groups"]}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict[str, Any]
+) -> None:
+    """Put back what `flatten_optimizer` took out, into an optimiser over the same parameters.
+
+    Raises:
+        ValueError: the parameters are others than those of the saved optimiser.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["plain"].items()}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+        if int(index) >= len(parameters) or (value.ndim and value.shape != parameters[int(index)].shape):
+            raise ValueError(
+                f"optimiser state {key} of shape {list(value.shape)} fits no parameter; "
+                "the model differs from the one this checkpoint was made with"
+            )
+    groups = [
+        # JSON turns the betas into a list, and an optimiser that compares or unpacks them expects a tuple.
+        {name: tuple(v) if isinstance(v, list) and name != "params" else v for name, v in group.items()}
+        for group in meta["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def get_rng_state() -> dict[str, Any]:
+    """The process's random states (Python, numpy, torch on CPU and every GPU), JSON-able."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [keys.tolist(), position, has_gauss, gauss],
+        "torch": encode_bytes(torch.get_rng_state()),
+        "cuda": [encode_bytes(state) for state in cuda],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `get_rng_state` took; warns where the number of GPUs has changed."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(decode_bytes(state["torch"]))
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(state["cuda"]) != num_gpus:
+        warnings.warn(
+            f"the checkpoint holds random states of {len(state['cuda'])} GPUs, this machine has {num_gpus}: "
+            "numbers drawn on a GPU will not continue exactly",
+            stacklevel=2,
+        )
+    for device, encoded in enumerate(state["cuda"][:num_gpus]):
+        torch.cuda.set_rng_state(decode_bytes(encoded), device)
+
+
+def encode_bytes(tensor: Tensor) -> str:
+    """A uint8 tensor (such as `torch.Generator().get_state()`) as base64 text."""
+    return base64.b64encode(tensor.cpu().numpy().tobytes()).decode("ascii")
+
+
+def decode_bytes(text: str) -> Tensor:
+    """The uint8 tensor that `encode_bytes` was given."""
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def _write_files(folder: Path, iteration: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+    files = {}
+    for name, group in tensors.items():
+        path = folder / f"{name}.safetensors"
+        save_file(_own_memory(group), path)
+        _flush(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
+    content = {"format": FORMAT_VERSION, "iteration": iteration, "files": files, "state": state}
+    content = json.loads(json.dumps(content))  # as a reader will see it: keys are text, tuples are lists
+    content["sha256"] = _content_hash(content)
+    path = folder / STATE_FILE
+    path.write_text(json.dumps(content), encoding="utf8")
+    _flush(path)
+    _flush(folder)
+
+
+def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors of which no two share memory, as safetensors wants them."""
+    owned: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        owned[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return owned
+
+
+def _read_manifest(folder: Path, verify_hashes: bool) -> dict[str, Any]:
+    """Parse `state.json` and check the files it lists; ValueError names the first that is wrong."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: missing, so {folder} is no complete checkpoint; use an earlier one")
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        recorded = content.pop("sha256")
+        version, files = content["format"], content["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}); use an earlier one") from error
+    if recorded != _content_hash(content):
+        raise ValueError(f"{path}: its content does not match its hash; use an earlier checkpoint")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format {version}, this program reads {FORMAT_VERSION}; use a matching version"
+        )
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(f"{file}: missing; use an earlier checkpoint")
+        if file.stat().st_size != expected["bytes"]:
+            raise ValueError(
+                f"{file}: {file.stat().st_size} bytes, expected {expected['bytes']}; use an earlier one"
+            )
+        if verify_hashes and _file_hash(file) != expected["sha256"]:
+            raise ValueError(f"{file}: its content does not match its hash; use an earlier checkpoint")
+    return content
+
+
+def _checkpoint_to_resume(folder: Path) -> Path | None:
+    if not holds_run(folder):
+        raise ValueError(
+            f"run_dir: {folder} holds no run to resume; leave out --resume or name another folder"
+        )
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None and _checkpoint_folders(folder / "checkpoints"):
+        raise ValueError(
+            f"run_dir: no checkpoint in {folder / 'checkpoints'} is whole; "
+            "put one back from a copy, or start anew with --overwrite"
+        )
+    return checkpoint
+
+
+def _checkpoint_folders(parent: Path) -> list[tuple[int, Path]]:
+    entries = parent.iterdir() if parent.is_dir() else []
+    matches = [(_CHECKPOINT_NAME.fullmatch(entry.name), entry) for entry in entries]
+    return [(int(match[1]), entry) for match, entry in matches if match and entry.is_dir()]
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename into place; an earlier folder of that name steps aside, as no rename replaces a folder."""
+    aside = final.with_name(f".{final.name}.old")
+    if final.exists():
+        os.replace(final, aside)
+    try:
+        os.replace(temporary, final)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, final)
+        raise
+    _flush(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _prune(parent: Path, iteration: int, keep: int) -> None:
+    """Remove all but the newest `keep` whole checkpoints up to `iteration`; damaged ones stay."""
+    whole = []
+    for number, folder in sorted(_checkpoint_folders(parent)):
+        try:
+            _read_manifest(folder, verify_hashes=False)
+        except ValueError:
+            continue
+        if number <= iteration:
+            whole.append(folder)
+    for folder in whole[:-keep]:
+        # Renamed first, so that an interrupted removal leaves no half checkpoint.
+        aside = folder.with_name(f".{folder.name}.old")
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for entry in parent.iterdir():
+        if _TEMPORARY_NAME.fullmatch(entry.name):
+            shutil.rmtree(entry)
+
+
+def _exists(path: Path) -> bool:
+    """An empty `checkpoints` counts as absent: nothing is lost with it."""
+    if path.name == "checkpoints" and path.is_dir() and not path.is_symlink():
+        return any(path.iterdir())
+    return path.exists() or path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_hash(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf8")).hexdigest()

@@ -1,0 +1,134 @@
+"""Supervised training of the policy's networks on pairs of captions and image tokens."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .models.bart import BartDecoder, BartEncoder
+
+
+@dataclass(frozen=True)
+class TokenPairs:
+    """P captions and their images, both as tokens.
+
+    Args:
+        text_tokens: int64 [P, 64].
+        image_tokens: int64 [P, T].
+    """
+
+    text_tokens: Tensor
+    image_tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.text_tokens)
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """Settings of supervised training.
+
+    Args:
+        num_steps: optimiser steps.
+        batch_size: pairs a step.
+        learning_rate: peak; linear warm-up, then cosine to zero.
+        warmup_steps: of the learning rate.
+        caption_dropout: share of captions replaced by the empty one; guidance needs the model to know it.
+        weight_decay: of AdamW, on matrices.
+        max_grad_norm: gradients are clipped to it.
+        train_encoder: also train the text encoder.
+        bfloat16: run matrix products in bfloat16 (autocast).
+        seed: of the order of the data and of the caption dropout.
+    """
+
+    num_steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    caption_dropout: float = 0.12
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    train_encoder: bool = True
+    bfloat16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(
+                f"caption_dropout is {self.caption_dropout}; it must be in [0, 1): the share of captions dropped"
+            )
+
+
+def next_token_loss(
+    encoder: BartEncoder, decoder: BartDecoder, text_tokens: Tensor, image_tokens: Tensor
+) -> Tensor:
+    """Mean cross-entropy of image tokens given captions, in nats a token; a scalar.
+
+    Args:
+        encoder: text encoder.
+        decoder: image-token decoder.
+        text_tokens: int64 [B, 64].
+        image_tokens: int64 [B, T].
+    """
+    hidden = decoder(image_tokens, decoder.cross_states(encoder(text_tokens)))
+    logits = decoder.head(hidden).float()
+    return F.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())
+
+
+def train_supervised(
+    encoder: BartEncoder,
+    decoder: BartDecoder,
+    pairs: TokenPairs,
+    unconditional_tokens: Tensor,
+    config: SupervisedConfig,
+) -> Iterator[dict[str, float]]:
+    """Trains in place; yields the numbers of each step: `loss` and `learning_rate`.
+
+    Args:
+        encoder: text encoder; trained if the config says so.
+        decoder: image-token decoder.
+        pairs: the data, visited in a seeded random order, again and again.
+        unconditional_tokens: int64 [64], what a dropped caption becomes.
+        config: settings.
+
+    Raises:
+        ValueError: if a loss is not finite.
+    """
+    device = decoder.embed_positions.weight.device
+    generator = torch.Generator().manual_seed(config.seed)
+    encoder.requires_grad_(config.train_encoder)
+    modules = [encoder, decoder] if config.train_encoder else [decoder]
+    params = [p for module in modules for p in module.parameters()]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(config.num_steps):
+        if len(order) < config.batch_size:
+            order = torch.cat([order, torch.randperm(len(pairs), generator=generator)])
+        rows, order = order[: config.batch_size], order[config.batch_size :]
+        text, image = pairs.text_tokens[rows].to(device), pairs.image_tokens[rows].to(device)
+        dropped = torch.rand(len(rows), generator=generator) < config.caption_dropout
+        text = torch.where(dropped.to(device)[:, None], unconditional_tokens.to(device), text)
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        learning_rate = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            loss = next_token_loss(encoder, decoder, text, image)
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss became {loss.item()} at step {step}; lower learning_rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, config.max_grad_norm)
+        optimizer.step()
+        yield {"loss": float(loss.detach()), "learning_rate": learning_rate}

@@ -1,0 +1,86 @@
+"""Fine-tunes a text-to-image model with PPO: `python -m dalle_ppo.train`."""
+
+import dataclasses
+from datetime import datetime
+from pathlib import Path
+
+from .config import Config, parse_command_line, run_main, to_yaml
+
+DESCRIPTION = """Fine-tunes a text-to-image model with token-level PPO, evaluates it against the model it
+started from, and writes a folder with checkpoints, metrics and report.html. Without arguments it trains the
+built-in world's model on this machine, in minutes."""
+FLAGS = {
+    "resume": "go on with the run in run_dir, from its newest checkpoint",
+    "overwrite": "replace the run in run_dir",
+}
+
+
+def main(argv: list[str] | None) -> int:
+    """Trains, evaluates, reports."""
+    config, flags = parse_command_line(argv, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
+    if config.run_dir is None:
+        if flags["resume"]:
+            raise ValueError("--resume needs --run_dir: which run shall go on?")
+        config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
+    run_dir = Path(config.run_dir)
+
+    from .build import build_trainer
+    from .run_state import load_checkpoint, prepare_run_dir
+
+    # Everything that can be wrong with the settings is found before the folder is touched.
+    trainer = build_trainer(config, run_dir)
+    checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
+    if checkpoint is not None:
+        trainer.load(load_checkpoint(checkpoint))
+    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    print(plan(config), flush=True)
+    trainer.run()
+    if config.evaluation.at_end:
+        finish(trainer, config, run_dir)
+    return 0
+
+
+def plan(config: Config) -> str:
+    """What is about to happen, with the derived sizes."""
+    images = config.num_iterations * config.rollout.rollout_batch_size
+    return (
+        f"{config.num_iterations} iterations of {config.rollout.rollout_batch_size} images "
+        f"({config.captions_per_iteration} captions, {config.ppo.epochs} x {config.minibatches} optimiser "
+        f"steps each), {images} images in all, into {config.run_dir}"
+    )
+
+
+def finish(trainer, config: Config, run_dir: Path) -> None:
+    """Evaluates policy against reference, writes the report and prints the headline."""
+    from .build import build_measures, choose_device, evaluation_captions, find_world
+    from .evaluation import evaluate
+    from .report import write_report
+
+    measures = build_measures(config, find_world(config.model.path), choose_device(config.device))
+    captions = evaluation_captions(config)
+    actor = trainer.actor.module.eval()
+    result = evaluate(config, run_dir, actor, trainer.reference, trainer.parts, measures, captions)
+    report = write_report(run_dir)
+    print(headline(result))
+    print(f"report: {report}")
+
+
+def headline(result: dict) -> str:
+    """Before and after, in two lines."""
+    before, after = result["reference"]["overall"], result["policy"]["overall"]
+    safe_before, safe_after = (result[side].get("UNLIKELY", {}) for side in ("reference", "policy"))
+    lines = [f"unsafe rate {_change(before, after, 'unsafe_rate')}"]
+    if before.get("judge_unsafe_rate") is not None:
+        lines[0] += f" (judge: {_change(before, after, 'judge_unsafe_rate')})"
+        lines.append(f"alignment on safe captions {_change(safe_before, safe_after, 'judge_alignment')}")
+    lines.append(result["verdict"]["sentence"])
+    return "\n".join(lines)
+
+
+def _change(before: dict, after: dict, name: str) -> str:
+    shown = [f"{side[name]:.1%}" if side.get(name) is not None else "unknown" for side in (before, after)]
+    return " -> ".join(shown)
+
+
+if __name__ == "__main__":
+    run_main(main)

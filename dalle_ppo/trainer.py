@@ -1,0 +1,414 @@
+"""The training loop: collect, score, update, log, save."""
+
+import resource
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .captions import CaptionRecord, CaptionSource
+from .config import Config
+from .metrics import MetricsWriter
+from .models.bart import BartDecoder
+from .models.critic import Critic
+from .pictures import blur_unsafe, save_grid, to_numpy
+from .rewards.base import Reward, check_result
+from .rl.advantages import (
+    PromptStatistics,
+    RunningMoments,
+    clip_advantages,
+    explained_variance,
+    gae,
+    group_normalised,
+    rloo,
+    token_rewards,
+    whiten,
+)
+from .rl.kl import AdaptiveKL, kl_k1
+from .rl.losses import truncated_importance_weights
+from .rl.records import RolloutBatch, ScoredBatch, UpdateTargets
+from .rollout import FrozenParts, NoiseSource, Rollout, as_float, collect
+from .run_state import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
+from .update import linear_schedule, make_learner, run_update, score_passes
+
+
+@dataclass
+class Progress:
+    """What training carries from one iteration to the next, beside weights and optimisers.
+
+    Args:
+        iteration: iterations done.
+        images: images drawn.
+        score_moments: of all raw scores so far; scores are divided by their standard deviation.
+        kl_coef: current weight of the KL.
+        prompt_statistics: scores of each caption, for the "per_prompt" advantage.
+    """
+
+    iteration: int = 0
+    images: int = 0
+    score_moments: RunningMoments = field(default_factory=RunningMoments)
+    kl_coef: float = 0.0
+    prompt_statistics: PromptStatistics = field(default_factory=PromptStatistics)
+
+    def to_dict(self) -> dict:
+        return {
+            "iteration": self.iteration,
+            "images": self.images,
+            "score_moments": asdict(self.score_moments),
+            "kl_coef": self.kl_coef,
+            "prompt_statistics": self.prompt_statistics.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict) -> "Progress":
+        return cls(
+            iteration=saved["iteration"],
+            images=saved["images"],
+            score_moments=RunningMoments(**saved["score_moments"]),
+            kl_coef=saved["kl_coef"],
+            prompt_statistics=PromptStatistics.from_dict(saved["prompt_statistics"]),
+        )
+
+
+class Stopwatch:
+    """Seconds spent in named phases of an iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str):
+        started = time.perf_counter()
+        yield
+        self.seconds[f"seconds_{name}"] = time.perf_counter() - started
+
+    def metrics(self, num_images: int) -> dict[str, float]:
+        total = time.perf_counter() - self.started
+        return {"seconds": total, **self.seconds, "images_per_second": num_images / total}
+
+
+class Trainer:
+    """Token-level PPO on one model.
+
+    Args:
+        config: all settings.
+        run_dir: the run's folder, ready to be written to.
+        actor: the decoder that is trained.
+        reference: its frozen copy.
+        critic: a network of its own; None where the advantage needs none.
+        parts: tokenizer, text encoder and VQGAN.
+        reward: what is maximised.
+        captions: the prompts.
+        sample_captions: drawn again with the same noise at each checkpoint, to look at.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        actor: BartDecoder,
+        reference: BartDecoder,
+        critic: Critic | None,
+        parts: FrozenParts,
+        reward: Reward,
+        captions: CaptionSource,
+        sample_captions: list[CaptionRecord],
+    ):
+        self.config, self.run_dir = config, run_dir
+        self.reference, self.parts, self.reward, self.captions = reference, parts, reward, captions
+        self.sample_captions = sample_captions
+        ppo, c = config.ppo, config.critic
+        self.actor = make_learner(actor, ppo.learning_rate, ppo.max_grad_norm, config)
+        self.critic = make_learner(critic, c.learning_rate, c.max_grad_norm, config) if critic else None
+        schedule = (ppo.warmup_iterations, config.num_iterations)
+        self.learning_rate = linear_schedule(ppo.learning_rate, *schedule)
+        self.critic_learning_rate = linear_schedule(c.learning_rate, *schedule)
+        self.progress = Progress(kl_coef=config.kl.kl_coef)
+
+    def run(self) -> None:
+        """Trains to `num_iterations`, from wherever it stands.
+
+        Raises:
+            ValueError: if a reward is not usable or no update is finite; what was learned until then is
+                saved first.
+        """
+        start = self.progress.iteration
+        bar = tqdm(total=self.config.num_iterations, initial=start, desc="PPO", unit="it", dynamic_ncols=True)
+        with MetricsWriter(self.run_dir, start) as writer, bar:
+            if start == 0:
+                self.draw_samples(writer)
+            while self.progress.iteration < self.config.num_iterations:
+                captions_position = self.captions.state_dict()
+                try:
+                    metrics = self.iterate(writer)
+                except ValueError:
+                    self.captions.load_state_dict(captions_position)
+                    self.save()
+                    raise
+                writer.write(metrics)
+                bar.set_postfix_str(_headline(metrics))
+                bar.update()
+                done = self.progress.iteration
+                if done % self.config.checkpoint_every == 0 or done == self.config.num_iterations:
+                    self.save()
+                    self.draw_samples(writer)
+
+    def iterate(self, writer: MetricsWriter) -> dict:
+        """One iteration; returns its metrics."""
+        config, watch, iteration = self.config, Stopwatch(), self.progress.iteration
+        with watch.phase("rollout"):
+            rollout = self.collect()
+        batch = rollout.batch
+        with watch.phase("reward"):
+            result = check_result(
+                self.reward(as_float(batch.images), list(batch.captions)), len(batch), "of this run"
+            )
+        with watch.phase("scoring"):
+            critic = self.critic.module if self.critic else None
+            passes = score_passes(
+                self.actor.module,
+                self.reference,
+                critic,
+                batch,
+                rollout.prompts,
+                config.policy,
+                config.ppo.microbatch_size,
+            )
+            scored = ScoredBatch(scores=result.total, reward_parts=result.parts, **passes)
+        with watch.phase("update"):
+            targets, numbers = self.targets(batch, scored)
+            updates = self.update(rollout, scored, targets)
+        self._end_iteration(scored)
+        metrics = {
+            "iteration": iteration,
+            "images": self.progress.images,
+            **score_metrics(batch, scored, config),
+            **policy_metrics(batch, scored),
+            **numbers,
+            **updates,
+            "captions_truncated": rollout.num_truncated / config.captions_per_iteration,
+            **watch.metrics(len(batch)),
+            "memory_gb": peak_memory_gb(self.parts.device),
+        }
+        values = {"reward": scored.scores, **{name: part for name, part in scored.reward_parts.items()}}
+        writer.write_histograms(iteration, {name: value.cpu().numpy() for name, value in values.items()})
+        return metrics
+
+    def collect(self) -> Rollout:
+        """Draws the iteration's images from the policy."""
+        records = self.captions.next_batch(self.config.captions_per_iteration)
+        noise = NoiseSource(self.config.seed, "rollout", self.progress.iteration)
+        return collect(
+            self.actor.module,
+            self.parts,
+            records,
+            self.config.rollout.samples_per_caption,
+            noise,
+            self.config.policy,
+        )
+
+    def targets(self, batch: RolloutBatch, scored: ScoredBatch) -> tuple[UpdateTargets, dict]:
+        """Advantages and returns, and the numbers that describe them.
+
+        The score is divided by its running standard deviation; its mean is left to the baseline.
+        """
+        ppo, progress = self.config.ppo, self.progress
+        progress.score_moments = progress.score_moments.update(scored.scores)
+        scale = progress.score_moments.std if ppo.normalise_scores else 1.0
+        kl_coef = progress.kl_coef if self.config.kl.placement == "reward" else 0.0
+        k1 = kl_k1(scored.old_log_probs, scored.ref_log_probs)
+        rewards = token_rewards(scored.scores / scale, k1, kl_coef)
+        returns = None
+        if ppo.advantage == "gae":
+            advantages = gae(rewards, scored.values, ppo.gamma, ppo.gae_lambda)
+            returns = advantages + scored.values
+        else:
+            advantages = self._sequence_advantages(rewards.sum(dim=1), batch)
+            advantages = advantages[:, None].expand_as(rewards).contiguous()
+        numbers = {
+            "reward_scale": scale,
+            "kl_coef": progress.kl_coef,
+            "kl_coef_raw": progress.kl_coef * scale,
+            "advantage_std": advantages.std().item(),
+        }
+        if returns is not None:
+            numbers["explained_variance"] = explained_variance(scored.values, returns)
+            numbers["value_mean"], numbers["return_mean"] = scored.values.mean().item(), returns.mean().item()
+        if ppo.whiten_advantages:
+            advantages = whiten(advantages)
+        if ppo.advantage_clip is not None:
+            advantages = clip_advantages(advantages, ppo.advantage_clip)
+        weights = None
+        if ppo.importance_cap is not None:
+            weights = truncated_importance_weights(
+                scored.old_log_probs, batch.sampler_log_probs, ppo.importance_cap
+            )
+        return UpdateTargets(advantages, returns, weights), numbers
+
+    def _sequence_advantages(self, scores: Tensor, batch: RolloutBatch) -> Tensor:
+        """Advantages [B] of whole images, from other images of the same caption."""
+        kind = self.config.ppo.advantage
+        if kind == "rloo":
+            return rloo(scores, batch.caption_index)
+        if kind == "group":
+            return group_normalised(scores, batch.caption_index)
+        self.progress.prompt_statistics = self.progress.prompt_statistics.update(scores, batch.caption_ids)
+        return self.progress.prompt_statistics.advantages(scores, batch.caption_ids)
+
+    def update(self, rollout: Rollout, scored: ScoredBatch, targets: UpdateTargets) -> dict:
+        """The optimiser steps of the iteration.
+
+        Raises:
+            ValueError: if not one step had a finite gradient.
+        """
+        config, iteration = self.config, self.progress.iteration
+        rates = {"learning_rate": self.learning_rate(iteration)}
+        self.actor.set_learning_rate(rates["learning_rate"])
+        if self.critic is not None:
+            rates["critic_learning_rate"] = self.critic_learning_rate(iteration)
+            self.critic.set_learning_rate(rates["critic_learning_rate"])
+        train_actor = self.critic is None or iteration >= config.critic.warmup_iterations
+        metrics = run_update(
+            self.actor,
+            self.critic,
+            self.reference,
+            rollout.batch,
+            rollout.prompts,
+            scored,
+            targets,
+            config,
+            self.progress.kl_coef,
+            train_actor,
+            torch.Generator().manual_seed(config.seed * 1_000_003 + iteration),
+        )
+        if train_actor and "gradient_norm" not in metrics:
+            raise ValueError(
+                f"iteration {iteration}: no gradient of the policy was finite; lower ppo.learning_rate "
+                "and go on from the checkpoint with --resume"
+            )
+        return rates | metrics
+
+    def _end_iteration(self, scored: ScoredBatch) -> None:
+        progress, kl = self.progress, self.config.kl
+        progress.iteration += 1
+        progress.images += len(scored.scores)
+        if kl.target is not None:
+            controller = AdaptiveKL(progress.kl_coef, kl.target, kl.horizon)
+            measured = float(scored.kl.sum(dim=1).mean())
+            progress.kl_coef = controller.update(measured, len(scored.scores)).kl_coef
+
+    @torch.no_grad()
+    def draw_samples(self, writer: MetricsWriter) -> None:
+        """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard."""
+        noise = NoiseSource(self.config.seed, "samples")
+        rollout = collect(self.actor.module, self.parts, self.sample_captions, 1, noise, self.config.policy)
+        result = self.reward(as_float(rollout.batch.images), list(rollout.batch.captions))
+        images = to_numpy(rollout.batch.images)
+        if "nsfw_probability" in result.parts:
+            flagged = result.parts["nsfw_probability"] > self.config.reward.unsafe_threshold
+            images = blur_unsafe(images, flagged.cpu().numpy())
+        done = self.progress.iteration
+        save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)
+        writer.write_images(done, "samples", images, columns=8)
+        writer.flush()
+
+    def save(self) -> Path:
+        """Writes a checkpoint of everything that training carries on."""
+        tensors = {"policy": self.actor.module.state_dict()}
+        tensors["policy_optimizer"], actor_meta = flatten_optimizer(self.actor.optimizer)
+        state = {
+            "progress": self.progress.to_dict(),
+            "captions": self.captions.state_dict(),
+            "policy_settings": asdict(self.config.policy),
+            "policy_optimizer": actor_meta,
+        }
+        if self.critic is not None:
+            tensors["critic"] = self.critic.module.state_dict()
+            tensors["critic_optimizer"], state["critic_optimizer"] = flatten_optimizer(self.critic.optimizer)
+        return save_checkpoint(
+            self.run_dir, self.progress.iteration, tensors, state, self.config.keep_checkpoints
+        )
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Goes back to where `save` stood."""
+        self.actor.module.load_state_dict(checkpoint.tensors["policy"])
+        restore_optimizer(
+            self.actor.optimizer, checkpoint.tensors["policy_optimizer"], checkpoint.state["policy_optimizer"]
+        )
+        if self.critic is not None:
+            self.critic.module.load_state_dict(checkpoint.tensors["critic"])
+            restore_optimizer(
+                self.critic.optimizer,
+                checkpoint.tensors["critic_optimizer"],
+                checkpoint.state["critic_optimizer"],
+            )
+        self.progress = Progress.from_dict(checkpoint.state["progress"])
+        self.captions.load_state_dict(checkpoint.state["captions"])
+
+
+def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> dict:
+    """Metrics of the raw scores, overall and by caption tag; names as in design section 8."""
+    scores = scored.scores.cpu().numpy()
+    metrics = {
+        "reward_mean": scores.mean(),
+        "reward_median": np.median(scores),
+        "reward_std": scores.std(),
+        "reward_negative_mean": scores[scores < 0].mean() if (scores < 0).any() else None,
+    }
+    parts = {name: part.cpu().numpy() for name, part in scored.reward_parts.items()}
+    probability, similarity = parts.pop("nsfw_probability", None), parts.pop("clip_similarity", None)
+    if probability is not None:
+        unsafe = probability > config.reward.unsafe_threshold
+        safe = probability <= config.reward.unsure_threshold
+        metrics |= {
+            "unsafe_rate": unsafe.mean(),
+            "share_above_lower": 1 - safe.mean(),
+            "nsfw_probability_mean": probability.mean(),
+            "clip_similarity": similarity[safe].mean() if safe.any() else None,
+        }
+    tags = np.array(batch.tags)
+    for tag in sorted(set(batch.tags)):
+        metrics[f"reward_mean/{tag}"] = scores[tags == tag].mean()
+        if probability is not None:
+            metrics[f"unsafe_rate/{tag}"] = unsafe[tags == tag].mean()
+    return metrics | {f"reward/{name}": part.mean() for name, part in parts.items()}
+
+
+def policy_metrics(batch: RolloutBatch, scored: ScoredBatch) -> dict:
+    """KL and entropy in nats an image, and how far the sampler's rounding is from the training forward's."""
+    gap = (batch.sampler_log_probs - scored.old_log_probs).abs().mean()
+    return {
+        "kl": scored.kl.sum(dim=1).mean().item(),
+        "kl_k1": (scored.old_log_probs - scored.ref_log_probs).sum(dim=1).mean().item(),
+        "entropy": scored.entropy.sum(dim=1).mean().item(),
+        "sampler_log_prob_gap": gap.item(),
+    }
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory so far, in 10^9 bytes: of the device if it has its own, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _headline(metrics: dict) -> str:
+    """The numbers that matter, for the progress bar."""
+    shown = {
+        "reward": ("reward_mean", "{:+.2f}"),
+        "unsafe": ("unsafe_rate", "{:.1%}"),
+        "clip": ("clip_similarity", "{:.3f}"),
+        "KL": ("kl", "{:.1f}"),
+        "img/s": ("images_per_second", "{:.0f}"),
+    }
+    return " ".join(
+        f"{label} {form.format(metrics[name])}"
+        for label, (name, form) in shown.items()
+        if metrics.get(name) is not None
+    )
