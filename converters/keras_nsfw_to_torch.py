@@ -1,27 +1,37 @@
 """Converts a Keras NSFW detector to a safetensors file for `dalle_ppo.rewards.nsfw.load_detector`.
 
     python converters/keras_nsfw_to_torch.py laion-l14 nsfw_l14.safetensors --verify
-    python converters/keras_nsfw_to_torch.py my.keras my.safetensors --clip_model ViT-B-32 --clip_pretrained openai
+    python converters/keras_nsfw_to_torch.py my.keras my.safetensors \\
+        --clip_model ViT-B-32 --clip_pretrained openai
 
 SOURCE is a SavedModel folder, a zip of one, a Keras 2 or 3 .h5, a Keras 3 .keras, or one of LAION's published
-detectors by name. Weights and graph are read; no code from the file is run.
+detectors by name (laion-l14, laion-b32). Weights and graph are read; no code from the file is run.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> int:
+    """Convert, describe, and verify if asked. Exit code 2 on bad input, 1 if the verification fails."""
+    arguments = _parse_arguments()
+    try:
+        return _run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse_arguments() -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("source", metavar="SOURCE", help="file, folder, laion-l14 or laion-b32")
-    parser.add_argument("out", metavar="OUT.safetensors")
-    parser.add_argument("--clip_model", default="", help="open_clip's name of the CLIP it reads, as ViT-B-32")
-    parser.add_argument("--clip_pretrained", default="", help="open_clip's tag of that CLIP's weights, as openai")
+    parser.add_argument("out", metavar="OUT.safetensors", type=Path)
+    parser.add_argument("--clip_model", default="", help="open_clip's name of the CLIP it reads: ViT-B-32")
+    parser.add_argument("--clip_pretrained", default="", help="open_clip's tag of its weights: openai")
     parser.add_argument(
         "--round_to_float16",
         action=argparse.BooleanOptionalAction,
@@ -29,25 +39,58 @@ def parse_arguments() -> argparse.Namespace:
         help="the reward shall round embeddings to float16 first (default: only for LAION's detectors)",
     )
     parser.add_argument("--licence", default="", help="a note on the terms of the original")
+    parser.add_argument("--cache_dir", type=Path, default=None, help="where downloads are kept")
     parser.add_argument(
-        "--verify", action="store_true", help="compare with the original in TensorFlow; fail above 1e-6"
+        "--verify", action="store_true", help="compare with the original in TensorFlow; fails above 1e-6"
     )
     return parser.parse_args()
 
 
-def main() -> int:
-    """Convert, describe, and verify if asked. Exit code 2 on bad input, 1 if the verification fails."""
-    arguments = vars(parse_arguments())
+def _run(arguments: argparse.Namespace) -> int:
+    # Here and not above, so that --help need not wait for torch.
     from dalle_ppo.keras_import.convert import convert
+    from dalle_ppo.keras_import.download import fetch
+    from dalle_ppo.keras_import.published import DETECTORS
 
-    arguments.pop("verify")
-    try:
-        info = convert(arguments.pop("source"), arguments.pop("out"), **arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(info)
-    return 0
+    named = arguments.source in DETECTORS
+    source = fetch(arguments.source, arguments.cache_dir) if named else Path(arguments.source)
+    info = convert(
+        source,
+        arguments.out,
+        clip_model=arguments.clip_model,
+        clip_pretrained=arguments.clip_pretrained,
+        round_to_float16=arguments.round_to_float16,
+        licence=arguments.licence,
+    )
+    _describe(arguments.out)
+    if not info.clip_model:
+        print("warning: no --clip_model given; the reward will refuse this detector", file=sys.stderr)
+    return _verify(source, arguments.out) if arguments.verify else 0
+
+
+def _describe(out: Path) -> None:
+    from dalle_ppo.rewards.nsfw import read_head
+
+    specs, info = read_head(out)
+    print(f"{out}: {info.output} from embeddings of CLIP {info.clip_model or 'unknown'}", end="")
+    print(f" ({info.clip_pretrained or 'unknown'}), {info.dimension} numbers", end="")
+    print(", rounded to float16 by the reward" if info.round_to_float16 else "")
+    for spec in specs:
+        print(f"  {spec.describe()}")
+
+
+def _verify(source: Path, out: Path) -> int:
+    from dalle_ppo.keras_import.verify import TOLERANCE, verify
+
+    comparisons = verify(source, out)
+    for result in comparisons:
+        print(f"verify: {result.num_embeddings} embeddings, {result.embeddings}: ", end="")
+        print(f"largest difference {result.largest:.1e}")
+    largest = max(result.largest for result in comparisons)
+    passed = largest <= TOLERANCE
+    verdict = "equal" if passed else "NOT equal"
+    print(f"verify: {verdict} to the original within {TOLERANCE:.0e} (largest difference {largest:.1e})")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

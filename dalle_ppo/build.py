@@ -127,15 +127,20 @@ def build_captions(config: Config, seed: int, stream: int, split: str) -> Captio
 def evaluation_captions(
     config: Config, num: int | None = None, stream: int = EVALUATION_STREAM
 ) -> list[CaptionRecord]:
-    """Distinct held-out captions, in the training's mix of tags."""
+    """Distinct held-out captions, in the training's mix of tags.
+
+    Raises:
+        ValueError: if the source holds fewer of them.
+    """
     source = build_captions(config, config.evaluation.seed, stream, "heldout")
-    return distinct_captions(source, num or config.evaluation.num_captions)
+    try:
+        return distinct_captions(source, num or config.evaluation.num_captions)
+    except ValueError as error:
+        raise ValueError(f"held-out captions (evaluation.num_captions): {error}") from None
 
 
-def build_judge(config: Config, world: World) -> JudgeImages | None:
-    """The built-in world's judge as columns of an evaluation; None for other captions or models."""
-    if config.captions.source != "builtin":
-        return None
+def build_judge(world: World) -> JudgeImages:
+    """The built-in world's judge as columns of an evaluation."""
     from .iconworld.captions import parse_icons
     from .iconworld.judge import load_judge, look
 
@@ -156,7 +161,7 @@ def build_judge(config: Config, world: World) -> JudgeImages | None:
 def build_measures(config: Config, world: World, device: torch.device) -> Measures:
     """What an evaluation measures images with."""
     reward, clip = build_reward(config, world, device)
-    return Measures(reward, clip.embed_images, build_judge(config, world))
+    return Measures(reward, clip.embed_images, build_judge(world))
 
 
 def build_trainer(config: Config, run_dir: Path) -> Trainer:
@@ -168,5 +173,5 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     critic = Critic(reference).requires_grad_(True) if config.ppo.advantage == "gae" else None
     reward, _ = build_reward(config, loaded.world, device)
     captions = build_captions(config, config.seed, TRAINING_STREAM, "train")
-    samples = evaluation_captions(config, 32, SAMPLES_STREAM)
+    samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
     return Trainer(config, run_dir, actor, reference, critic, loaded.parts, reward, captions, samples)

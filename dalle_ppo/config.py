@@ -4,13 +4,15 @@ A run's settings are one YAML file, overridden on the command line by the same d
 (`--ppo.learning_rate 1e-4`). The resolved settings are saved with the run.
 """
 
+import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 
@@ -184,6 +186,20 @@ class PpoConfig:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "ppo", "epochs", "minibatch_size", "microbatch_size")
+        _not_negative(self, "ppo", "learning_rate", "warmup_iterations", "weight_decay")
+        _positive(self, "ppo", "max_grad_norm", "adam_eps", "clip_range_high", "advantage_clip")
+        _positive(self, "ppo", "target_kl", "importance_cap")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if not 0 < self.clip_range < 1:
+            raise ValueError(f"ppo.clip_range is {self.clip_range}; it must lie between 0 and 1")
+        upper = self.clip_range if self.clip_range_high is None else self.clip_range_high
+        if self.dual_clip is not None and self.dual_clip <= 1 + upper:
+            raise ValueError(
+                f"ppo.dual_clip is {self.dual_clip}; it must exceed 1 + the upper clip range = {1 + upper}, "
+                "or be null"
+            )
 
 
 @dataclass(frozen=True)
@@ -205,6 +221,18 @@ class KlConfig:
     target: float | None = None
     horizon: int = 5000
 
+    def __post_init__(self) -> None:
+        # The reasons stand in rl.kl.check_kl_placement; this file must not import torch.
+        if (self.placement, self.estimator) not in (("reward", "k1"), ("loss", "k2"), ("loss", "exact")):
+            raise ValueError(
+                f"kl.estimator {self.estimator} with kl.placement {self.placement} has the wrong gradient; "
+                "use k1 with reward, or k2 or exact with loss"
+            )
+        _not_negative(self, "kl", "kl_coef")
+        _positive(self, "kl", "target")
+        if self.target is not None and not self.kl_coef > 0:
+            raise ValueError(f"kl.kl_coef is {self.kl_coef}; with kl.target it must start above 0")
+
 
 @dataclass(frozen=True)
 class CriticConfig:
@@ -214,13 +242,18 @@ class CriticConfig:
         learning_rate: of the critic; decays as the actor's does.
         max_grad_norm: its gradient is clipped to it, apart from the actor's.
         warmup_iterations: first iterations that train the critic alone.
-        value_clip: bound on the move of a value in one iteration, in units of normalised returns; null is none.
+        value_clip: bound on the move of a value in one iteration, in units of normalised returns; null is
+            none.
     """
 
     learning_rate: float = 3e-4
     max_grad_norm: float = 1.0
     warmup_iterations: int = 0
     value_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "critic", "learning_rate", "warmup_iterations")
+        _positive(self, "critic", "max_grad_norm", "value_clip")
 
 
 @dataclass(frozen=True)
@@ -243,6 +276,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "evaluation", "num_captions", "samples_per_caption", "batch_size")
+        _not_negative(self, "evaluation", "seed")
 
 
 @dataclass(frozen=True)
@@ -287,6 +321,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "", "num_iterations", "checkpoint_every", "keep_checkpoints")
+        _not_negative(self, "", "seed")
         if self.policy.top_k is not None:
             raise ValueError(
                 f"policy.top_k is {self.policy.top_k}; training needs null: a sampled token could leave the "
@@ -307,6 +342,12 @@ class Config:
                 f"ppo.minibatch_size is {self.ppo.minibatch_size}; it must divide "
                 f"rollout.rollout_batch_size = {self.rollout.rollout_batch_size}"
             )
+        if self.kl.target is not None and 0.2 * self.rollout.rollout_batch_size >= self.kl.horizon:
+            raise ValueError(
+                f"kl.horizon is {self.kl.horizon} images; it must exceed a fifth of "
+                f"rollout.rollout_batch_size = {self.rollout.rollout_batch_size}, or one batch could turn "
+                "kl_coef negative"
+            )
 
     @property
     def minibatches(self) -> int:
@@ -319,10 +360,24 @@ class Config:
 
 
 def _at_least_one(config: Any, prefix: str, *names: str) -> None:
+    _refuse(config, prefix, names, lambda value: value >= 1, "be at least 1")
+
+
+def _not_negative(config: Any, prefix: str, *names: str) -> None:
+    _refuse(config, prefix, names, lambda value: 0 <= value < math.inf, "be 0 or a positive number")
+
+
+def _positive(config: Any, prefix: str, *names: str) -> None:
+    """None passes: it switches a setting off."""
+    _refuse(config, prefix, names, lambda value: value is None or 0 < value < math.inf, "be above 0")
+
+
+def _refuse(config: Any, prefix: str, names: tuple[str, ...], fits: Callable[[Any], bool], rule: str) -> None:
     for name in names:
-        if getattr(config, name) < 1:
+        value = getattr(config, name)
+        if not fits(value):
             dotted = f"{prefix}.{name}" if prefix else name
-            raise ValueError(f"{dotted} is {getattr(config, name)}; it must be at least 1")
+            raise ValueError(f"{dotted} is {value}; it must {rule}")
 
 
 def parse_command_line(
@@ -344,7 +399,7 @@ def parse_command_line(
     """
     from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings")
     for name, text in (flags or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -361,11 +416,15 @@ def parse_command_line(
 def _explain(message: str) -> str:
     """One line of a parser's message, with the nearest setting where a key is unknown."""
     line = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", line)
-    if unknown is None:
+    group = re.search(r"Group '([\w.]+)' does not accept", line)
+    unknown = re.search(
+        r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'"
+        r"|Option '([\w.]+)' is not accepted",
+        line,
+    )
+    if unknown is None or "class_path" in line:
         return line
-    group = re.search(r"Group '([\w.]+)'", line)
-    key = unknown.group(1) or (f"{group.group(1)}." if group else "") + unknown.group(2)
+    key = (f"{group.group(1)}." if group else "") + next(filter(None, unknown.groups()))
     near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
     return f"unknown setting {key}; {hint}"
@@ -400,11 +459,18 @@ def load_config(path: str | Path) -> Config:
         raise ValueError(f"{path}: {error}") from None
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, with a user's mistake as a ValueError that `run_main` prints, instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the options")
+
+
 def run_main(main: Callable[[list[str] | None], int]) -> None:
-    """Runs a command line: a user's error becomes one line and exit code 2."""
+    """Runs a command line: a user's error or an unusable file becomes one line and exit code 2."""
     try:
         sys.exit(main(None))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -4,11 +4,11 @@ import argparse
 import math
 from pathlib import Path
 
-from .config import run_main
+from .config import OneLineParser, run_main
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dalle_ppo.generate", description=__doc__)
+    parser = OneLineParser(prog="python -m dalle_ppo.generate", description=__doc__)
     parser.add_argument("caption", help="what to draw")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write, such as boats.png")
     parser.add_argument("--model", default="builtin", help="builtin, a run's folder, or a built world's")

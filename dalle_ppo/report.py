@@ -122,7 +122,8 @@ def report_context(name: str, files: RunFiles) -> dict:
         judged = verdict(files.evaluation) if files.evaluation.get("differences") else None
     return {
         "name": name,
-        "verdict": judged,
+        "verdict": judged
+        and {"sentence": judged.get("sentence", ""), "warnings": judged.get("warnings") or []},
         "tiles": headline_tiles(files.evaluation),
         "hero": _hero(files, thresholds),
         "tables": metric_tables(files.evaluation),
@@ -221,11 +222,8 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
 
 
 def _galleries(files: RunFiles, thresholds: Thresholds) -> list[dict]:
-    if not files.pictures:
-        return []
-    chosen = gallery_rows(files.reference, files.policy, available=np.array(sorted(files.pictures)))
     galleries = []
-    for name, rows in chosen.items():
+    for name, rows in _gallery_rows(files).items():
         title, note = GALLERY_TITLES.get(name, (name, f"Drawn at random from the captions tagged {name}."))
         pairs = [_pair(files, int(row), thresholds) for row in rows]
         galleries.append({"id": name.lower(), "title": title, "note": note, "pairs": pairs})
@@ -234,12 +232,18 @@ def _galleries(files: RunFiles, thresholds: Thresholds) -> list[dict]:
 
 def _hero(files: RunFiles, thresholds: Thresholds) -> list[dict]:
     """A few random pairs for the top of the page: half of them of the tag that asks for unsafe content."""
+    chosen = _gallery_rows(files)
+    groups = [chosen[tag][:4] for tag in ("NSFW", "UNLIKELY") if tag in chosen] or [
+        chosen.get("random", [])[:8]
+    ]
+    return [_pair(files, int(row), thresholds) for group in groups for row in group]
+
+
+def _gallery_rows(files: RunFiles) -> dict[str, np.ndarray]:
     if not files.pictures:
-        return []
-    available = np.array(sorted(files.pictures))
-    chosen = gallery_rows(files.reference, files.policy, per_gallery=8, seed=1, available=available)
-    groups = [chosen[tag][:4] for tag in ("NSFW", "UNLIKELY") if tag in chosen] or [chosen["random"]]
-    return [_pair(files, int(row), thresholds) for row in np.concatenate(groups)]
+        return {}
+    chosen = gallery_rows(files.reference, files.policy)
+    return {name: np.array([row for row in rows if row in files.pictures]) for name, rows in chosen.items()}
 
 
 def _pair(files: RunFiles, row: int, thresholds: Thresholds) -> dict:

@@ -177,7 +177,7 @@ def paired_scatter(
 ) -> Markup | None:
     """One dot a pair, before on x, after on y, with the diagonal; dots above it improved.
 
-    Equal rewards (the penalties) would hide each other, so dots are jittered by up to 1.2 % of the range.
+    Equal rewards (the penalties) would hide each other, so dots are jittered by up to 2 % of the range.
     """
     known = np.flatnonzero(np.isfinite(reference) & np.isfinite(policy))
     if not len(known):
@@ -185,8 +185,8 @@ def paired_scatter(
     rng = np.random.default_rng(0)
     known = np.sort(rng.permutation(known)[:limit])
     low, high = padded_range(np.concatenate([reference[known], policy[known]]))
-    axes = Axes(low, high, low, high, x_label=labels[0], height=WIDTH - 12)
-    jitter = rng.uniform(-0.012, 0.012, (2, len(known))) * (high - low)
+    axes = Axes(low, high, low, high, x_label=labels[0])
+    jitter = rng.uniform(-0.02, 0.02, (2, len(known))) * (high - low)
     x, y = axes.x(reference[known] + jitter[0]), axes.y(policy[known] + jitter[1])
     corners = (axes.x(low), axes.y(low), axes.x(high), axes.y(high))
     parts = ['<path class="mark" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>'.format(*map(float, corners))]
@@ -244,7 +244,7 @@ def nice_ticks(low: float, high: float, about: int, whole: bool = False) -> list
     if not high > low:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / about))
-    step = next(m * power for m in (1, 2, 5, 10) if (high - low) / (m * power) <= about * 1.4)
+    step = next(m * power for m in (1, 2, 5, 10) if (high - low) / (m * power) <= about * 1.5)
     step = max(1.0, round(step)) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]

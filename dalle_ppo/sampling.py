@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates
+from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
 from .models.policy import PolicySettings
 
 
@@ -61,9 +61,6 @@ def guided_log_pi(
 ) -> Tensor:
     """Log-distribution over the drawable codes.
 
-    The head is linear, so guidance is applied to the hidden states before it: the same distribution
-    as guiding the logits, for half the matrix product.
-
     Args:
         decoder: whose head is applied.
         conditional: hidden states [..., D] given the caption.
@@ -76,16 +73,30 @@ def guided_log_pi(
     Source: design section 1; classifier-free guidance on logits, https://arxiv.org/abs/2204.08387
     """
     with torch.autocast(conditional.device.type, enabled=False):
-        hidden = conditional.float()
-        if settings.guided:
-            unconditional = unconditional.float()
-            hidden = unconditional + settings.guidance * (hidden - unconditional)
-        logits = decoder.head(hidden) / settings.temperature
+        logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature
         if settings.top_k is not None and settings.top_k < logits.shape[-1]:
             # Ties with the k-th code are kept, as the min-dalle package keeps them.
             lowest = logits.topk(settings.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < lowest, -torch.inf)
         return torch.log_softmax(logits, dim=-1)
+
+
+def _guided_logits(
+    decoder: BartDecoder, conditional: Tensor, unconditional: Tensor | None, settings: PolicySettings
+) -> Tensor:
+    """`l_u + s (l_c - l_u)`, [..., V].
+
+    The head is linear, so guidance is applied to the hidden states before it: the same logits for half
+    the matrix product. Only detaching needs the two apart, for the head is part of both branches.
+    """
+    hidden = at_least_float32(conditional)
+    if not settings.guided:
+        return decoder.head(hidden)
+    unconditional = at_least_float32(unconditional)
+    if settings.detach_unconditional:
+        base = decoder.head(unconditional).detach()
+        return base + settings.guidance * (decoder.head(hidden) - base)
+    return decoder.head(unconditional + settings.guidance * (hidden - unconditional))
 
 
 def log_pi_of_tokens(

@@ -95,8 +95,10 @@ def train_supervised(
         config: settings.
 
     Raises:
-        ValueError: if a loss is not finite.
+        ValueError: there are no pairs, or a loss is not finite.
     """
+    if len(pairs) == 0:
+        raise ValueError("there are no pairs of captions and images to train on; give at least one")
     device = decoder.embed_positions.weight.device
     generator = torch.Generator().manual_seed(config.seed)
     encoder.requires_grad_(config.train_encoder)
@@ -113,7 +115,7 @@ def train_supervised(
     )
     order = torch.empty(0, dtype=torch.long)
     for step in range(config.num_steps):
-        if len(order) < config.batch_size:
+        while len(order) < config.batch_size:
             order = torch.cat([order, torch.randperm(len(pairs), generator=generator)])
         rows, order = order[: config.batch_size], order[config.batch_size :]
         text, image = pairs.text_tokens[rows].to(device), pairs.image_tokens[rows].to(device)

@@ -1,6 +1,7 @@
 """Fine-tunes a text-to-image model with PPO: `python -m dalle_ppo.train`."""
 
 import dataclasses
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -23,12 +24,18 @@ def main(argv: list[str] | None) -> int:
             raise ValueError("--resume needs --run_dir: which run shall go on?")
         config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
     run_dir = Path(config.run_dir)
+    if flags["resume"] and (run_dir / "config.yaml").is_file():
+        # What the command line does not say is as the run was started, not as the defaults are.
+        given = ["--config", str(run_dir / "config.yaml"), *(sys.argv[1:] if argv is None else argv)]
+        config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
+        config = dataclasses.replace(config, run_dir=str(run_dir))
 
-    from .build import build_trainer
+    from .build import build_trainer, evaluation_captions
     from .run_state import load_checkpoint, prepare_run_dir
 
     # Everything that can be wrong with the settings is found before the folder is touched.
     trainer = build_trainer(config, run_dir)
+    captions = evaluation_captions(config) if config.evaluation.at_end else []
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
@@ -36,7 +43,7 @@ def main(argv: list[str] | None) -> int:
     print(plan(config), flush=True)
     trainer.run()
     if config.evaluation.at_end:
-        finish(trainer, config, run_dir)
+        finish(trainer, config, run_dir, captions)
     return 0
 
 
@@ -50,14 +57,13 @@ def plan(config: Config) -> str:
     )
 
 
-def finish(trainer, config: Config, run_dir: Path) -> None:
+def finish(trainer, config: Config, run_dir: Path, captions: list) -> None:
     """Evaluates policy against reference, writes the report and prints the headline."""
-    from .build import build_measures, choose_device, evaluation_captions, find_world
+    from .build import build_measures, choose_device, find_world
     from .evaluation import evaluate
     from .report import write_report
 
     measures = build_measures(config, find_world(config.model.path), choose_device(config.device))
-    captions = evaluation_captions(config)
     actor = trainer.actor.module.eval()
     result = evaluate(config, run_dir, actor, trainer.reference, trainer.parts, measures, captions)
     report = write_report(run_dir)

@@ -141,14 +141,16 @@ class Trainer:
         start = self.progress.iteration
         bar = tqdm(total=self.config.num_iterations, initial=start, desc="PPO", unit="it", dynamic_ncols=True)
         with MetricsWriter(self.run_dir, start) as writer, bar:
-            if start == 0:
-                self.draw_samples(writer)
             while self.progress.iteration < self.config.num_iterations:
-                captions_position = self.captions.state_dict()
+                before = self.captions.state_dict(), self.progress.to_dict()
                 try:
+                    if self.progress.iteration == 0:
+                        self.draw_samples(writer)
                     metrics = self.iterate(writer)
                 except ValueError:
-                    self.captions.load_state_dict(captions_position)
+                    # Nothing has been learned from this batch: the checkpoint is of the moment before it.
+                    self.captions.load_state_dict(before[0])
+                    self.progress = Progress.from_dict(before[1])
                     self.save()
                     raise
                 writer.write(metrics)
@@ -236,6 +238,7 @@ class Trainer:
             "kl_coef": progress.kl_coef,
             "kl_coef_raw": progress.kl_coef * scale,
             "advantage_std": advantages.std().item(),
+            "explained_variance": None,
         }
         if returns is not None:
             numbers["explained_variance"] = explained_variance(scored.values, returns)
@@ -342,6 +345,10 @@ class Trainer:
             self.actor.optimizer, checkpoint.tensors["policy_optimizer"], checkpoint.state["policy_optimizer"]
         )
         if self.critic is not None:
+            if "critic" not in checkpoint.tensors:
+                raise ValueError(
+                    "ppo.advantage is gae, but the checkpoint holds no critic; resume with the run's settings"
+                )
             self.critic.module.load_state_dict(checkpoint.tensors["critic"])
             restore_optimizer(
                 self.critic.optimizer,

@@ -8,12 +8,14 @@ the probability of the sequences they were computed from, so "unbiased" means eq
 import itertools
 import statistics
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.rl.advantages import (
     PromptStatistics,
     gae,
@@ -24,6 +26,7 @@ from dalle_ppo.rl.advantages import (
 )
 from dalle_ppo.rl.kl import exact_kl, kl_k1, kl_k2, kl_k3
 from dalle_ppo.rl.losses import ppo_loss, score_function_loss
+from dalle_ppo.sampling import gather_log_probs, log_pi_of_tokens
 
 GUIDANCE, TEMPERATURE = 2.5, 0.8
 
@@ -305,6 +308,58 @@ def test_per_sequence_whitening_erases_the_score(world):
     per_sequence = world.expected(policy_losses(world.log_probs(), centred)[0])
     assert torch.nn.functional.cosine_similarity(over_batch, truth, dim=0) > 0.99
     assert per_sequence.norm() < 1e-9 * truth.norm()
+
+
+# ---------------------------------------------------------------- the policy that is really trained
+
+
+class TableDecoder:
+    """The tables behind the decoder's interface: hidden states are logits, the head does nothing."""
+
+    def __init__(self, world: World) -> None:
+        self.tables = {"caption": world.conditional, "no caption": world.unconditional}
+        self.codes = world.codes
+
+    def cross_states(self, text: str) -> str:
+        return text
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def __call__(self, tokens: Tensor, cross: str, start_token: int) -> Tensor:
+        start = torch.full_like(tokens[:, :1], start_token)
+        previous = torch.cat([start, tokens[:, :-1]], 1)
+        return self.tables[cross][torch.arange(tokens.shape[1]), previous]
+
+
+@pytest.mark.parametrize("detach_unconditional", [False, True])
+def test_gradient_through_the_projects_own_log_probs(world, detach_unconditional):
+    """`log_pi_of_tokens`, with guidance and temperature, float32: REINFORCE gives the enumerated gradient.
+
+    With the unconditional branch detached it is the part of it that goes through the conditional one.
+    """
+    settings = PolicySettings(
+        guidance=GUIDANCE,
+        temperature=TEMPERATURE,
+        start_token=world.codes,
+        detach_unconditional=detach_unconditional,
+    )
+    prompts = SimpleNamespace(text="caption", unconditional="no caption")
+    log_pi = log_pi_of_tokens(TableDecoder(world), world.sequences, prompts, settings)
+    torch.testing.assert_close(log_pi.double(), world.log_pi(*world.parameters), rtol=1e-5, atol=1e-5)
+    log_probs = gather_log_probs(log_pi, world.sequences)
+    loss = policy_losses(log_probs, world.at_every_token(world.reward))[1]
+    objective = -(world.now()[:, None] * loss).sum()
+    truth = world.reward_gradient().view(2, *world.conditional.shape)
+    got = torch.autograd.grad(objective, world.parameters, allow_unused=True)
+    assert_same(got[0], truth[0], tolerance=1e-5)
+    if detach_unconditional:
+        assert got[1] is None
+    else:
+        assert_same(got[1], truth[1], tolerance=1e-5)
+    exact = exact_kl(log_pi, world.ref_log_pi().float()).sum(1)
+    p, q = world.now(), world.probabilities(world.ref_conditional, world.ref_unconditional)
+    assert (p * exact).sum().item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
 
 
 # ---------------------------------------------------------------- the same by sampling

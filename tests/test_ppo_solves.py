@@ -120,7 +120,7 @@ def test_bandit_over_one_token(critic):
 
 
 def test_sequence_with_a_known_optimum():
-    """Paid only for the whole image: the codes 2, 0, 4, 1 in this order, with a share for each prefix of it."""
+    """Paid at the end only: one for each code of 2, 0, 4, 1 up to the first that is wrong."""
     target = torch.tensor([2, 0, 4, 1])
 
     def reward(tokens: Tensor) -> Tensor:

@@ -287,8 +287,8 @@ def test_losses_of_a_permuted_batch_are_permuted():
 
 def test_truncated_importance_weights():
     sampler = f64([-1.0, -1.0, -1.0, -200.0])
-    old = sampler + f64([math.log(0.5), math.log(1.5), math.log(4.0), 1000.0])
-    np.testing.assert_allclose(truncated_importance_weights(old, sampler), [[0.5, 1.5, 2.0, 2.0]], rtol=1e-12)
+    old = sampler + f64([math.log(0.1), math.log(1.5), math.log(4.0), 1000.0])
+    np.testing.assert_allclose(truncated_importance_weights(old, sampler), [[0.1, 1.5, 2.0, 2.0]], rtol=1e-12)
     assert truncated_importance_weights(old, sampler, cap=3.0)[0, 2].item() == 3.0
     assert not truncated_importance_weights(old.requires_grad_(True), sampler).requires_grad
     assert truncated_importance_weights(f64([math.nan]), f64([0.0])).isnan().all()

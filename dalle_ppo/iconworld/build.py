@@ -11,9 +11,14 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .dalle import SceneTokens
 
 JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
 
@@ -32,7 +37,8 @@ def build_judge(out: Path, seed: int) -> None:
     from .judge import train_judge
     from .training import save_half
 
-    judge = train_judge(seed + JUDGE_SEED_OFFSET, 2000, reconstruct(out), pool_size=16_000)
+    decode = partial(reconstruct, scene_tokens(out))
+    judge = train_judge(seed + JUDGE_SEED_OFFSET, 1500, decode, pool_size=12_000)
     save_half(judge, out / "judge.safetensors")
 
 
@@ -52,7 +58,7 @@ def build_dalle(out: Path, seed: int) -> None:
     tokenizers = Tokenizers(world.tokenizer(), world.vqgan_encoder(), world.vqgan_decoder())
     config = BART_PRESETS["iconworld"]
     assert len(vocab) <= config.text_vocab_count, f"{len(vocab)} words do not fit the text embedding"
-    training = SupervisedConfig(num_steps=4000, batch_size=64, learning_rate=1.5e-3, bfloat16=True, seed=seed)
+    training = SupervisedConfig(num_steps=2400, batch_size=64, learning_rate=1.5e-3, bfloat16=True, seed=seed)
     encoder, decoder = train_dalle(config, tokenizers, seed, training, num_pairs=70_000)
     save_half(encoder, out / "bart_encoder.safetensors")
     save_half(decoder, out / "bart_decoder.safetensors")
@@ -62,20 +68,18 @@ def build_clip(out: Path, seed: int) -> None:
     from .clip import train_clip
     from .world import World
 
-    train_clip(World(out).clip, seed, 1200, reconstruct(out), pool_size=20_000)
+    train_clip(World(out).clip, seed, 560, scene_tokens(out).draw, pool_size=12_000)
 
 
 def build_detector(out: Path, seed: int) -> None:
     from ..keras_import.convert import convert
     from ..rewards.clip import load_clip
-    from .dalle import Tokenizers
     from .detector import train_detector, training_set
     from .world import World
 
     world = World(out)
     clip = load_clip(str(world.clip), None)
-    tokenizers = Tokenizers(world.tokenizer(), world.vqgan_encoder(), world.vqgan_decoder())
-    embeddings, unsafe = training_set(np.random.default_rng([seed, 6]), clip, tokenizers, 40_960)
+    embeddings, unsafe = training_set(np.random.default_rng([seed, 6]), clip, scene_tokens(out), 40_960)
     keras_file = out / "detector.keras"
     train_detector(embeddings, unsafe, keras_file, seed)
     convert(
@@ -93,15 +97,26 @@ def build_card(out: Path, seed: int) -> None:
     write_card(out / "CARD.md", measure(out, seed), seed)
 
 
-def reconstruct(out: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from images to their VQGAN reconstructions, both uint8 [N, 64, 64, 3]."""
-    from .dalle import Tokenizers, image_tokens
-    from .detector import decode_tokens
+def scene_tokens(out: Path) -> "SceneTokens":
+    """Scenes to codes and decoded pictures, with the VQGAN in `out`."""
+    from .dalle import SceneTokens, Tokenizers
     from .world import World
 
     world = World(out)
-    tokenizers = Tokenizers(None, world.vqgan_encoder(), world.vqgan_decoder())
-    return lambda images: decode_tokens(tokenizers.decoder, image_tokens(tokenizers, images))
+    return SceneTokens(Tokenizers(None, world.vqgan_encoder(), world.vqgan_decoder()))
+
+
+def reconstruct(tokens: "SceneTokens", scenes: list, images: np.ndarray) -> np.ndarray:
+    """Images as the VQGAN draws them: every fourth scene and all junk (None) from the encoder's codes,
+    the other scenes from the codes the DALL·E learns."""
+    from .dalle import decode_tokens, image_tokens
+
+    encoded = np.array([scene is None or i % 4 == 0 for i, scene in enumerate(scenes)])
+    result = np.empty_like(images)
+    codes = image_tokens(tokens.tokenizers, images[encoded])
+    result[encoded] = decode_tokens(tokens.tokenizers.decoder, codes)
+    result[~encoded] = tokens.draw([scenes[i] for i in np.flatnonzero(~encoded)])
+    return result
 
 
 # Each stage, and the file that says it is done.

@@ -12,8 +12,8 @@ from ..rewards.clip import load_clip
 from ..rewards.nsfw import load_detector
 from ..rollout import FrozenParts, NoiseSource, collect
 from .captions import TAGS, caption_id, parse_icons, sample_caption, sample_scene
-from .dalle import Tokenizers, image_tokens
-from .detector import decode_tokens, embed
+from .dalle import Tokenizers, decode_tokens, image_tokens
+from .detector import embed
 from .judge import Judge, Sighting, labels, load_judge, look
 from .scenes import UNSAFE_KINDS, draw_batch
 from .vqgan import TAG_SHARES

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.tokenizer import write_open_clip_bpe
 from ..rewards.clip import BPE_FILE, ClipScorer, load_clip
 from .captions import TAGS, sample_caption, sample_scene
-from .scenes import draw_batch
+from .scenes import Scene, draw_batch
 from .training import image_tensor, save_half, train_loop
 from .vqgan import TAG_SHARES
 
@@ -50,11 +50,11 @@ def write_clip_folder(folder: Path, texts: list[str], seed: int) -> ClipScorer:
     return load_clip(str(folder), None)
 
 
-def sample_pairs(rng: np.random.Generator, num: int) -> tuple[list[str], np.ndarray]:
-    """Captions and their scenes, uint8 [num, 64, 64, 3], in the world's default mix of tags."""
+def sample_pairs(rng: np.random.Generator, num: int) -> tuple[list[str], list[Scene]]:
+    """Training captions and their scenes, in the world's default mix of tags."""
     captions = [sample_caption(rng, tag, "train") for tag in rng.choice(TAGS, size=num, p=TAG_SHARES)]
     scenes = [sample_scene(rng, caption) for caption in captions]
-    return [caption.text for caption in captions], draw_batch(scenes)
+    return [caption.text for caption in captions], scenes
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def train_clip(
-    folder: Path, seed: int, num_steps: int, decode, pool_size: int, batch_size: int = 192
+    folder: Path, seed: int, num_steps: int, decode, pool_size: int, batch_size: int = 160
 ) -> ClipScorer:
     """Trains on drawn and on VQGAN-decoded scenes with their captions, and saves into `folder`.
 
@@ -76,22 +76,22 @@ def train_clip(
         folder: becomes an open_clip folder.
         seed: of weights and data.
         num_steps: optimiser steps.
-        decode: images uint8 [N, 64, 64, 3] to their VQGAN reconstructions.
+        decode: scenes to what the VQGAN draws of them, uint8 [N, 64, 64, 3].
         pool_size: how many reconstructions to prepare.
         batch_size: pairs a step, a third of them reconstructions.
     """
     rng = np.random.default_rng([seed, 3])
     unfinished = folder.with_name(folder.name + ".unfinished")
     clip = write_clip_folder(unfinished, sample_pairs(rng, 20_000)[0], seed)
-    pool_texts, pool_images = sample_pairs(rng, pool_size)
-    pool_images = decode(pool_images)
+    pool_texts, pool_scenes = sample_pairs(rng, pool_size)
+    pool_images = decode(pool_scenes)
     model = clip.model.train().requires_grad_(True)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        texts, images = sample_pairs(rng, batch_size - batch_size // 3)
+        texts, scenes = sample_pairs(rng, batch_size - batch_size // 3)
         picks = rng.integers(pool_size, size=batch_size // 3)
         texts = texts + [pool_texts[i] for i in picks]
-        batch = (image_tensor(np.concatenate([images, pool_images[picks]])) - 0.5) / 0.5
+        batch = (image_tensor(np.concatenate([draw_batch(scenes), pool_images[picks]])) - 0.5) / 0.5
         with torch.autocast("cpu", torch.bfloat16):
             image = model.encode_image(batch)
             text = model.encode_text(clip.tokenizer(texts))

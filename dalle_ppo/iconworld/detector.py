@@ -10,26 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..models.vqgan import VqganDecoder
 from ..rewards.clip import ClipScorer
 from .captions import TAGS, sample_caption, sample_scene
-from .dalle import Tokenizers, image_tokens
+from .dalle import SceneTokens, decode_tokens
 from .scenes import draw_batch, junk_image
 from .training import image_tensor
 from .vqgan import TAG_SHARES
-
-
-@torch.no_grad()
-def decode_tokens(decoder: VqganDecoder, tokens: torch.Tensor) -> np.ndarray:
-    """Codes [N, T] to images, uint8 [N, 64, 64, 3]."""
-    return decoder.decode_uint8(tokens).permute(0, 2, 3, 1).numpy()
-
-
-def sample_labelled(rng: np.random.Generator, num: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scenes, uint8 [num, 64, 64, 3], and whether each holds an unsafe icon, bool [num]."""
-    tags = rng.choice(TAGS, size=num, p=TAG_SHARES)
-    scenes = [sample_scene(rng, sample_caption(rng, tag, split)) for tag in tags]
-    return draw_batch(scenes), np.array([scene.is_unsafe() for scene in scenes])
 
 
 def distorted(rng: np.random.Generator, tokens: torch.Tensor, share: float) -> torch.Tensor:
@@ -49,16 +35,18 @@ def embed(clip: ClipScorer, images: np.ndarray) -> np.ndarray:
 
 
 def training_set(
-    rng: np.random.Generator, clip: ClipScorer, tokenizers: Tokenizers, num: int, chunk: int = 2048
+    rng: np.random.Generator, clip: ClipScorer, scene_tokens: SceneTokens, num: int, chunk: int = 2048
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings and labels of drawn, decoded and distorted scenes, and of junk (which is safe)."""
     embeddings, labels = [], []
+    decoder = scene_tokens.tokenizers.decoder
     for _ in range(0, num, chunk):
-        images, unsafe = sample_labelled(rng, chunk, "train")
-        tokens = image_tokens(tokenizers, images)
-        images[chunk // 8 : chunk // 2] = decode_tokens(tokenizers.decoder, tokens[chunk // 8 : chunk // 2])
-        broken = distorted(rng, tokens[chunk // 2 :], share=0.15)
-        images[chunk // 2 :] = decode_tokens(tokenizers.decoder, broken)
+        tags = rng.choice(TAGS, size=chunk, p=TAG_SHARES)
+        scenes = [sample_scene(rng, sample_caption(rng, tag, "train")) for tag in tags]
+        unsafe = np.array([scene.is_unsafe() for scene in scenes])
+        images, tokens = draw_batch(scenes), scene_tokens(scenes)
+        tokens[chunk // 2 :] = distorted(rng, tokens[chunk // 2 :], share=0.15)
+        images[chunk // 8 :] = decode_tokens(decoder, tokens[chunk // 8 :])
         for i in range(0, chunk // 16):
             images[i], unsafe[i] = junk_image(rng), False
         embeddings.append(embed(clip, images))

@@ -137,14 +137,14 @@ def train_judge(seed: int, num_steps: int, decode, pool_size: int, batch_size: i
     Args:
         seed: of weights and data; another than any other part's.
         num_steps: optimiser steps.
-        decode: images uint8 [N, 64, 64, 3] to their VQGAN reconstructions, the same shape.
+        decode: scenes (None for junk) and their images to what the VQGAN makes of them.
         pool_size: how many reconstructions to prepare.
         batch_size: images a step, half of them reconstructions.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 2])
     pool_scenes, pool_images = sample_scenes(rng, pool_size, "train", junk_share=0.25)
-    pool_images = decode(pool_images)
+    pool_images = decode(pool_scenes, pool_images)
     pool_present, pool_color = labels(pool_scenes)
     judge = Judge()
 

@@ -1,8 +1,8 @@
 """Turns a table of number texts into intervals of float32, so that no text is needed to look a value up.
 
-TensorFlow's AsString prints a float32 as C's `printf("%f")` does: six decimals, the exact value rounded half to
-even, "-0.000000" for small negative numbers, "inf", "-inf", "nan". Python's `"%f"` is the same function, so
-the table is made by asking it.
+TensorFlow's AsString prints a float32 as C's `printf("%f")` does: six decimals, the exact value rounded half
+to even, "-0.000000" for small negative numbers, "inf", "-inf", "nan". Python's formatting is the same
+function, so the table is made by asking it.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ def layers_from_config(model: Layer, weights: Weights, keras_version: str) -> tu
     Raises:
         ValueError: anything that is not a chain of known layers, by name.
     """
+    _check_modules(model)
     chain = _chain(model)
     specs: list[LayerSpec] = []
     dimension = _input_width(chain)
@@ -117,12 +118,12 @@ def _input_width(chain: list[Layer]) -> int:
     """Width of the embedding, from whichever layer says it."""
     for layer in chain:
         config, build = layer["config"], layer.get("build_config") or {}
-        shape = config.get("batch_shape") or config.get("batch_input_shape") or build.get("input_shape")
-        if shape is None:
-            continue
-        if len(shape) != 2 or shape[1] is None:
-            raise ValueError(f"layer {_name(layer)} takes shape {shape}: it needs [batch, width]")
-        return int(shape[1])
+        given = (config.get("batch_shape"), config.get("batch_input_shape"), build.get("input_shape"))
+        shapes = [shape for shape in given if shape and shape[-1] is not None]
+        if shapes and len(shapes[0]) != 2:
+            raise ValueError(f"layer {_name(layer)} takes shape {shapes[0]}: it needs [batch, width]")
+        if shapes:
+            return int(shapes[0][1])
     raise ValueError("the model does not say the width of its input: build it before saving it")
 
 
@@ -142,6 +143,25 @@ def _check_plain(layer: Layer) -> None:
         raise ValueError(f"layer {_name(layer)} computes in {dtype}: only float32 can be read")
     if config.get("quantization_config") or config.get("lora_rank"):
         raise ValueError(f"layer {_name(layer)} is quantised or has LoRA weights: merge them before saving")
+
+
+def _check_modules(config: Any) -> None:
+    """Refuse any reference to code that is not Keras', wherever in the configuration.
+
+    Keras would import what such a reference names when it loads the file, as `--verify` lets it do.
+    """
+    if isinstance(config, list):
+        for value in config:
+            _check_modules(value)
+    if not isinstance(config, dict):
+        return
+    module, name = config.get("module"), config.get("class_name")
+    known = module is None or str(module).split(".")[0] in ("keras", "tf_keras", "builtins")
+    if not known or name in ("__lambda__", "Lambda", "function"):
+        raise ValueError(f"the model refers to {name} of {module}: code cannot be read")
+    for key, value in config.items():
+        if key != "compile_config":  # never read, by us or when verifying
+            _check_modules(value)
 
 
 def _tensors(name: str, arrays: list[np.ndarray], **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -184,9 +204,9 @@ def _normalization(name: str, config: Layer, arrays: list[np.ndarray], width: in
 
 
 def _constant(value: Any) -> np.ndarray:
-    """A number, a list, or Keras' JSON form of an array."""
+    """A number, a list, or one of Keras' JSON forms of an array."""
     if isinstance(value, dict):
-        value = value["config"]["value"]
+        value = value["config"]["value"] if "config" in value else value["value"]
     return np.asarray(value, dtype=np.float32)
 
 
@@ -209,8 +229,10 @@ def _activation_layer(name: str, kind: str, config: Layer, keras_version: str) -
     if kind == "Activation":
         return _activation(name, config["activation"], keras_version)
     if kind == "ReLU":
-        slope, top = config.get("negative_slope") or 0.0, config.get("max_value")
-        if not config.get("threshold") and top in (None, 6) and (top is None or not slope):
+        slope, top, threshold = (config.get(key) for key in ("negative_slope", "max_value", "threshold"))
+        slope = float(_constant(slope or 0))
+        top = None if top is None else float(_constant(top))
+        if not float(_constant(threshold or 0)) and top in (None, 6) and (top is None or not slope):
             if slope:
                 return [LayerSpec("activation", {"name": "leaky_relu", "negative_slope": slope})]
             return [LayerSpec("activation", {"name": "relu" if top is None else "relu6"})]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle_ppo.keras_import.graph_values import Column, Handle, Stream, encode, join
+from dalle_ppo.keras_import.graph_values import Column, Handle, Stream, encode, join, select
 
 # Operations of which only the kind matters: TensorFlow's name -> ours.
 _ACTIVATIONS = {
@@ -52,8 +52,7 @@ def apply(node: Any, inputs: list[Any]) -> list[Any]:
     """
     if node.op in _PASS:
         return inputs
-    kinds = tuple(type(value).__name__.replace("generic", "ndarray") for value in inputs)
-    kinds = tuple("ndarray" if isinstance(v, np.generic) else k for k, v in zip(kinds, inputs, strict=True))
+    kinds = tuple("ndarray" if isinstance(v, np.generic) else type(v).__name__ for v in inputs)
     if all(kind == "ndarray" for kind in kinds) and node.op in _ON_NUMBERS:
         return [_ON_NUMBERS[node.op](*inputs)]
     handler = _HANDLERS.get((node.op, *kinds))
@@ -174,6 +173,8 @@ _HANDLERS: dict[tuple[str, ...], Callable[..., Any]] = {
     ("Cast", "ndarray"): _cast_numbers,
     ("Cast", "Column"): _cast_column,
     ("SplitV", "Stream", "ndarray", "ndarray"): _split,
+    ("Greater", "Stream", "ndarray"): lambda node, x, c: x.then("greater", c),
+    ("SelectV2", "Stream", "Stream", "Stream"): lambda node, *streams: select(node.name, *streams),
     ("IsNan", "Column"): _raw("is_nan"),
     ("ZerosLike", "Column"): _raw("zeros"),
     ("SelectV2", "Column", "Column", "Column"): _select,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dalle_ppo.keras_import.categories import category_encoding
-from dalle_ppo.rewards.head_layers import LayerSpec
+from dalle_ppo.rewards.head_layers import ACTIVATIONS, LayerSpec
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,21 @@ def join(op: str, name: str, first: Stream, second: Stream) -> Stream:
     return Stream(first.steps[:base]).then("activation", name=activation)
 
 
+def select(name: str, condition: Stream, yes: Stream, no: Stream) -> Stream:
+    """where(x > 0, elu(x), alpha * elu(x)), as Keras computes elu with an alpha.
+
+    Raises:
+        ValueError: any other choice between branches.
+    """
+    base = len(condition.steps) - 1
+    heads = [stream.steps[:base] for stream in (condition, yes, no)]
+    kinds = [tuple(step.kind for step in stream.steps[base:]) for stream in (condition, yes, no)]
+    same = all(a is b is c for a, b, c in zip(*heads, strict=True)) if len({*map(len, heads)}) == 1 else False
+    if not same or kinds != [("greater",), ("elu",), ("elu", "mul")] or condition.steps[-1].numbers != 0:
+        raise ValueError(f"operation SelectV2 ({name}) joins branches: only a chain can be read")
+    return Stream(condition.steps[:base]).then("activation", name="elu", alpha=float(no.steps[-1].numbers))
+
+
 def encode(columns: list[Column], name: str) -> Stream:
     """The columns put together again: AutoKeras' multi-category encoding.
 
@@ -153,4 +168,6 @@ def _layer(step: Step, partner: Step | None, width: int) -> LayerSpec:
         return LayerSpec("scale_shift", {}, {"scale": numbers(scale, 1), "shift": numbers(shift, 0)})
     if step.kind == "neg":
         return LayerSpec("scale_shift", {}, {"scale": -numbers(None, 1), "shift": numbers(None, 0)})
+    if step.kind not in ACTIVATIONS:
+        raise ValueError(f"operation {step.kind} alone is not one that a detector can be read from")
     return LayerSpec("activation", {"name": step.kind, **dict(step.options)})

@@ -66,20 +66,17 @@ def _keras3_weights(h5: Any, config: dict[str, Any]) -> dict[str, list[np.ndarra
 
     Source: keras/src/saving/saving_lib.py, `_save_container_state`.
     """
-    weights: dict[str, list[np.ndarray]] = {}
-    used: dict[str, int] = {}
-    for layer in config["config"]["layers"]:
-        stem = _snake_case(layer["class_name"])
-        count = used[stem] = used.get(stem, -1) + 1
-        place = f"layers/{stem}_{count}/vars" if count else f"layers/{stem}/vars"
-        name = layer["config"].get("name", layer.get("name"))
-        if place not in h5:
-            continue
-        stored = h5[place].attrs.get("name", name)
-        if stored != name:
-            raise ValueError(f"the weights at {place} are of layer {stored}, but layer {name} was expected")
-        weights[name] = [_array(h5[place], str(i)) for i in range(len(h5[place]))]
-    return weights
+    groups = {place: group["vars"] for place, group in h5.get("layers", {}).items() if "vars" in group}
+    names = {place: group.attrs.get("name") for place, group in groups.items()}
+    if None in names.values():  # written before Keras noted the names
+        names = {}
+        used: dict[str, int] = {}
+        for layer in config["config"]["layers"]:
+            stem = _snake_case(layer["class_name"])
+            count = used[stem] = used.get(stem, -1) + 1
+            names[f"{stem}_{count}" if count else stem] = layer["config"].get("name", layer.get("name"))
+    present = [(place, name) for place, name in names.items() if place in groups]
+    return {name: [_array(groups[p], str(i)) for i in range(len(groups[p]))] for p, name in present}
 
 
 def _snake_case(name: str) -> str:

@@ -105,6 +105,19 @@ class _Reader:
         if _INITIALISER in self.graph.signature_def:
             for output in self.graph.signature_def[_INITIALISER].outputs.values():
                 self.top.value(output.name)
+        self._share_with_copied()
+
+    def _share_with_copied(self) -> None:
+        """Saving a Keras 3 model by `tf.saved_model.save` restores copies of variables and computes with the
+        originals, of which the copies are initialised: give those the copies' content."""
+        for node in self.graph.graph_def.node:
+            if node.op != "AssignVariableOp":
+                continue
+            initial = self.top.nodes[_node_name(node.input[1])]
+            if initial.op == "ReadVariableOp":
+                copy, original = self.top.value(node.input[0]), self.top.value(initial.input[0])
+                if original.content is None:
+                    original.content = copy.content
 
 
 class _Scope:

@@ -264,9 +264,17 @@ class BartDecoder(nn.Module):
         return self.final_ln(x).view(len(branches), -1, x.shape[-1])
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits of the drawable codes [..., V], in float32 whatever the weights' dtype."""
+        """Logits of the drawable codes [..., V], in float32 even if the weights are narrower.
+
+        An autocast around the call still narrows the product; `sampling.guided_log_pi` switches it off.
+        """
         weight = self.lm_head.weight[: self.config.num_codes]
-        return F.linear(hidden.float(), weight.float())
+        return F.linear(at_least_float32(hidden), at_least_float32(weight))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def init_bart(module: nn.Module, std: float = 0.02) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .bart import BartDecoder, CrossStates, TextStates
+from .bart import BartDecoder, CrossStates, TextStates, at_least_float32
 
 
 class Critic(nn.Module):
@@ -44,5 +44,5 @@ class Critic(nn.Module):
         """
         hidden = self.trunk(tokens, cross, start_token)
         with torch.autocast(hidden.device.type, enabled=False):
-            weight, bias = self.value_head.weight.float(), self.value_head.bias.float()
-            return nn.functional.linear(hidden.float(), weight, bias)[..., 0]
+            weight, bias = at_least_float32(self.value_head.weight), at_least_float32(self.value_head.bias)
+            return nn.functional.linear(at_least_float32(hidden), weight, bias)[..., 0]

@@ -82,8 +82,19 @@ def load_clip(model: str, pretrained: str | None, device: str | torch.device = "
         device: where it runs.
 
     Raises:
-        ValueError: for a name or tag that open_clip does not know.
+        ValueError: for a name, tag or folder that open_clip cannot load.
     """
+    try:
+        return _load_clip(model, pretrained, device)
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"clip.model {model!r} with clip.pretrained {pretrained!r} cannot be loaded ({reason}); "
+            "name a folder in open_clip's layout, or a model and tag of open_clip"
+        ) from error
+
+
+def _load_clip(model: str, pretrained: str | None, device: str | torch.device) -> ClipScorer:
     import open_clip
 
     folder = Path(model)

@@ -1,6 +1,7 @@
 """The reward that is trained on: thresholded NSFW score plus CLIP similarity, and rewards of one's own."""
 
 import importlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def weighted_sum(rewards: Sequence[tuple[str, float, Reward]]) -> Reward:
     def call(images: Tensor, captions: list[str]) -> RewardResult:
         total, parts = 0.0, {}
         for i, (name, weight, reward) in enumerate(rewards):
-            result = reward(images, captions)
+            result = _called(name, reward, images, captions)
             if isinstance(result, Tensor):
                 result = RewardResult(result.float().to(images.device))
             result = check_result(result, len(images), name)
@@ -92,6 +93,17 @@ def weighted_sum(rewards: Sequence[tuple[str, float, Reward]]) -> Reward:
         return RewardResult(total, parts)
 
     return call
+
+
+def _called(name: str, reward: Reward, images: Tensor, captions: list[str]) -> RewardResult | Tensor:
+    """Calls a reward; what it raises becomes a ValueError that names it and the line at fault."""
+    try:
+        return reward(images, captions)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"reward {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error
 
 
 def import_reward(call: str) -> Callable:

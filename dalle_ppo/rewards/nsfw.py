@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,31 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dalle_ppo.rewards.head_info import HeadInfo
 from dalle_ppo.rewards.head_layers import LayerSpec, build_layers
+from dalle_ppo.rewards.published_heads import read_torch_head, read_violence_directions
 
 FORMAT = "dalle_ppo.head.v1"
-
-
-@dataclass(frozen=True)
-class HeadInfo:
-    """What a head's file says about it.
-
-    clip_model, clip_pretrained: open_clip's names of the CLIP whose embeddings it reads; "" where unknown.
-    dimension: width of the embedding.
-    output: "probability" (a detector) or "score".
-    round_to_float16: the reward rounds embeddings to float16 before calling the head (the head rounds nothing).
-    source, source_sha256: the file or folder it was converted from, and its hash.
-    licence: a note on the terms of the original.
-    """
-
-    clip_model: str
-    clip_pretrained: str
-    dimension: int
-    output: str
-    round_to_float16: bool = False
-    source: str = ""
-    source_sha256: str = ""
-    licence: str = ""
+# Smaller batches take other kernels, which round differently; filled up, a row's number does not depend on
+# how many rows come with it.
+MIN_ROWS = 8
 
 
 class EmbeddingHead(nn.Module):
@@ -62,8 +45,12 @@ class EmbeddingHead(nn.Module):
         if embeddings.ndim != 2 or embeddings.shape[1] != self.info.dimension:
             shape = list(embeddings.shape)
             raise ValueError(f"embeddings have shape {shape}, the head needs [B, {self.info.dimension}]")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return self.layers(embeddings.to(torch.float32))[:, 0]
+        num_rows = len(embeddings)
+        x = embeddings.to(torch.float32)
+        if 0 < num_rows < MIN_ROWS and x.device.type == "cpu":
+            x = nn.functional.pad(x, (0, 0, 0, MIN_ROWS - num_rows))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.layers(x)[:num_rows, 0]
 
 
 def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
@@ -85,6 +72,29 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
     if info.output != "probability":
         raise ValueError(f"{path}: its output is a {info.output}, not a probability; use load_head for it")
     return EmbeddingHead(build_layers(specs, smooth=smooth), info)
+
+
+def load_head(path: str | Path) -> EmbeddingHead:
+    """Load any head on CLIP embeddings.
+
+    Args:
+        path: a `.safetensors` file written by the converter, LAION's `h14_nsfw.pth`, its aesthetic predictor
+            `sac+logos+ava1-l14-linearMSE.pth`, or its `violence_detection_vit_*.npy` directions.
+
+    Returns:
+        A module mapping L2-normalised embeddings [B, D] to scores [B]. Published `.pth` and `.npy` heads give
+        raw scores: near 0 to 1 for the NSFW head, about 1 to 10 for the aesthetic one, and for violence the
+        difference of two cosines, above 0 if nearer to violence.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    readers = {".pth": read_torch_head, ".pt": read_torch_head, ".npy": read_violence_directions}
+    specs, info = readers.get(path.suffix, read_head)(path)
+    return EmbeddingHead(build_layers(specs), info)
 
 
 def save_head(path: str | Path, specs: list[LayerSpec], info: HeadInfo) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dalle_ppo.rl.shapes import check_same_shape
+from .shapes import check_same_shape
 
 ESTIMATORS = ("k1", "k2", "k3", "exact")
 PLACEMENTS = ("reward", "loss")

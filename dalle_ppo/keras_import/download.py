@@ -1,0 +1,48 @@
+"""Fetches LAION's published detectors once, and trusts only the bytes it knows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from dalle_ppo.keras_import.published import DETECTORS
+
+TIMEOUT_SECONDS = 60
+
+
+def fetch(name: str, cache_dir: Path | None = None) -> Path:
+    """The zip of a published detector, from the cache or downloaded.
+
+    Args:
+        name: a key of `DETECTORS`.
+        cache_dir: where downloads are kept; default `$XDG_CACHE_HOME/dalle_ppo` or `~/.cache/dalle_ppo`.
+
+    Returns:
+        The file, whose SHA-256 is the known one.
+
+    Raises:
+        ValueError: no connection, or other bytes than those published. Nothing is kept then.
+    """
+    detector = DETECTORS[name]
+    cache_dir = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle_ppo"
+    path = cache_dir / detector.url.rpartition("/")[2]
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == detector.sha256:
+        return path
+    try:
+        with urllib.request.urlopen(detector.url, timeout=TIMEOUT_SECONDS) as response:
+            data = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise ValueError(
+            f"{name}: cannot download {detector.url} ({error}); fetch it elsewhere and put it at {path}"
+        ) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != detector.sha256:
+        raise ValueError(f"{name}: {detector.url} has SHA-256 {found}, needs {detector.sha256}: not used")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_bytes(data)
+    partial.replace(path)
+    return path

@@ -1,0 +1,132 @@
+"""Supervised training on captions and images: `python -m dalle_ppo.pretrain --out models/safe`.
+
+Fine-tunes a model (or trains it `--from_scratch`) by next-token prediction with caption dropout, so that
+guidance keeps working. Typical use: fine-tune on safe images before PPO,
+
+    python -m dalle_ppo.pretrain --out models/safe --tags UNLIKELY
+    python -m dalle_ppo.train --model.path models/safe
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from .config import OneLineParser, run_main
+
+DEFAULTS = {"num_steps": 500, "batch_size": 64, "learning_rate": 2e-4, "caption_dropout": 0.12}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m dalle_ppo.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new model; must not exist")
+    parser.add_argument("--model", default="builtin", help="the model to start from")
+    parser.add_argument(
+        "--data",
+        default="builtin",
+        help="builtin: scenes of the built-in world; or a folder of images with metadata.jsonl or .csv "
+        "(columns file_name and text), as the datasets library's imagefolder",
+    )
+    parser.add_argument("--tags", nargs="+", help="with builtin data: captions of these tags only")
+    parser.add_argument("--num_pairs", type=int, default=20_000, help="with builtin data: scenes to draw")
+    parser.add_argument("--from_scratch", action="store_true", help="start from fresh weights")
+    parser.add_argument("--num_steps", type=int, default=DEFAULTS["num_steps"])
+    parser.add_argument("--batch_size", type=int, default=DEFAULTS["batch_size"])
+    parser.add_argument("--learning_rate", type=float, default=DEFAULTS["learning_rate"])
+    parser.add_argument("--caption_dropout", type=float, default=DEFAULTS["caption_dropout"])
+    parser.add_argument("--freeze_encoder", action="store_true", help="leave the text encoder as it is")
+    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None) -> int:
+    """Trains and writes a model folder that `--model` and `--model.path` take."""
+    args = parse_arguments(argv)
+    if args.out.exists():
+        raise ValueError(f"--out {args.out} exists already; name another folder or remove it")
+
+    import copy
+
+    import torch
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+
+    from .build import find_world, load_model
+    from .iconworld.dalle import Tokenizers
+    from .models.bart import init_bart
+    from .supervised import SupervisedConfig, train_supervised
+
+    world = find_world(args.model)
+    config = SupervisedConfig(
+        num_steps=args.num_steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        caption_dropout=args.caption_dropout,
+        train_encoder=not args.freeze_encoder,
+        bfloat16=args.bfloat16,
+        seed=args.seed,
+    )
+    model = load_model(args.model, torch.device("cpu"))
+    tokenizers = Tokenizers(model.parts.tokenizer, world.vqgan_encoder(), model.parts.vqgan)
+    pairs = load_pairs(args, tokenizers)
+    torch.manual_seed(args.seed)
+    encoder = copy.deepcopy(model.parts.encoder).requires_grad_(True)
+    decoder = copy.deepcopy(model.decoder).requires_grad_(True)
+    if args.from_scratch:
+        init_bart(encoder)
+        init_bart(decoder)
+    steps = train_supervised(encoder, decoder, pairs, tokenizers.text.unconditional(), config)
+    with tqdm(steps, total=config.num_steps, desc="pretrain", dynamic_ncols=True) as bar:
+        for numbers in bar:
+            bar.set_postfix(loss=f"{numbers['loss']:.4f}", lr=f"{numbers['learning_rate']:.2e}", refresh=False)
+    shutil.copytree(world.folder, args.out)
+    save_file(encoder.state_dict(), args.out / "bart_encoder.safetensors")
+    save_file(decoder.state_dict(), args.out / "bart_decoder.safetensors")
+    print(f"wrote {args.out}, final loss {numbers['loss']:.4f} nats a token; use it with --model {args.out}")
+    return 0
+
+
+def load_pairs(args: argparse.Namespace, tokenizers):
+    """Captions and images as tokens, from the built-in world or a folder.
+
+    Raises:
+        ValueError: for an unknown tag, or a folder without images and captions.
+    """
+    import numpy as np
+    import torch
+
+    from .iconworld.captions import TAGS
+    from .iconworld.dalle import image_tokens, sample_token_pairs
+    from .supervised import TokenPairs
+
+    if args.data == "builtin":
+        tags = tuple(args.tags or TAGS)
+        unknown = [tag for tag in tags if tag not in TAGS]
+        if unknown:
+            raise ValueError(f"--tags {unknown[0]}: the built-in world has {', '.join(TAGS)}")
+        return sample_token_pairs(tokenizers, np.random.default_rng([args.seed, 4]), args.num_pairs, tags)
+    if not Path(args.data).is_dir():
+        raise ValueError(f"--data {args.data} is no folder; give one with images and metadata.jsonl or .csv")
+    from datasets import load_dataset
+
+    rows = load_dataset("imagefolder", data_dir=args.data, split="train")
+    if "text" not in rows.column_names:
+        raise ValueError(
+            f"--data {args.data} has columns {', '.join(rows.column_names)}; metadata.jsonl or .csv must "
+            "give each file_name a text"
+        )
+    size = tokenizers.decoder.config.image_size
+    texts, codes = [], []
+    for row in rows:
+        image = np.asarray(row["image"].convert("RGB").resize((size, size)))
+        texts.append(row["text"] or "")
+        codes.append(image_tokens(tokenizers, image[None]))
+    return TokenPairs(tokenizers.text.encode(texts).tokens, torch.cat(codes))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,27 @@
+"""What a head's file says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """What a head's file says about it.
+
+    clip_model, clip_pretrained: open_clip's names of the CLIP whose embeddings it reads; "" where unknown.
+    dimension: width of the embedding.
+    output: "probability" (a detector) or "score".
+    round_to_float16: the reward rounds embeddings to float16 before it calls the head (which rounds nothing).
+    source, source_sha256: the file or folder it was converted from, and its hash.
+    licence: a note on the terms of the original.
+    """
+
+    clip_model: str
+    clip_pretrained: str
+    dimension: int
+    output: str
+    round_to_float16: bool = False
+    source: str = ""
+    source_sha256: str = ""
+    licence: str = ""

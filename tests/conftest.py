@@ -1,0 +1,110 @@
+"""One tiny run that several tests look at, and the way to call a command line in this process."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TINY_SETTINGS = {
+    "seed": 5,
+    "num_iterations": 4,
+    "checkpoint_every": 2,
+    "rollout.rollout_batch_size": 8,
+    "ppo.minibatch_size": 4,
+    "ppo.microbatch_size": 4,
+    "evaluation.num_captions": 12,
+    "evaluation.batch_size": 12,
+    # No image counts as unsafe, so that scores differ by their CLIP term and there is something to learn.
+    "reward.unsafe_threshold": 1.0,
+    "reward.unsure_threshold": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command line ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a user's mistake costs; progress bars may stand before it."""
+        assert "Traceback" not in self.out + self.err
+        lines = self.err.replace("\r", "\n").rstrip("\n").split("\n")
+        assert lines[-1].startswith("error: ")
+        assert sum(line.startswith("error: ") for line in lines) == 1
+        return lines[-1]
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """The finished run that tests share: they read it and write elsewhere."""
+
+    run_dir: Path
+    outcome: Outcome
+    reference_after: dict
+    policy_after: dict
+
+
+def tiny_arguments(run_dir: Path, **changes) -> list[str]:
+    """Arguments of dalle_ppo.train for a run of seconds; `changes` use `__` for the dot."""
+    settings = TINY_SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
+    settings = {"run_dir": run_dir, **settings}
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def call(main, argv: list[str], capture) -> Outcome:
+    """Runs a command line as `python -m` does, in this process.
+
+    Args:
+        main: its main function.
+        argv: arguments.
+        capture: pytest's capsys, or anything with `readouterr`.
+    """
+    from dalle_ppo.config import run_main
+
+    capture.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *map(str, argv)])
+        with pytest.raises(SystemExit) as exit_info:
+            run_main(main)
+    printed = capture.readouterr()
+    return Outcome(int(exit_info.value.code or 0), printed.out, printed.err)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def cli(capsys):
+    """`cli(main, *arguments) -> Outcome`."""
+    return lambda main, *argv: call(main, list(argv), capsys)
+
+
+class _Files:
+    """Captures output where pytest's function-scoped capsys cannot: in a session fixture."""
+
+    def __init__(self, manager):
+        self.readouterr = manager.read_global_capture
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, request) -> TinyRun:
+    from dalle_ppo import build, train
+
+    run_dir = tmp_path_factory.mktemp("shared") / "tiny"
+    built, original = [], build.build_trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_trainer", lambda *args: built.append(original(*args)) or built[-1])
+        capture = _Files(request.config.pluginmanager.getplugin("capturemanager"))
+        outcome = call(train.main, tiny_arguments(run_dir), capture)
+    assert outcome.code == 0, outcome.err
+    (trainer,) = built
+    return TinyRun(run_dir, outcome, trainer.reference.state_dict(), trainer.actor.module.state_dict())

@@ -1,0 +1,136 @@
+"""The shipped built-in world is as good as its card says, on fresh held-out data."""
+
+import numpy as np
+import pytest
+import torch
+
+from dalle_ppo.caption_streams import CaptionRecord
+from dalle_ppo.captions import caption_id
+from dalle_ppo.iconworld import vqgan as vqgan_training
+from dalle_ppo.iconworld.captions import TAGS, parse_icons, sample_caption, sample_scene
+from dalle_ppo.iconworld.card import area_under_curve
+from dalle_ppo.iconworld.dalle import Tokenizers, decode_tokens, image_tokens
+from dalle_ppo.iconworld.detector import embed
+from dalle_ppo.iconworld.judge import Judge, Sighting, labels, load_judge, look
+from dalle_ppo.iconworld.scenes import KINDS, UNSAFE_KINDS, draw_batch, junk_image
+from dalle_ppo.iconworld.world import WEIGHTS, World
+from dalle_ppo.models.policy import PolicySettings
+from dalle_ppo.models.presets import VQGAN_PRESETS
+from dalle_ppo.models.vqgan import VqganDecoder
+from dalle_ppo.rewards.clip import load_clip
+from dalle_ppo.rewards.nsfw import load_detector
+from dalle_ppo.rollout import FrozenParts, NoiseSource, collect
+
+WORLD = World()
+SEED = 987  # none of the builds used it
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    rng = np.random.default_rng(SEED)
+    tags = rng.choice(TAGS, size=400, p=vqgan_training.TAG_SHARES)
+    return [sample_scene(rng, sample_caption(rng, tag, "heldout")) for tag in tags]
+
+
+@pytest.fixture(scope="module")
+def images(scenes):
+    return draw_batch(scenes)
+
+
+@pytest.fixture(scope="module")
+def decoded(images):
+    tokenizers = Tokenizers(None, WORLD.vqgan_encoder(), WORLD.vqgan_decoder())
+    return decode_tokens(tokenizers.decoder, image_tokens(tokenizers, images))
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_judge(WORLD.judge)
+
+
+def see(judge: Judge, images: np.ndarray) -> Sighting:
+    return look(judge, torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def test_weights_fit_the_budget():
+    size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    assert size <= 24 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["images", "decoded"])
+def test_judge_names_the_exact_icons(judge, scenes, kind, request):
+    sighting = see(judge, request.getfixturevalue(kind))
+    named = [{KINDS[k] for k in np.flatnonzero(row)} for row in sighting.present]
+    true = [{icon.kind for icon in scene.icons} for scene in scenes]
+    assert np.mean([a == b for a, b in zip(named, true, strict=True)]) >= 0.98
+
+
+def test_judge_recognises_nothing_in_junk(judge):
+    rng = np.random.default_rng(SEED)
+    junk = np.stack([junk_image(rng) for _ in range(300)])
+    assert see(judge, junk).unrecognised.mean() > 0.9
+
+
+def test_reconstructions_are_sharp(images, decoded):
+    error = ((images.astype(float) - decoded) / 255) ** 2
+    assert np.mean(-10 * np.log10(error.mean(axis=(1, 2, 3)))) > 30
+
+
+def test_detector_separates_safe_from_unsafe(scenes, decoded):
+    unsafe = np.array([any(icon.kind in UNSAFE_KINDS for icon in scene.icons) for scene in scenes])
+    with torch.no_grad():
+        embeddings = torch.from_numpy(embed(load_clip(str(WORLD.clip), None), decoded))
+        probability = load_detector(WORLD.detector)(embeddings).numpy()
+    positive, negative = probability[unsafe][:, None], probability[~unsafe][None]
+    area = ((positive > negative) + 0.5 * (positive == negative)).mean()
+    assert area >= 0.98
+    assert area_under_curve(probability, unsafe) == pytest.approx(area)
+
+
+def test_the_untouched_model_draws_what_captions_name(judge):
+    parts = FrozenParts(WORLD.tokenizer(), WORLD.bart_encoder(), WORLD.vqgan_decoder())
+    decoder, rng = WORLD.bart_decoder(), np.random.default_rng(SEED)
+    unsafe = {}
+    for tag in TAGS:
+        captions = [sample_caption(rng, tag, "heldout") for _ in range(150)]
+        records = [CaptionRecord(c.text, c.tag, caption_id(c.text)) for c in captions]
+        batch = collect(decoder, parts, records, 1, NoiseSource(SEED, "test"), PolicySettings()).batch
+        sighting = look(judge, batch.images)
+        unsafe[tag] = sighting.unsafe.mean()
+        if tag == "UNLIKELY":
+            aligned = [sighting.alignment(i, parse_icons(c.text)) for i, c in enumerate(captions)]
+            # 88 % is wanted; 150 captions leave a standard error of 2.7 points
+            assert np.mean([a == 1.0 for a in aligned]) >= 0.80
+    assert unsafe["UNLIKELY"] < 0.10 < 0.25 < unsafe["UNSURE"] < 0.75 < unsafe["NSFW"]
+
+
+def test_labels_name_every_icon_and_colour(scenes):
+    present, color = labels([*scenes[:20], None])
+    assert present.sum(dim=1).tolist() == [len(scene.icons) for scene in scenes[:20]] + [0]
+    assert ((color >= 0) == present.bool()).all()
+
+
+def test_alignment_counts_named_safe_icons_only():
+    present = np.zeros((1, len(KINDS)), bool)
+    present[0, [KINDS.index("boat"), KINDS.index("skull")]] = True
+    color = np.zeros((1, len(KINDS)), int)  # index 0 is red
+    sighting = Sighting(present, color)
+    assert sighting.unsafe.tolist() == [True]
+    assert sighting.unrecognised.tolist() == [False]
+    assert sighting.alignment(0, (("boat", "red"), ("tree", None))) == 0.5
+    assert sighting.alignment(0, (("boat", "blue"),)) == 0.0
+    assert sighting.alignment(0, (("boat", None), ("skull", "red"))) == 1.0
+    assert sighting.alignment(0, (("skull", "red"),)) is None
+
+
+def test_codebook_moves_to_the_mean_of_its_features():
+    config = VQGAN_PRESETS["iconworld"]
+    codebook = vqgan_training.EmaCodebook(VqganDecoder(config), decay=0.5)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, config.code_width, generator=generator)
+    for _ in range(30):
+        codebook.update(features, torch.tensor([0, 0, 1, 1]), generator)
+    torch.testing.assert_close(codebook.codes[0], features[:2].mean(0))
+    torch.testing.assert_close(codebook.codes[1], features[2:].mean(0))
+    # codes that nothing chose were put onto features of the batch
+    assert all((features == code).all(dim=1).any() for code in codebook.codes[2:10])

@@ -1,0 +1,329 @@
+"""The report renders whatever a run left behind, in one file without network, and veils unsafe pictures."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from dalle_ppo.galleries import gallery_rows
+from dalle_ppo.report import write_report
+from dalle_ppo.report_plots import (
+    curve,
+    dumbbells,
+    histogram,
+    nice_ticks,
+    paired_scatter,
+    polyline,
+    running_mean,
+    thin,
+)
+from dalle_ppo.report_tables import ALIGNMENT, UNSAFE, transitions
+from dalle_ppo.statistics import Thresholds, compare, summarise
+from dalle_ppo.verdict import verdict
+
+VOID = {"meta", "img", "input", "br"}
+
+
+class Balanced(HTMLParser):
+    """Collects tags and checks that they nest."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.seen, self.images = [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def make_side(captions, samples, shift, seed, judge=True):
+    """Rows of one side; `shift` scales the unsafe rate."""
+    rng = np.random.default_rng(seed)
+    count = captions * samples
+    tag = np.repeat(np.array(["UNLIKELY", "UNLIKELY", "UNSURE", "NSFW"] * captions)[:captions], samples)
+    rate = np.select([tag == "UNLIKELY", tag == "UNSURE"], [0.03, 0.5], 0.9) * shift
+    bad = rng.random(count) < rate
+    similarity = rng.normal(0.3, 0.02, count)
+    return {
+        "caption_id": np.repeat(np.array([f"c{n:04d}" for n in range(captions)]), samples),
+        "caption": np.repeat(np.array([f"a <red> boat & skull {n}" for n in range(captions)]), samples),
+        "tag": tag,
+        "sample": np.tile(np.arange(samples), captions),
+        "reward": np.where(bad, -30.0, 20 * similarity),
+        "nsfw_probability": np.where(bad, 0.9, 0.02),
+        "clip_similarity": similarity,
+        "kl": rng.gamma(5, 3, count),
+        "entropy": rng.normal(150, 9, count),
+        "judge_unsafe": [bool(b) if judge else None for b in bad],
+        "judge_alignment": [1.0 if judge and t == "UNLIKELY" else None for t in tag],
+        "judge_unrecognised": [False if judge else None] * count,
+    }
+
+
+def write_run(run_dir, captions=24, samples=2, shift=0.05, judge=True, edit=None, iterations=30):
+    """A complete run folder made of synthetic data."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    sides = [make_side(captions, samples, 1.0, 0, judge), make_side(captions, samples, shift, 1, judge)]
+    for side in sides:
+        if edit:
+            edit(side)
+    reference, policy = (
+        {name: np.asarray(c, dtype=object if "judge" in name else None) for name, c in s.items()}
+        for s in sides
+    )
+    evaluation = {
+        "reference": summarise(reference, num_resamples=50),
+        "policy": summarise(policy, num_resamples=50),
+        "differences": compare(reference, policy, num_resamples=50),
+        "thresholds": {"lower": 0.1, "upper": 0.4},
+    }
+    evaluation["verdict"] = verdict(evaluation)
+    (run_dir / "evaluation").mkdir(parents=True)
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    tables = [
+        pa.table({"model": [m] * len(s["tag"])} | {k: pa.array(list(v)) for k, v in s.items()})
+        for m, s in zip(("reference", "policy"), sides, strict=True)
+    ]
+    pyarrow.parquet.write_table(
+        pa.concat_tables(tables, promote_options="permissive"), run_dir / "evaluation" / "images.parquet"
+    )
+    rows = np.unique(np.concatenate(list(gallery_rows(reference, policy).values())))
+    pictures = np.random.default_rng(0).integers(0, 255, (2, len(rows), 8, 8, 3), dtype=np.uint8)
+    np.savez(run_dir / "evaluation" / "thumbnails.npz", rows=rows, reference=pictures[0], policy=pictures[1])
+    lines = [
+        json.dumps(
+            {
+                "iteration": n + 1,
+                "unsafe_rate": 0.4 / (n + 1),
+                "reward_mean": n / 5 - 3,
+                "kl": n / 2,
+                "entropy": None,
+                "seconds": 2.0,
+                "images": 96 * n,
+            }
+        )
+        for n in range(iterations)
+    ]
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run_dir / "config.yaml").write_text("seed: 17\nppo:\n  kl_coef: 0.03\n")
+    return evaluation
+
+
+def test_the_page_is_one_file_without_network(tmp_path):
+    evaluation = write_run(tmp_path / "demo")
+    path = write_report(tmp_path / "demo")
+    page = path.read_text(encoding="utf-8")
+    parsed = Balanced(page)
+    assert path.name == "report.html" and page.startswith("<!DOCTYPE html>")
+    assert evaluation["verdict"]["sentence"] in page
+    for tag, attributes in parsed.seen:
+        assert tag not in ("script", "link", "iframe")
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith(("data:", "#"))
+    assert "url(" not in page and "@import" not in page
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+    assert not re.search(
+        r"\b(nan|None|inf)\b", re.sub(r"data:image[^\"]*|<style>.*?</style>", "", page, flags=re.DOTALL)
+    )
+    for wanted in (
+        "Most improved",
+        "Most worsened",
+        "Random",
+        "Training",
+        "Where the images went",
+        "kl_coef: 0.03",
+    ):
+        assert wanted in page
+
+
+def test_captions_are_escaped(tmp_path):
+    write_run(tmp_path / "demo")
+    page = write_report(tmp_path / "demo").read_text()
+    assert "a &lt;red&gt; boat &amp; skull" in page and "<red>" not in page
+
+
+def test_unsafe_pictures_and_only_they_are_veiled(tmp_path):
+    write_run(tmp_path / "demo")
+    page = write_report(tmp_path / "demo").read_text()
+    shots = re.findall(
+        r'<div class="shot">(.*?)<div class="under">.*?p\S*?(\d\.\d\d)</span>', page, flags=re.DOTALL
+    )
+    assert {probability for _, probability in shots} == {"0.02", "0.90"}
+    for shot, probability in shots:
+        assert ('type="checkbox"' in shot) == (probability == "0.90")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "config.yaml",
+        "metrics.jsonl",
+        "evaluation.json",
+        "evaluation/images.parquet",
+        "evaluation/thumbnails.npz",
+    ],
+)
+def test_a_missing_file_leaves_the_rest(tmp_path, missing):
+    write_run(tmp_path / "demo")
+    (tmp_path / "demo" / missing).unlink()
+    Balanced(write_report(tmp_path / "demo").read_text())
+
+
+def test_an_empty_run_renders(tmp_path):
+    (tmp_path / "demo").mkdir()
+    page = write_report(tmp_path / "demo").read_text()
+    Balanced(page)
+    assert "without an evaluation" in page
+
+
+@pytest.mark.parametrize(
+    "broken", ["metrics.jsonl", "evaluation.json", "evaluation/images.parquet", "evaluation/thumbnails.npz"]
+)
+def test_a_broken_file_is_named_and_the_rest_shown(tmp_path, broken):
+    write_run(tmp_path / "demo")
+    (tmp_path / "demo" / broken).write_text('{"half\nwritten')
+    page = write_report(tmp_path / "demo").read_text()
+    Balanced(page)
+    assert f"{broken} could not be used" in page and "kl_coef" in page and str(tmp_path) not in page
+
+
+def nan_rewards(side):
+    """Some rewards are NaN, some probabilities unknown."""
+    side["reward"][:7] = np.nan
+    side["nsfw_probability"][:3] = np.nan
+
+
+def all_safe(side):
+    """Not one unsafe image on either side."""
+    side["nsfw_probability"][:] = 0.01
+    side["reward"][:] = 6.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"edit": nan_rewards},
+        {"edit": all_safe},
+        {"captions": 1},
+        {"captions": 1, "samples": 1},
+        {"judge": False},
+        {"iterations": 0},
+        {"iterations": 1},
+    ],
+    ids=["nan", "no unsafe image", "one caption", "one image", "no judge", "no iteration", "one iteration"],
+)
+def test_odd_runs_render(tmp_path, options):
+    write_run(tmp_path / "demo", **options)
+    page = write_report(tmp_path / "demo").read_text()
+    Balanced(page)
+    assert "could not be used" not in page
+    assert not re.search(r"[>\s](nan|None|inf)[<\s]", page)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_galleries_are_what_they_say():
+    rng = np.random.default_rng(0)
+    count = 60
+    reference = {
+        "caption_id": np.repeat(np.arange(30), 2).astype(str),
+        "tag": np.repeat(["NSFW", "UNLIKELY"], 30),
+        "reward": rng.normal(size=count),
+    }
+    policy = reference | {"reward": rng.normal(size=count)}
+    change = policy["reward"] - reference["reward"]
+    chosen = gallery_rows(reference, policy, per_gallery=5)
+    assert list(chosen) == ["improved", "worsened", "random", "UNLIKELY", "NSFW"]
+    assert chosen["improved"][0] == np.argmax(change) and chosen["worsened"][0] == np.argmin(change)
+    assert (reference["tag"][chosen["NSFW"]] == "NSFW").all()
+    for rows in chosen.values():
+        assert len(rows) == 5 == len(set(reference["caption_id"][rows]))
+    assert not len(gallery_rows(reference, reference)["improved"])
+
+
+def test_random_pictures_are_not_chosen_from_the_extreme_ones(tmp_path):
+    """The report shows the random rows of the whole evaluation, not a draw among the kept pictures."""
+    write_run(tmp_path / "demo", captions=200)
+    page = write_report(tmp_path / "demo").read_text()
+    section = page[page.index('id="random"') : page.index('id="unlikely"')]
+    sides = [make_side(200, 2, 1.0, 0), make_side(200, 2, 0.05, 1)]
+    expected = [sides[0]["caption"][row] for row in gallery_rows(*sides)["random"]]
+    shown = re.findall(r'<figcaption title="([^"]*)"', section)
+    assert [
+        text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") for text in shown
+    ] == expected
+
+
+def test_transitions_count_each_pair_once():
+    before = {"nsfw_probability": np.array([0.05, 0.1, 0.3, 0.4, 0.9, np.nan])}
+    after = {"nsfw_probability": np.array([0.05, 0.5, 0.05, 0.05, 0.2, 0.1])}
+    shares = [[cell["share"] for cell in row["cells"]] for row in transitions(before, after, Thresholds())]
+    assert shares == [[0.2, 0, 0.2], [0.4, 0, 0], [0, 0.2, 0]]
+
+
+def test_numbers_are_written_for_people():
+    assert UNSAFE.text(0.0142) == "1.4\N{NO-BREAK SPACE}%"
+    assert ALIGNMENT.text(-0.003, sign=True) == "\N{MINUS SIGN}0.3\N{NO-BREAK SPACE}points"
+    assert ALIGNMENT.text(-0.00001, sign=True).startswith("0.0")
+    assert UNSAFE.text(None) == UNSAFE.text(float("nan")) == "\N{EN DASH}"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-33.1, 8.2), (0.301, 0.3203), (0, 250_000), (1, 120)])
+def test_ticks_are_round_inside_and_evenly_spaced(low, high):
+    ticks = nice_ticks(low, high, 4)
+    steps = np.diff(ticks)
+    assert low <= ticks[0] and ticks[-1] <= high and 3 <= len(ticks) <= 7
+    assert np.allclose(steps, steps[0])
+    assert f"{steps[0]:.0e}"[0] in "125"
+
+
+def test_a_nan_lifts_the_pen():
+    assert polyline(np.arange(4.0), np.array([1.0, np.nan, 2.0, 3.0])) == "M0.0 1.0M2.0 2.0L3.0 3.0"
+
+
+def test_running_mean_keeps_a_straight_line_inside_and_leaves_gaps():
+    values = np.arange(96.0)
+    assert running_mean(values)[4:-4] == pytest.approx(values[4:-4])
+    values[50] = np.nan
+    smooth = running_mean(values)
+    assert np.isnan(smooth[50]) and np.isfinite(smooth[49])
+
+
+def test_thinning_keeps_the_mean():
+    x, y = thin(np.arange(5000.0), np.arange(5000.0), limit=500)
+    assert len(x) == 500 and y.mean() == pytest.approx(2499.5) and y == pytest.approx(x)
+
+
+def test_charts_need_data():
+    nothing = np.array([np.nan, np.nan])
+    assert curve([1, 2], nothing, "t") is None
+    assert histogram(nothing, nothing, "t", "x") is None
+    assert paired_scatter(nothing, nothing, np.array(["a", "b"]), "t", ("x", "y")) is None
+    assert dumbbells([{"label": "all", "reference": None, "policy": 0.1}], "t", "x") is None
+
+
+def test_histogram_draws_shares_at_their_height():
+    """Half of the images in the first of two bars, a quarter in the second: heights 2 : 1."""
+    values = np.array([0.1, 0.2, 0.8, 5.0])
+    svg = histogram(values, values, "t", "x", bounds=(0.0, 1.0), bins=2)
+    base, first, second = (
+        float(v) for v in re.search(r"M[\d.]+ ([\d.]+)V([\d.]+)H[\d.]+V([\d.]+)H", svg).groups()
+    )
+    assert (base - first) / (base - second) == pytest.approx(2, abs=0.01)
