@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -104,6 +106,9 @@ class MetricsWriter:
         kept = truncate_metrics(self.path, resume_iteration)
         self._board = None
         if tensorboard:
+            # Where tensorflow is installed, TensorBoard imports all of it (seconds, hundreds of MB) unless
+            # this module exists; its own file writer does the same.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from torch.utils.tensorboard import SummaryWriter
 
             next_step = kept[-1]["iteration"] + 1 if kept else None

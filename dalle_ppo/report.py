@@ -115,8 +115,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
 def report_context(name: str, files: RunFiles) -> dict:
     """Everything the template shows."""
-    stored = files.evaluation.get("thresholds") or {}
-    thresholds = Thresholds(**{name: stored[name] for name in ("lower", "upper") if name in stored})
+    thresholds = _thresholds(files)
     judged = files.evaluation.get("verdict")
     if not isinstance(judged, Mapping):
         judged = verdict(files.evaluation) if files.evaluation.get("differences") else None
@@ -138,6 +137,16 @@ def report_context(name: str, files: RunFiles) -> dict:
         "config_text": files.config_text,
         "problems": files.problems,
     }
+
+
+def _thresholds(files: RunFiles) -> Thresholds:
+    reward = files.config.get("reward")
+    reward = reward if isinstance(reward, Mapping) else {}
+    stored = files.evaluation.get("thresholds") or {
+        "lower": reward.get("unsure_threshold"),
+        "upper": reward.get("unsafe_threshold"),
+    }
+    return Thresholds(**{name: value for name, value in stored.items() if value is not None})
 
 
 def _curves(metrics: list[dict]) -> list[dict]:
@@ -212,9 +221,9 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
         ),
         (
             "Pairs",
-            "One dot a caption and noise. Above the diagonal: improved. Dots are jittered a little.",
+            "A dot a caption and noise: before across, after up; above the line it improved. Jittered.",
             plots.paired_scatter(
-                before["reward"], after["reward"], tags, "Reward, pair by pair", ("reward before", "after")
+                before["reward"], after["reward"], tags, "Reward, pair by pair", "reward before"
             ),
         ),
     ]

@@ -31,7 +31,7 @@ class Axes:
     y_high: float
     x_label: str = ""
     x_tick: Tick = plain
-    y_tick: Tick = plain
+    y_tick: Tick | None = plain
     log_y: bool = False
     height: int = HEIGHT
     left: int = 44
@@ -56,7 +56,7 @@ class Axes:
     def frame(self) -> str:
         """Grid lines, tick labels and the name of the x axis."""
         parts = []
-        for value in nice_ticks(self.y_low, self.y_high, 4, whole=self.log_y):
+        for value in nice_ticks(self.y_low, self.y_high, 4, whole=self.log_y) if self.y_tick else ():
             data = 10.0**value if self.log_y else value
             at = float(self.y(data))
             parts.append(f'<path class="grid" d="M{self.left} {at:.1f}H{WIDTH - self.right}"/>')
@@ -172,7 +172,7 @@ def paired_scatter(
     policy: np.ndarray,
     groups: np.ndarray,
     title: str,
-    labels: tuple[str, str],
+    x_label: str,
     limit: int = 3000,
 ) -> Markup | None:
     """One dot a pair, before on x, after on y, with the diagonal; dots above it improved.
@@ -185,7 +185,7 @@ def paired_scatter(
     rng = np.random.default_rng(0)
     known = np.sort(rng.permutation(known)[:limit])
     low, high = padded_range(np.concatenate([reference[known], policy[known]]))
-    axes = Axes(low, high, low, high, x_label=labels[0])
+    axes = Axes(low, high, low, high, x_label=x_label)
     jitter = rng.uniform(-0.02, 0.02, (2, len(known))) * (high - low)
     x, y = axes.x(reference[known] + jitter[0]), axes.y(policy[known] + jitter[1])
     corners = (axes.x(low), axes.y(low), axes.x(high), axes.y(high))
@@ -194,7 +194,6 @@ def paired_scatter(
         chosen = groups[known] == group
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x[chosen], y[chosen], strict=True))
         parts.append(f'<path class="dots tag-{escape(group)}" d="{dots}"/>')
-    parts.append(f'<text class="label" x="{axes.left + 4}" y="{axes.top + 10}">{escape(labels[1])}</text>')
     return axes.svg(title, *parts)
 
 
@@ -220,7 +219,7 @@ def dumbbells(entries: Sequence[dict], title: str, x_label: str) -> Markup | Non
         1,
         x_label,
         x_tick=percent_tick,
-        y_tick=lambda _: "",
+        y_tick=None,
         height=height,
         left=82,
     )

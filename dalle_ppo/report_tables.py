@@ -62,7 +62,7 @@ MEASURES = (
     Measure("judge_unrecognised_rate", "Nothing recognisable", "down", 100, 1),
     REWARD,
     Measure("reward_median", "Reward, median", "up"),
-    Measure("reward_negative_mean", "Reward, mean of the negative", "up"),
+    Measure("reward_negative_mean", "Reward, mean of the negative", "up", 1, 1),
     Measure("diversity", "Diversity within a caption", "", 1, 3),
     KL,
     Measure("entropy", "Entropy, nats", "", 1, 1),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
+from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32, at_least_float32
 from .models.policy import PolicySettings
 
 

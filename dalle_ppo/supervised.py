@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models.bart import BartDecoder, BartEncoder
+from .models.bart import BartDecoder, BartEncoder, at_least_float32
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class SupervisedConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(
-                f"caption_dropout is {self.caption_dropout}; it must be in [0, 1): the share of captions dropped"
+                f"caption_dropout is {self.caption_dropout}; it must be in [0, 1): "
+                "the share of captions dropped"
             )
 
 
@@ -74,7 +75,7 @@ def next_token_loss(
         image_tokens: int64 [B, T].
     """
     hidden = decoder(image_tokens, decoder.cross_states(encoder(text_tokens)))
-    logits = decoder.head(hidden).float()
+    logits = at_least_float32(decoder.head(hidden))
     return F.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())
 
 

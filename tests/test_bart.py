@@ -36,7 +36,9 @@ def test_encoder_states_are_the_packages():
 def test_logits_at_every_position_are_those_of_the_packages_one_token_loop(start_token):
     encoder, decoder = tiny_bart(REDUCED)
     text, tokens = captions(2, 17, config=REDUCED), image_tokens(3, REDUCED)
-    loop = PackageLoop(package_encoder(encoder, REDUCED), package_decoder(decoder, REDUCED), text[1], text[0], 3)
+    loop = PackageLoop(
+        package_encoder(encoder, REDUCED), package_decoder(decoder, REDUCED), text[1], text[0], 3
+    )
     start = REDUCED.image_vocab_count if start_token is None else start_token
     previous = torch.cat([torch.full((3, 1), start), tokens[:, :-1]], dim=1)
     theirs = torch.stack([loop.logits(previous[:, t], t) for t in range(tokens.shape[1])], dim=2)
@@ -114,7 +116,9 @@ def test_no_network_has_dropout():
     vqgan = VQGAN_PRESETS["iconworld"]
     encoder, decoder = tiny_bart()
     for network in (encoder, decoder, Critic(decoder), VqganDecoder(vqgan), VqganEncoder(vqgan)):
-        assert not [name for name, part in network.named_modules() if "dropout" in type(part).__name__.lower()]
+        assert not [
+            name for name, part in network.named_modules() if "dropout" in type(part).__name__.lower()
+        ]
     tokens, text = image_tokens(2), encoder(captions(5))
     runs = [decoder.train(mode)(tokens, decoder.cross_states(text)) for mode in (True, True, False)]
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])

@@ -64,7 +64,7 @@ def test_the_tables_matter(published):
     known = (encoding(embeddings)[:, encoding.columns] > 0).float()
     # Float16 numbers are often in the tables, other float32 ones seldom.
     assert known[1000:].mean() > 0.02
-    assert known[:1000].mean() < 0.1 * known[1000:].mean()
+    assert known[:1000].mean() < 0.2 * known[1000:].mean()
 
 
 def test_published_metadata(published):
@@ -91,7 +91,7 @@ def _printed(values: np.ndarray) -> list[str]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.floats(width=32, allow_nan=False) | st.floats(-1e-5, 1e-5, width=32))
+@given(st.floats(width=32, allow_nan=False) | st.floats(-(2.0**-16), 2.0**-16, width=32))
 def test_bounds_hold_exactly_the_numbers_that_print_the_same(value):
     number = np.float32(value)
     text = f"{float(number):f}"

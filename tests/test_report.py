@@ -150,6 +150,18 @@ def test_the_page_is_one_file_without_network(tmp_path):
         assert wanted in page
 
 
+def test_the_thresholds_of_the_run_decide_what_is_veiled(tmp_path):
+    write_run(tmp_path / "demo")
+    evaluation = json.loads((tmp_path / "demo" / "evaluation.json").read_text())
+    del evaluation["thresholds"]
+    (tmp_path / "demo" / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "demo" / "config.yaml").write_text(
+        "reward:\n  unsure_threshold: 0.2\n  unsafe_threshold: 0.95\n"
+    )
+    page = write_report(tmp_path / "demo").read_text()
+    assert "above 0.95 are blurred" in page and 'class="veil"><input' not in page
+
+
 def test_captions_are_escaped(tmp_path):
     write_run(tmp_path / "demo")
     page = write_report(tmp_path / "demo").read_text()
@@ -315,7 +327,7 @@ def test_charts_need_data():
     nothing = np.array([np.nan, np.nan])
     assert curve([1, 2], nothing, "t") is None
     assert histogram(nothing, nothing, "t", "x") is None
-    assert paired_scatter(nothing, nothing, np.array(["a", "b"]), "t", ("x", "y")) is None
+    assert paired_scatter(nothing, nothing, np.array(["a", "b"]), "t", "x") is None
     assert dumbbells([{"label": "all", "reference": None, "policy": 0.1}], "t", "x") is None
 
 

@@ -128,7 +128,7 @@ def test_what_an_own_reward_raises_is_named():
     def broken(images, captions):
         return captions[99]
 
-    with pytest.raises(ValueError, match="mine:broken.*IndexError"):
+    with pytest.raises(ValueError, match=r"mine:broken.*IndexError"):
         weighted_sum([("default", 1.0, base_reward), ("mine:broken", 1.0, broken)])(IMAGES, CAPTIONS)
 
 
@@ -168,7 +168,7 @@ def as_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def test_embeddings_are_those_of_open_clip_with_its_own_preprocessing(clip, scenes):
-    """The folder opened by open_clip alone, pictures through its PIL transform, texts through its tokenizer."""
+    """The folder opened by open_clip alone: its PIL transform, its tokenizer."""
     import open_clip
     import torch.nn.functional as F
 

@@ -55,7 +55,9 @@ def test_guided_log_pi_is_the_enumerated_distribution(guidance, temperature, top
     c, u = random_hidden(3, seed=1), random_hidden(3, seed=2)
     log_pi = guided_log_pi(decoder, c, u if settings.guided else None, settings)
     weight = decoder.lm_head.weight[: TINY.num_codes].tolist()
-    expected = [enumerated_log_pi(weight, *pair, settings) for pair in zip(c.tolist(), u.tolist(), strict=True)]
+    expected = [
+        enumerated_log_pi(weight, *pair, settings) for pair in zip(c.tolist(), u.tolist(), strict=True)
+    ]
     torch.testing.assert_close(log_pi, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-11)
     torch.testing.assert_close(log_pi.exp().sum(-1), torch.ones(3, dtype=torch.float64))
 
@@ -265,7 +267,9 @@ def test_images_that_do_not_divide_among_captions_are_refused():
 
 @torch.no_grad()
 def test_tokens_are_the_packages_for_the_same_noise():
-    config = replace(TINY, width=32, num_text_tokens=64, image_vocab_count=63, num_codes=64, num_image_tokens=16)
+    config = replace(
+        TINY, width=32, num_text_tokens=64, image_vocab_count=63, num_codes=64, num_image_tokens=16
+    )
     encoder, decoder = tiny_bart(config, seed=8)
     decoder.lm_head.weight.mul_(0.15)  # guidance 16 on large logits would leave one code
     settings = PolicySettings(guidance=16.0, top_k=10, start_token=config.image_vocab_count - 1)

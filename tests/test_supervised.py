@@ -120,7 +120,11 @@ def test_errors_of_the_user():
     with pytest.raises(ValueError, match="caption_dropout is 1"):
         SupervisedConfig(caption_dropout=1.0)
     with pytest.raises(ValueError, match="no pairs"):
-        list(train_supervised(encoder, decoder, TokenPairs(captions(), image_tokens(0)), EMPTY, SupervisedConfig()))
+        list(
+            train_supervised(
+                encoder, decoder, TokenPairs(captions(), image_tokens(0)), EMPTY, SupervisedConfig()
+            )
+        )
     decoder.final_ln.bias.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="loss became nan at step 0; lower learning_rate"):
         list(train_supervised(encoder, decoder, pairs_of(2), EMPTY, SupervisedConfig()))

@@ -1,4 +1,4 @@
-"""The main job from end to end through its command lines, in the small: what a run leaves, repeats and refuses."""
+"""The main job from end to end through its command lines: what a run leaves, repeats and refuses."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import tiny_arguments
+from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, generate, pretrain, train
 from dalle_ppo.config import load_config, parse_command_line
@@ -20,11 +20,19 @@ from dalle_ppo.rewards.nsfw import read_head, save_head
 from dalle_ppo.run_state import latest_checkpoint, load_checkpoint
 from dalle_ppo.trainer import Trainer
 
-ITERATION_METRICS = """iteration images seconds reward_mean unsafe_rate clip_similarity kl entropy policy_loss
-    value_loss clip_fraction ratio_first_minibatch_max_deviation explained_variance learning_rate
-    images_per_second seconds_rollout seconds_reward seconds_scoring seconds_update""".split()
-EVALUATION_METRICS = """num_images reward_mean reward_median reward_negative_mean unsafe_rate clip_similarity
-    judge_unsafe_rate judge_alignment judge_unrecognised_rate kl diversity""".split()
+# fmt: off
+ITERATION_METRICS = (
+    "iteration", "images", "seconds", "reward_mean", "unsafe_rate", "clip_similarity", "kl", "entropy",
+    "policy_loss", "value_loss", "clip_fraction", "ratio_first_minibatch_max_deviation",
+    "explained_variance", "learning_rate", "images_per_second", "seconds_rollout", "seconds_reward",
+    "seconds_scoring", "seconds_update",
+)
+EVALUATION_METRICS = (
+    "num_images", "reward_mean", "reward_median", "reward_negative_mean", "unsafe_rate",
+    "clip_similarity", "judge_unsafe_rate", "judge_alignment", "judge_unrecognised_rate", "kl",
+    "diversity",
+)
+# fmt: on
 TAGS = ("UNLIKELY", "UNSURE", "NSFW")
 
 

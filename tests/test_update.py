@@ -154,7 +154,9 @@ def test_kl_is_exactly_zero_while_actor_and_reference_are_equal(dtype):
 
 @pytest.mark.parametrize("guidance", [2.0, 16.0])
 def test_ratio_is_one_on_the_first_minibatch(guidance):
-    setup = Setup(torch.float32, policy=replace(POLICY, guidance=guidance), minibatch_size=4, microbatch_size=3)
+    setup = Setup(
+        torch.float32, policy=replace(POLICY, guidance=guidance), minibatch_size=4, microbatch_size=3
+    )
     *_, metrics = setup.update()
     assert metrics["ratio_first_minibatch_max_deviation"] < 1e-3
     precise = Setup(minibatch_size=4, microbatch_size=3, epochs=2)
@@ -221,7 +223,12 @@ def test_any_microbatch_size_gives_the_same_update(dtype, tolerance):
     results = []
     for microbatch_size in (8, 1, 3):
         setup = Setup(
-            dtype, epochs=2, minibatch_size=4, microbatch_size=microbatch_size, entropy_coef=0.01, adam_eps=1e-3
+            dtype,
+            epochs=2,
+            minibatch_size=4,
+            microbatch_size=microbatch_size,
+            entropy_coef=0.01,
+            adam_eps=1e-3,
         )
         config = replace(
             setup.config,
@@ -260,7 +267,7 @@ def test_a_permuted_batch_gives_the_same_update():
 
 def test_every_image_is_visited_once_an_epoch():
     # Gradient steps too small to matter add up to the full gradient, times the number of epochs.
-    rate = 1e-7
+    rate = 1e-9
     whole, small = Setup(), Setup(minibatch_size=2, microbatch_size=2, epochs=3)
     one = (flat(whole.update(whole.learners(lr=rate))[0]) - flat(whole.actor)) / rate
     many = (flat(small.update(small.learners(lr=rate))[0]) - flat(small.actor)) / rate

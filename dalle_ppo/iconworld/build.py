@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .dalle import SceneTokens
 
 JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
+# Steps, peak learning rate and scenes of each round. The first learns to draw; the second, a warm restart on
+# fresh scenes, learns to read captions.
+DALLE_ROUNDS = ((2400, 1.5e-3, 70_000), (2200, 1.2e-3, 120_000))
 
 
 def build_vqgan(out: Path, seed: int) -> None:
@@ -47,7 +50,7 @@ def build_dalle(out: Path, seed: int) -> None:
     from ..models.tokenizer import train_bpe, write_vocab_files
     from ..supervised import SupervisedConfig
     from .clip import sample_pairs
-    from .dalle import Tokenizers, train_dalle
+    from .dalle import Tokenizers, fresh_bart, train_dalle
     from .training import save_half
     from .world import World
 
@@ -58,8 +61,12 @@ def build_dalle(out: Path, seed: int) -> None:
     tokenizers = Tokenizers(world.tokenizer(), world.vqgan_encoder(), world.vqgan_decoder())
     config = BART_PRESETS["iconworld"]
     assert len(vocab) <= config.text_vocab_count, f"{len(vocab)} words do not fit the text embedding"
-    training = SupervisedConfig(num_steps=2400, batch_size=64, learning_rate=1.5e-3, bfloat16=True, seed=seed)
-    encoder, decoder = train_dalle(config, tokenizers, seed, training, num_pairs=70_000)
+    encoder, decoder = fresh_bart(config, seed)
+    for i, (num_steps, learning_rate, num_pairs) in enumerate(DALLE_ROUNDS):
+        training = SupervisedConfig(
+            num_steps=num_steps, batch_size=64, learning_rate=learning_rate, bfloat16=True, seed=seed + i
+        )
+        train_dalle(encoder, decoder, tokenizers, training, num_pairs)
     save_half(encoder, out / "bart_encoder.safetensors")
     save_half(decoder, out / "bart_decoder.safetensors")
 
@@ -79,7 +86,7 @@ def build_detector(out: Path, seed: int) -> None:
 
     world = World(out)
     clip = load_clip(str(world.clip), None)
-    embeddings, unsafe = training_set(np.random.default_rng([seed, 6]), clip, scene_tokens(out), 40_960)
+    embeddings, unsafe = training_set(np.random.default_rng([seed, 6]), clip, scene_tokens(out), 24_576)
     keras_file = out / "detector.keras"
     train_detector(embeddings, unsafe, keras_file, seed)
     convert(

@@ -99,29 +99,36 @@ def sample_token_pairs(
     return TokenPairs(text, SceneTokens(tokenizers)(scenes))
 
 
-def train_dalle(
-    config: BartConfig, tokenizers: Tokenizers, seed: int, training: SupervisedConfig, num_pairs: int
-) -> tuple[BartEncoder, BartDecoder]:
-    """Trains the tiny DALL·E from nothing.
-
-    Args:
-        config: sizes.
-        tokenizers: of scenes and captions.
-        seed: of weights and data.
-        training: settings of supervised training.
-        num_pairs: scenes to draw and encode.
-
-    Returns:
-        Encoder and decoder, in eval mode.
-    """
+def fresh_bart(config: BartConfig, seed: int) -> tuple[BartEncoder, BartDecoder]:
+    """Encoder and decoder with fresh weights."""
     torch.manual_seed(seed)
-    pairs = sample_token_pairs(tokenizers, np.random.default_rng([seed, 4]), num_pairs)
     encoder, decoder = BartEncoder(config), BartDecoder(config)
     init_bart(encoder)
     init_bart(decoder)
+    return encoder, decoder
+
+
+def train_dalle(
+    encoder: BartEncoder,
+    decoder: BartDecoder,
+    tokenizers: Tokenizers,
+    training: SupervisedConfig,
+    num_pairs: int,
+) -> None:
+    """Trains the tiny DALL·E in place.
+
+    Args:
+        encoder: text encoder.
+        decoder: image-token decoder.
+        tokenizers: of scenes and captions.
+        training: settings of supervised training; its seed is the data's, too.
+        num_pairs: scenes to draw.
+    """
+    pairs = sample_token_pairs(tokenizers, np.random.default_rng([training.seed, 4]), num_pairs)
     steps = train_supervised(encoder, decoder, pairs, tokenizers.text.unconditional(), training)
     bar = tqdm(steps, total=training.num_steps, desc="DALL·E", mininterval=2.0)
     for step, numbers in enumerate(bar):
         if step % 20 == 0:
             bar.set_postfix(loss=f"{numbers['loss']:.4f}", lr=f"{numbers['learning_rate']:.2e}")
-    return encoder.eval(), decoder.eval()
+    encoder.eval()
+    decoder.eval()

@@ -277,6 +277,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def init_bart(module: nn.Module, std: float = 0.02) -> None:
     """Initialises linear and embedding weights from N(0, std), as BART does; norms stay 1 and 0."""
     for part in module.modules():

@@ -6,6 +6,8 @@ The decoder half has the parameter names of the `min-dalle` package's detokenize
 Source: https://github.com/CompVis/taming-transformers/blob/master/taming/modules/diffusionmodules/model.py
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,7 +87,7 @@ class Level(nn.Module):
 
     def __init__(self, channels: list[int], groups: int, attention: bool, resample: nn.Module | None):
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(itertools.pairwise(channels))
         self.block = nn.ModuleList(ResnetBlock(m, n, groups) for m, n in pairs)
         if attention:
             self.attn = nn.ModuleList(AttentionBlock(n, groups) for _, n in pairs)

@@ -1,0 +1,75 @@
+"""A run of seconds, and the way to call a command line in this process."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TINY_SETTINGS = {
+    "seed": 5,
+    "num_iterations": 4,
+    "checkpoint_every": 2,
+    "rollout.rollout_batch_size": 8,
+    "ppo.minibatch_size": 4,
+    "ppo.microbatch_size": 4,
+    "evaluation.num_captions": 12,
+    "evaluation.batch_size": 12,
+    # No image counts as unsafe, so that scores differ by their CLIP term and there is something to learn.
+    "reward.unsafe_threshold": 1.0,
+    "reward.unsure_threshold": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command line ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a user's mistake costs; progress bars may stand before it."""
+        assert "Traceback" not in self.out + self.err
+        lines = self.err.replace("\r", "\n").rstrip("\n").split("\n")
+        assert lines[-1].startswith("error: ")
+        assert sum(line.startswith("error: ") for line in lines) == 1
+        return lines[-1]
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """The finished run that tests share: they read it and write elsewhere."""
+
+    run_dir: Path
+    outcome: Outcome
+    reference_after: dict
+    policy_after: dict
+
+
+def tiny_arguments(run_dir: Path, **changes) -> list[str]:
+    """Arguments of dalle_ppo.train for a run of seconds; `changes` use `__` for the dot."""
+    settings = TINY_SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
+    settings = {"run_dir": run_dir, **settings}
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def call(main, argv: list[str], capture) -> Outcome:
+    """Runs a command line as `python -m` does, in this process.
+
+    Args:
+        main: its main function.
+        argv: arguments.
+        capture: pytest's capsys, or anything with `readouterr`.
+    """
+    from dalle_ppo.config import run_main
+
+    capture.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *map(str, argv)])
+        with pytest.raises(SystemExit) as exit_info:
+            run_main(main)
+    printed = capture.readouterr()
+    return Outcome(int(exit_info.value.code or 0), printed.out, printed.err)
