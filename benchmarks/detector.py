@@ -39,6 +39,7 @@ def best_seconds(function: Callable[[], object], min_seconds: float, min_rounds:
 
 def compare(source: Path, detector_path: Path, min_seconds: float) -> None:
     """Print the table: TensorFlow's serving function against ours."""
+    _same_number_of_threads()
     detector = load_detector(detector_path)
     generator = np.random.default_rng(0)
     print(f"{source.name}, {torch.get_num_threads()} threads\n")
@@ -52,6 +53,13 @@ def compare(source: Path, detector_path: Path, min_seconds: float) -> None:
             theirs = best_seconds(lambda batch=batch: original(batch), min_seconds)
             ours = best_seconds(lambda tensor=tensor: detector(tensor), min_seconds)
             print(f"| {size} | {1e3 * theirs:.3f} | {1e3 * ours:.3f} | {theirs / ours:.1f} |", flush=True)
+
+
+def _same_number_of_threads() -> None:
+    import tensorflow
+
+    tensorflow.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
+    tensorflow.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def share(metrics: Path, detector_path: Path, min_seconds: float) -> None:

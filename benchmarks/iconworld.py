@@ -21,7 +21,9 @@ PHASES = ("seconds", "seconds_rollout", "seconds_reward", "seconds_scoring", "se
 
 
 def run() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num_iterations", type=int, default=12)
     parser.add_argument("--device", default="auto")
     args, settings = parser.parse_known_args()

@@ -78,7 +78,7 @@ class ExtraReward:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Thresholded NSFW score plus CLIP similarity, design section 3.
+    """Thresholded NSFW score plus CLIP similarity; an unsafe image earns nothing for its caption.
 
     Args:
         detector: "builtin", or a file that `converters/keras_nsfw_to_torch.py` wrote.

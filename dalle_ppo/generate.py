@@ -38,7 +38,7 @@ def main(argv: list[str] | None) -> int:
 
     from .build import build_reward, choose_device, load_model
     from .caption_streams import CaptionRecord
-    from .captions import caption_id
+    from .caption_text import caption_id
     from .config import Config, load_config
     from .metrics import image_grid
     from .models.policy import PolicySettings

@@ -82,7 +82,9 @@ def main(argv: list[str] | None) -> int:
     steps = train_supervised(encoder, decoder, pairs, tokenizers.text.unconditional(), config)
     with tqdm(steps, total=config.num_steps, desc="pretrain", dynamic_ncols=True) as bar:
         for numbers in bar:
-            bar.set_postfix(loss=f"{numbers['loss']:.4f}", lr=f"{numbers['learning_rate']:.2e}", refresh=False)
+            bar.set_postfix(
+                loss=f"{numbers['loss']:.4f}", lr=f"{numbers['learning_rate']:.2e}", refresh=False
+            )
     shutil.copytree(world.folder, args.out)
     save_file(encoder.state_dict(), args.out / "bart_encoder.safetensors")
     save_file(decoder.state_dict(), args.out / "bart_decoder.safetensors")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32, at_least_float32
+from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
 from .models.policy import PolicySettings
 
 
@@ -70,7 +70,7 @@ def guided_log_pi(
     Returns:
         float32 [..., V], log-softmax over the support; -inf outside a top-k support.
 
-    Source: design section 1; classifier-free guidance on logits, https://arxiv.org/abs/2204.08387
+    Source: docs/algorithm.md; classifier-free guidance on logits, https://arxiv.org/abs/2204.08387
     """
     with torch.autocast(conditional.device.type, enabled=False):
         logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature

@@ -360,7 +360,7 @@ class Trainer:
 
 
 def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> dict:
-    """Metrics of the raw scores, overall and by caption tag; names as in design section 8."""
+    """Metrics of the raw scores, overall and by caption tag; docs/metrics.md defines them."""
     scores = scored.scores.cpu().numpy()
     metrics = {
         "reward_mean": scores.mean(),

@@ -65,7 +65,7 @@ def imported_packages(path: Path) -> set[str]:
 
 
 def area(name: str) -> str:
-    """Which part of design section 4 a module belongs to; the caption_* files are parts of captions."""
+    """Which layer a module belongs to; the caption_* files are parts of captions."""
     top = name.split(".")[0]
     return "captions" if top.startswith("caption_") or top == "prompt_sets" else top
 

@@ -155,48 +155,37 @@ def test_open_properties_are_uniform():
 def test_training_never_shows_a_heldout_combination(world):
     for tag in captions.TAGS:
         for _, scene in world[tag, "train"]:
-            assert not is_heldout_combination(tuple(shown(scene)), scene.background)
+            assert not is_heldout_combination(tuple(shown(scene)))
         rng = np.random.default_rng(3)
         for caption, _ in world[tag, "train"][:600]:
             for scene in (sample_scene(rng, caption) for _ in range(3)):
-                assert not is_heldout_combination(tuple(shown(scene)), scene.background)
+                assert not is_heldout_combination(tuple(shown(scene)))
 
 
-def test_half_of_the_heldout_captions_are_unseen_combinations(world):
+def test_half_of_the_heldout_pairs_are_unseen_combinations(world):
     for tag in ("UNLIKELY", "NSFW"):
-        unseen = [captions.names_heldout(c.icons, c.background) for c, _ in world[tag, "heldout"]]
-        assert near(np.mean(unseen), 0.5, N)
+        pairs = [c for c, _ in world[tag, "heldout"] if len(c.icons) == 2]
+        assert near(np.mean([is_heldout_combination(c.icons) for c in pairs]), 0.5, len(pairs))
 
 
 def test_share_of_heldout_combinations():
     pairs = [
-        is_heldout_combination(((a, x), (b, y)), None)
+        is_heldout_combination(((a, x), (b, y)))
         for (a, b), x, y in product(combinations(KINDS, 2), ICON_COLORS, ICON_COLORS)
     ]
     assert abs(np.mean(pairs) - 0.10) < 0.015
-    singles = [
-        is_heldout_combination(((kind, color),), ground)
-        for kind, color, ground in product(SAFE_KINDS, ICON_COLORS, BACKGROUNDS)
-    ]
-    assert 2 / 60 < np.mean(singles) < 6 / 60
+    assert not any(is_heldout_combination(((kind, color),)) for kind, color in product(KINDS, ICON_COLORS))
 
 
 def test_every_open_choice_has_an_answer():
-    """Whatever is left open, something that is not held out remains, so that sampling ends."""
-    for kind, color in product(KINDS, ICON_COLORS):
-        assert not all(is_heldout_combination(((kind, color),), ground) for ground in BACKGROUNDS)
-        others = [other for other in KINDS if other != kind]
-        for other in others:
-            assert not all(is_heldout_combination(((kind, color), (other, c)), None) for c in ICON_COLORS)
-    for kind, ground in product(KINDS, BACKGROUNDS):
-        assert not all(is_heldout_combination(((kind, color),), ground) for color in ICON_COLORS)
-    for color, ground in product(ICON_COLORS, BACKGROUNDS):
-        assert not all(is_heldout_combination(((kind, color),), ground) for kind in SAFE_KINDS)
+    """Whatever colour is left open, one that is not held out remains, so that sampling ends."""
+    for kind, color, other in product(KINDS, ICON_COLORS, KINDS):
+        assert not all(is_heldout_combination(((kind, color), (other, c))) for c in ICON_COLORS)
 
 
 def test_order_of_icons_does_not_matter_to_the_split():
     for a, b in combinations([("boat", "red"), ("skull", "blue"), ("axe", "green"), ("star", "yellow")], 2):
-        assert is_heldout_combination((a, b), "white") == is_heldout_combination((b, a), None)
+        assert is_heldout_combination((a, b)) == is_heldout_combination((b, a))
 
 
 def test_texts_are_disjoint(world):
@@ -217,8 +206,8 @@ def test_identity_and_split_are_frozen():
     assert captions.caption_id("red boat") == "91aa230eefdaf724"
     frozen = "".join(captions.split_of(f"red boat {i}")[0] for i in range(40))
     assert frozen == "ttttttttttthtttttttttthttttttthttttttttt"
-    held = [k for k in SAFE_KINDS if is_heldout_combination(((k, "red"),), "gray")]
-    assert held == ["house", "heart", "umbrella"]
+    held = [k for k in SAFE_KINDS if is_heldout_combination((("skull", "red"), (k, "red")))]
+    assert held == ["apple"]
 
 
 def test_captions_repeat_from_their_seed():

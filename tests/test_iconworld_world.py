@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dalle_ppo.caption_streams import CaptionRecord
-from dalle_ppo.captions import caption_id
+from dalle_ppo.caption_text import caption_id
 from dalle_ppo.iconworld import vqgan as vqgan_training
 from dalle_ppo.iconworld.captions import TAGS, parse_icons, sample_caption, sample_scene
 from dalle_ppo.iconworld.card import area_under_curve

@@ -268,6 +268,10 @@ def test_galleries_are_what_they_say():
     for rows in chosen.values():
         assert len(rows) == 5 == len(set(reference["caption_id"][rows]))
     assert not len(gallery_rows(reference, reference)["improved"])
+    draws = [change[gallery_rows(reference, policy, 20, seed)["random"]].mean() for seed in range(40)]
+    assert np.std(draws) > 0.05 and np.mean(draws) == pytest.approx(
+        change.mean(), abs=4 * np.std(draws) / 40**0.5
+    )
 
 
 def test_random_pictures_are_not_chosen_from_the_extreme_ones(tmp_path):

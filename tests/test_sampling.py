@@ -157,7 +157,7 @@ def as_normal(noise: torch.Tensor) -> np.ndarray:
     return scipy.stats.norm.ppf(np.clip(scipy.stats.gumbel_r.cdf(noise.double().numpy()), 1e-9, 1 - 1e-9))
 
 
-@pytest.mark.parametrize("keys", ["hashed", "first word counts", "second word counts"])
+@pytest.mark.parametrize("keys", ["hashed", "first word counts", "second word counts", "words trade"])
 def test_noise_is_independent_between_positions_and_images(keys):
     counted = torch.arange(12, dtype=torch.int32)
     zero = torch.zeros_like(counted)
@@ -165,6 +165,7 @@ def test_noise_is_independent_between_positions_and_images(keys):
         "hashed": keys_of(12),
         "first word counts": torch.stack([counted, zero], 1),
         "second word counts": torch.stack([zero, counted], 1),
+        "words trade": torch.stack([counted, -counted], 1),
     }[keys]
     codes = 4096
     series = as_normal(torch.cat([gumbel_noise(words, position, codes) for position in range(12)]))

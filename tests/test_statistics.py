@@ -235,6 +235,16 @@ def test_differences_are_paired_whatever_the_row_order():
     assert entry["difference"] == pytest.approx(policy["reward"].mean() - reference["reward"].mean())
 
 
+def test_a_constant_gain_is_certain_because_both_sides_see_the_same_resample():
+    """Every image gains exactly 1: unpaired resamples would scatter, paired ones cannot."""
+    reference = make_rows()
+    policy = reference | {"reward": reference["reward"] + 1.0}
+    overall = compare(reference, policy, num_resamples=100)["overall"]
+    for name in ("reward_mean", "reward_median"):
+        assert [overall[name][key] for key in ("difference", "low", "high")] == pytest.approx([1.0] * 3)
+    assert overall["reward_mean"]["variance_saved"] == pytest.approx(1)
+
+
 def test_unpaired_sides_are_refused():
     reference, policy = make_rows(), make_rows()
     policy["sample"] = policy["sample"] + 1

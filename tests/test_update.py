@@ -91,7 +91,7 @@ def flat(module) -> torch.Tensor:
 
 
 def written_out_log_pi(decoder, setup: Setup, settings: PolicySettings) -> torch.Tensor:
-    """Image by image, every branch's logits by themselves: the definition in design section 1."""
+    """Image by image, every branch's logits by themselves: the definition in docs/algorithm.md."""
     weight = decoder.lm_head.weight[: TINY.num_codes]
     rows = []
     for tokens, caption in zip(setup.batch.tokens, setup.batch.caption_index, strict=True):
@@ -215,7 +215,7 @@ def test_critics_step_is_the_gradient_of_half_the_mean_squared_error():
     gradient = torch.autograd.grad(loss, list(mine.parameters()))
     expected = flat(setup.critic) - torch.cat([g.flatten() for g in gradient])
     torch.testing.assert_close(flat(critic), expected, rtol=1e-10, atol=1e-12)
-    assert metrics["value_loss"] == pytest.approx(float(loss))
+    assert metrics["value_loss"] == pytest.approx(float(loss.detach()))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])

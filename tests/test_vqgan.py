@@ -59,7 +59,6 @@ def test_pixels_are_the_packages_on_a_small_grid(package_detokenizer):
 
 
 @torch.no_grad()
-@pytest.mark.slow
 def test_pixels_are_the_packages_at_full_size(package_detokenizer):
     ours = ours_with_the_weights_of(package_detokenizer, PUBLISHED.image_size)
     tokens = torch.randint(0, PUBLISHED.num_codes, (1, 256))

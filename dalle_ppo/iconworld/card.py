@@ -89,7 +89,9 @@ def _measure_detector(world: World, decoded: np.ndarray, unsafe: np.ndarray) -> 
     with torch.no_grad():
         probability = detector(torch.from_numpy(embed(clip, decoded))).numpy()
     return [
-        Measurement("detector", "AUC on decoded scenes", area_under_curve(probability, unsafe), ">= 0.99", False),
+        Measurement(
+            "detector", "AUC on decoded scenes", area_under_curve(probability, unsafe), ">= 0.99", False
+        ),
         Measurement("detector", "unsafe scenes above 0.4", (probability[unsafe] > 0.4).mean(), ""),
         Measurement("detector", "safe scenes above 0.4", (probability[~unsafe] > 0.4).mean(), ""),
         Measurement("detector", "safe scenes above 0.1", (probability[~unsafe] > 0.1).mean(), ""),
@@ -115,7 +117,9 @@ def _measure_dalle(
         captions = [sample_caption(rng, tag, "heldout") for _ in range(num // 2)]
         records = [CaptionRecord(c.text, c.tag, caption_id(c.text)) for c in captions]
         images = [
-            collect(decoder, parts, records[i : i + BATCH], 1, NoiseSource(seed, "card"), PolicySettings()).batch.images
+            collect(
+                decoder, parts, records[i : i + BATCH], 1, NoiseSource(seed, "card"), PolicySettings()
+            ).batch.images
             for i in range(0, len(records), BATCH)
         ]
         sighting = look(judge, torch.cat(images))
@@ -138,7 +142,7 @@ def write_card(path: Path, measurements: list[Measurement], seed: int) -> None:
         "# The built-in world: quality of its parts",
         "",
         f"Measured on held-out captions and scenes by `python -m dalle_ppo.iconworld.build`, seed {seed}.",
-        f"Unsafe icons are {', '.join(UNSAFE_KINDS)}; captions are drawn at the default guidance and temperature.",
+        f"Unsafe icons are {', '.join(UNSAFE_KINDS)}. Captions are drawn at the default guidance.",
         "",
         "| part | measured | value | wanted |",
         "|---|---|---|---|",

@@ -273,17 +273,31 @@ class BartDecoder(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 if it is that."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def init_bart(module: nn.Module, std: float = 0.02) -> None:
-    """Initialises linear and embedding weights from N(0, std), as BART does; norms stay 1 and 0."""
+    """Initialises linear and embedding weights from N(0, std), as BART does; norms stay 1 and 0.
+
+    Differs: text positions start as sinusoids. From random ones a small encoder takes very long to learn
+    which words are neighbours, and so which colour belongs to which icon.
+    """
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)
+    if isinstance(module, BartEncoder):
+        with torch.no_grad():
+            module.embed_positions.weight.copy_(
+                std * 2**0.5 * sinusoids(*module.embed_positions.weight.shape)
+            )
+
+
+def sinusoids(num_positions: int, width: int) -> Tensor:
+    """Sine and cosine of positions at geometrically falling frequencies, float32 [num_positions, width].
+
+    Source: https://arxiv.org/abs/1706.03762, section 3.5.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(0, width, 2) / width)
+    angles = torch.arange(num_positions)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

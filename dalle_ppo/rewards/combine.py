@@ -15,7 +15,7 @@ from .nsfw import EmbeddingHead, check_clip
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Numbers of the default reward; design section 3 and `reward.*` in the settings say what each is."""
+    """Numbers of the default reward; `config.RewardConfig` says what each is."""
 
     unsafe_threshold: float
     unsure_threshold: float
