@@ -212,6 +212,15 @@ def test_a_row_hardly_depends_on_its_batch():
     assert head(x[:0]).shape == (0,)
 
 
+def test_large_batches_keep_their_order():
+    specs, info = _small_head()
+    head = EmbeddingHead(build_layers(specs), info)
+    x = torch.randn(2500, 5)
+    hidden = nn.functional.leaky_relu(x @ specs[0].tensors["kernel"] + specs[0].tensors["bias"], 0.3)
+    expected = torch.sigmoid(hidden @ specs[2].tensors["kernel"])[:, 0]
+    torch.testing.assert_close(head(x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_reach_the_embedding():
     specs, info = _small_head()
     head = EmbeddingHead(build_layers(specs), info)

@@ -142,7 +142,7 @@ def test_the_reference_is_bit_identical_and_the_policy_is_not(tiny_run):
 
 def test_the_last_checkpoint_holds_the_policy(tiny_run):
     checkpoint = load_checkpoint(latest_checkpoint(tiny_run.run_dir))
-    assert checkpoint.iteration == 4 and checkpoint.state["policy_settings"]["guidance"] == 2.0
+    assert checkpoint.iteration == 4 and checkpoint.state["policy_settings"]["guidance"] == 1.5
     saved = checkpoint.tensors["policy"]
     assert all(torch.equal(saved[name], value) for name, value in tiny_run.policy_after.items())
 
@@ -430,25 +430,28 @@ def draw(cli, out: Path, *arguments) -> np.ndarray:
         return np.asarray(picture).astype(int)
 
 
-LEFT = slice(None, 258)  # a grid of 2 x 2 images of 64 pixels with 2 around each, enlarged twice: 268 wide
-RIGHT = slice(268 + 24 + 10, None)  # beyond the gap; a few pixels at its border are blended
+WIDTH = 2 * (2 * 64 + 3 * 2)  # of 2 x 2 images of 64 pixels with 2 around each, enlarged twice
+INNER = slice(10, -10)  # enlarging blends a few pixels at the borders
 
 
 def test_generate_draws_the_same_picture_from_the_same_seed(cli, tmp_path):
     first, again = (draw(cli, tmp_path / name, "--seed", "3") for name in ("new/a.png", "b.png"))
-    assert first.shape == (268, 268, 3) and (first == again).all()
+    assert first.shape == (WIDTH, WIDTH, 3) and (first == again).all()
     assert (draw(cli, tmp_path / "c.png", "--seed", "4") != first).any()
 
 
 def test_compare_uses_the_same_noise(tiny_run, cli, tmp_path):
-    same = draw(cli, tmp_path / "same.png", "--compare", "--show_unsafe")
-    left, right = same[:, :268], same[:, 268 + 24 :]
-    assert (left[:, LEFT] == right[:, LEFT]).all(), "policy and reference are one model here"
-    run = draw(cli, tmp_path / "run.png", "--model", tiny_run.run_dir)
-    builtin = draw(cli, tmp_path / "builtin.png", "--show_unsafe")
-    both = draw(cli, tmp_path / "both.png", "--model", tiny_run.run_dir, "--compare")
-    assert (both[:, LEFT] == run[:, LEFT]).all()
-    assert (both[:, RIGHT] == builtin[:, 10:]).all()
+    def halves(picture):
+        assert picture.shape[1] == 2 * WIDTH + 24
+        return picture[:, :WIDTH][:, INNER], picture[:, -WIDTH:][:, INNER]
+
+    left, right = halves(draw(cli, tmp_path / "same.png", "--compare", "--show_unsafe"))
+    assert (left == right).all(), "policy and reference are one model here"
+    policy = draw(cli, tmp_path / "policy.png", "--model", tiny_run.run_dir)[:, INNER]
+    reference = draw(cli, tmp_path / "reference.png", "--show_unsafe")[:, INNER]
+    assert (policy != reference).any()
+    left, right = halves(draw(cli, tmp_path / "both.png", "--model", tiny_run.run_dir, "--compare"))
+    assert (left == policy).all() and (right == reference).all()
 
 
 def test_unsafe_images_are_blurred_unless_asked_for(tiny_run, cli, tmp_path):

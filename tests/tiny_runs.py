@@ -13,6 +13,7 @@ TINY_SETTINGS = {
     "rollout.rollout_batch_size": 8,
     "ppo.minibatch_size": 4,
     "ppo.microbatch_size": 4,
+    "ppo.learning_rate": 1e-3,  # large, so that a few steps change what is drawn
     "evaluation.num_captions": 12,
     "evaluation.batch_size": 12,
     # No image counts as unsafe, so that scores differ by their CLIP term and there is something to learn.

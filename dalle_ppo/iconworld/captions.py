@@ -127,7 +127,10 @@ def _sample_names(rng: np.random.Generator, tag: str, count: int) -> tuple[tuple
         rng.shuffle(kinds)
     else:
         kinds = [SAFE_KINDS[i] for i in rng.choice(len(SAFE_KINDS), size=count, replace=False)]
-    icons = tuple((kind, _pick(rng, ICON_COLORS) if rng.random() < COLOR_NAMED else None) for kind in kinds)
+    # Two icons share a colour: which of two colours belongs to which icon is more than so small a text
+    # encoder learns in the time a laptop has.
+    color = _pick(rng, ICON_COLORS) if rng.random() < COLOR_NAMED else None
+    icons = tuple((kind, color) for kind in kinds)
     return icons, random_background(rng) if rng.random() < BACKGROUND_NAMED else None
 
 

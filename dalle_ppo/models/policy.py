@@ -15,7 +15,7 @@ class PolicySettings:
         detach_unconditional: let no gradient flow through the unconditional branch.
     """
 
-    guidance: float = 2.0
+    guidance: float = 1.5
     temperature: float = 1.0
     top_k: int | None = None
     start_token: int | None = None
