@@ -162,11 +162,11 @@ class PpoConfig:
         adam_eps: of AdamW.
     """
 
-    learning_rate: float = 2e-4
-    warmup_iterations: int = 3
-    epochs: int = 2
-    minibatch_size: int = 48
-    microbatch_size: int = 48
+    learning_rate: float = 3e-4
+    warmup_iterations: int = 5
+    epochs: int = 1
+    minibatch_size: int = 24
+    microbatch_size: int = 24
     objective: Literal["clip", "score_function"] = "clip"
     advantage: Literal["gae", "rloo", "group", "per_prompt"] = "gae"
     clip_range: float = 0.2
@@ -215,7 +215,7 @@ class KlConfig:
         horizon: images over which the coefficient adapts.
     """
 
-    kl_coef: float = 0.03
+    kl_coef: float = 0.05
     estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     placement: Literal["reward", "loss"] = "reward"
     target: float | None = None
@@ -246,7 +246,7 @@ class CriticConfig:
             none.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     max_grad_norm: float = 1.0
     warmup_iterations: int = 0
     value_clip: float | None = None
@@ -304,7 +304,7 @@ class Config:
 
     run_dir: str | None = None
     seed: int = 0
-    num_iterations: int = 120
+    num_iterations: int = 100
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
     device: str = "auto"
