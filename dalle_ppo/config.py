@@ -162,7 +162,7 @@ class PpoConfig:
         adam_eps: of AdamW.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 4e-4
     warmup_iterations: int = 5
     epochs: int = 1
     minibatch_size: int = 24
@@ -208,16 +208,17 @@ class KlConfig:
 
     Args:
         kl_coef: its weight, in normalised score a nat.
-        estimator: "k1", "k2" or "exact".
+        estimator: "k1", "k2" or "exact". The default, the exact KL over all codes, has no action noise: it
+            holds every choice that the reward does not care about where it was.
         placement: "reward" (k1) or "loss" (k2, exact); other combinations have the wrong gradient and are
-            refused.
+            refused. In the loss, no token is charged for KL that it causes later.
         target: nats an image to steer the coefficient to; null keeps it fixed.
         horizon: images over which the coefficient adapts.
     """
 
-    kl_coef: float = 0.05
-    estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
-    placement: Literal["reward", "loss"] = "reward"
+    kl_coef: float = 0.2
+    estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
+    placement: Literal["reward", "loss"] = "loss"
     target: float | None = None
     horizon: int = 5000
 

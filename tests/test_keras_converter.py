@@ -18,10 +18,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.compat.proto.node_def_pb2 import NodeDef
 
 from dalle_ppo.keras_import.convert import convert
 from dalle_ppo.keras_import.download import fetch
 from dalle_ppo.keras_import.graph_check import check_operations
+from dalle_ppo.keras_import.graph_operations import apply
+from dalle_ppo.keras_import.graph_values import Stream
 from dalle_ppo.keras_import.published import DETECTORS
 from dalle_ppo.keras_import.saved_model import read_graph
 from dalle_ppo.keras_import.verify import verify
@@ -227,6 +230,12 @@ def test_other_files_are_refused(content, tmp_path):
         convert(tmp_path / "file.keras", tmp_path / "out.safetensors")
 
 
+def test_slope_that_the_graph_leaves_out():
+    """TensorFlow strips attributes that have their default: 0.2 for LeakyRelu."""
+    (stream,) = apply(NodeDef(op="LeakyRelu"), [Stream()])
+    assert stream.steps[0].options == (("negative_slope", 0.2),)
+
+
 # --- before TensorFlow loads a graph
 
 
@@ -333,7 +342,9 @@ def test_verify_notices_another_model(tmp_path):
     assert max(result.largest for result in results) > 1e-3
 
 
-_activations = st.sampled_from(["relu", "tanh", "gelu", "silu", "elu", "selu", "softplus", "mish", "linear"])
+_activations = st.sampled_from(
+    ["relu", "tanh", "gelu", "silu", "elu", "selu", "softplus", "mish", "leaky_relu"]
+)
 _layers = st.lists(
     st.tuples(st.sampled_from(["dense", "norm", "dropout"]), st.integers(1, 40), _activations, st.booleans()),
     max_size=5,
