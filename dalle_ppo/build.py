@@ -169,7 +169,9 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     device = choose_device(config.device)
     loaded = load_model(config.model.path, device)
     reference = loaded.decoder.eval().requires_grad_(False)
-    actor = copy.deepcopy(reference).requires_grad_(True)
+    actor = copy.deepcopy(reference)
+    for name, parameter in actor.named_parameters():
+        parameter.requires_grad_(config.ppo.trainable == "all" or "encoder_attn" in name)
     critic = Critic(reference).requires_grad_(True) if config.ppo.advantage == "gae" else None
     reward, _ = build_reward(config, loaded.world, device)
     captions = build_captions(config, config.seed, TRAINING_STREAM, "train")

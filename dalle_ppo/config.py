@@ -160,9 +160,11 @@ class PpoConfig:
         importance_cap: weight tokens by the training forward over the sampler, truncated here; null is off.
         weight_decay: of AdamW.
         adam_eps: of AdamW.
+        trainable: which of the actor's weights are trained. "cross_attention", what reads the caption, loses
+            far less of what the model can draw to the noise of the gradient; "all" is the whole decoder.
     """
 
-    learning_rate: float = 4e-4
+    learning_rate: float = 1.5e-3
     warmup_iterations: int = 5
     epochs: int = 1
     minibatch_size: int = 24
@@ -183,6 +185,7 @@ class PpoConfig:
     importance_cap: float | None = None
     weight_decay: float = 0.0
     adam_eps: float = 1e-5
+    trainable: Literal["cross_attention", "all"] = "cross_attention"
 
     def __post_init__(self) -> None:
         _at_least_one(self, "ppo", "epochs", "minibatch_size", "microbatch_size")
@@ -305,7 +308,7 @@ class Config:
 
     run_dir: str | None = None
     seed: int = 0
-    num_iterations: int = 100
+    num_iterations: int = 90
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
     device: str = "auto"
