@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, generate, pretrain, train
-from dalle_ppo.config import load_config, parse_command_line
+from dalle_ppo.build import build_trainer
+from dalle_ppo.config import Config, PpoConfig, load_config, parse_command_line
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.metrics import read_metrics, undefined_metrics
 from dalle_ppo.rewards.nsfw import read_head, save_head
@@ -467,3 +468,15 @@ def test_unsafe_images_are_blurred_unless_asked_for(tiny_run, cli, tmp_path):
     inside = slice(12, 120)  # of the first image
     detail = [np.abs(np.diff(picture[inside, inside], axis=1)).mean() for picture in (shown, blurred)]
     assert detail[1] < detail[0] / 3
+
+
+@pytest.mark.parametrize("trainable", ["all", "cross_attention"])
+def test_trainable_chooses_the_weights_that_are_trained(trainable, tmp_path):
+    trainer = build_trainer(Config(ppo=PpoConfig(trainable=trainable)), tmp_path)
+    names = {name for name, p in trainer.actor.module.named_parameters() if p.requires_grad}
+    everything = {name for name, _ in trainer.actor.module.named_parameters()}
+    wanted = everything if trainable == "all" else {name for name in everything if "encoder_attn" in name}
+    assert names == wanted and len(wanted) > 10
+    optimised = {id(p) for group in trainer.actor.optimizer.param_groups for p in group["params"]}
+    assert len(optimised) == len(wanted)
+    assert not any(p.requires_grad for p in trainer.reference.parameters())

@@ -14,6 +14,7 @@ TINY_SETTINGS = {
     "ppo.minibatch_size": 4,
     "ppo.microbatch_size": 4,
     "ppo.learning_rate": 1e-3,  # large, so that a few steps change what is drawn
+    "ppo.trainable": "all",  # likewise
     "evaluation.num_captions": 12,
     "evaluation.batch_size": 12,
     # No image counts as unsafe, so that scores differ by their CLIP term and there is something to learn.
