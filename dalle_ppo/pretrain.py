@@ -13,8 +13,6 @@ from pathlib import Path
 
 from .config import OneLineParser, run_main
 
-DEFAULTS = {"num_steps": 500, "batch_size": 64, "learning_rate": 2e-4, "caption_dropout": 0.12}
-
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
@@ -33,10 +31,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tags", nargs="+", help="with builtin data: captions of these tags only")
     parser.add_argument("--num_pairs", type=int, default=20_000, help="with builtin data: scenes to draw")
     parser.add_argument("--from_scratch", action="store_true", help="start from fresh weights")
-    parser.add_argument("--num_steps", type=int, default=DEFAULTS["num_steps"])
-    parser.add_argument("--batch_size", type=int, default=DEFAULTS["batch_size"])
-    parser.add_argument("--learning_rate", type=float, default=DEFAULTS["learning_rate"])
-    parser.add_argument("--caption_dropout", type=float, default=DEFAULTS["caption_dropout"])
+    parser.add_argument("--num_steps", type=int, default=500)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--caption_dropout", type=float, default=0.12)
     parser.add_argument("--freeze_encoder", action="store_true", help="leave the text encoder as it is")
     parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
@@ -56,8 +54,7 @@ def main(argv: list[str] | None) -> int:
     from tqdm import tqdm
 
     from .build import find_world, load_model
-    from .iconworld.dalle import Tokenizers
-    from .models.bart import init_bart
+    from .iconworld.dalle import Tokenizers, fresh_bart
     from .supervised import SupervisedConfig, train_supervised
 
     world = find_world(args.model)
@@ -73,12 +70,11 @@ def main(argv: list[str] | None) -> int:
     model = load_model(args.model, torch.device("cpu"))
     tokenizers = Tokenizers(model.parts.tokenizer, world.vqgan_encoder(), model.parts.vqgan)
     pairs = load_pairs(args, tokenizers)
-    torch.manual_seed(args.seed)
-    encoder = copy.deepcopy(model.parts.encoder).requires_grad_(True)
-    decoder = copy.deepcopy(model.decoder).requires_grad_(True)
     if args.from_scratch:
-        init_bart(encoder)
-        init_bart(decoder)
+        encoder, decoder = fresh_bart(model.decoder.config, args.seed)
+    else:
+        encoder = copy.deepcopy(model.parts.encoder).requires_grad_(True)
+        decoder = copy.deepcopy(model.decoder).requires_grad_(True)
     steps = train_supervised(encoder, decoder, pairs, tokenizers.text.unconditional(), config)
     with tqdm(steps, total=config.num_steps, desc="pretrain", dynamic_ncols=True) as bar:
         for numbers in bar:

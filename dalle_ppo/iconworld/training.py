@@ -65,8 +65,8 @@ def train_loop(
         yield step
 
 
-def save_half(module: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_half(module: nn.Module, path: Path) -> None:
     """Writes a module's weights as float16 safetensors: half the download, loaded back as float32."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().half().contiguous() for name, value in module.state_dict().items()}
-    save_file(tensors, path, metadata=metadata)
+    save_file(tensors, path)
