@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
 from .models.policy import PolicySettings
+from .rl.records import HiddenStates
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,34 @@ def _guided_logits(
     return decoder.head(unconditional + settings.guidance * (hidden - unconditional))
 
 
+def hidden_of_tokens(
+    decoder: BartDecoder, tokens: Tensor, prompts: Prompts, settings: PolicySettings
+) -> HiddenStates:
+    """Teacher forcing: the decoder's states before each of the given tokens.
+
+    Args:
+        decoder: actor or reference.
+        tokens: int64 [N, T].
+        prompts: of M captions; the N / M images of a caption are neighbours.
+        settings: of the policy.
+
+    Returns:
+        States that `log_pi_of_hidden` turns into the policy; a hundredth of its size.
+    """
+    conditional = decoder(tokens, decoder.cross_states(prompts.text), settings.start_token)
+    unconditional = None
+    if settings.guided:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.detach_unconditional):
+            cross = decoder.cross_states(prompts.unconditional)
+            unconditional = decoder(tokens, cross, settings.start_token)
+    return HiddenStates(conditional, unconditional)
+
+
+def log_pi_of_hidden(decoder: BartDecoder, hidden: HiddenStates, settings: PolicySettings) -> Tensor:
+    """The policy's log-distribution, float32 [N, T, V], from states of the same decoder."""
+    return guided_log_pi(decoder, hidden.conditional, hidden.unconditional, settings)
+
+
 def log_pi_of_tokens(
     decoder: BartDecoder, tokens: Tensor, prompts: Prompts, settings: PolicySettings
 ) -> Tensor:
@@ -113,13 +142,7 @@ def log_pi_of_tokens(
     Returns:
         float32 [N, T, V]. Differentiable, through both branches unless `detach_unconditional`.
     """
-    conditional = decoder(tokens, decoder.cross_states(prompts.text), settings.start_token)
-    unconditional = None
-    if settings.guided:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.detach_unconditional):
-            cross = decoder.cross_states(prompts.unconditional)
-            unconditional = decoder(tokens, cross, settings.start_token)
-    return guided_log_pi(decoder, conditional, unconditional, settings)
+    return log_pi_of_hidden(decoder, hidden_of_tokens(decoder, tokens, prompts, settings), settings)
 
 
 def gather_log_probs(log_pi: Tensor, tokens: Tensor) -> Tensor:

@@ -181,6 +181,7 @@ class Trainer:
                 rollout.prompts,
                 config.policy,
                 config.ppo.microbatch_size,
+                keep_ref_hidden=config.kl.placement == "loss" and config.kl.estimator == "exact",
             )
             scored = ScoredBatch(scores=result.total, reward_parts=result.parts, **passes)
         with watch.phase("update"):

@@ -18,8 +18,8 @@ from .models.critic import Critic
 from .models.policy import PolicySettings
 from .rl.kl import entropy, exact_kl, kl_k2
 from .rl.losses import PolicyLoss, ppo_loss, score_function_loss, value_loss
-from .rl.records import RolloutBatch, ScoredBatch, UpdateTargets
-from .sampling import Prompts, gather_log_probs, log_pi_of_tokens
+from .rl.records import HiddenStates, RolloutBatch, ScoredBatch, UpdateTargets
+from .sampling import Prompts, gather_log_probs, hidden_of_tokens, log_pi_of_hidden, log_pi_of_tokens
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def score_passes(
     prompts: Prompts,
     settings: PolicySettings,
     microbatch_size: int,
-) -> dict[str, Tensor | None]:
+    keep_ref_hidden: bool = False,
+) -> dict[str, Tensor | HiddenStates | None]:
     """Old and reference log-probs of the sampled tokens, exact KL, entropy and values, [B, T] each.
 
     The tokens are scored as they were drawn, by teacher forcing; nothing is sampled again.
@@ -77,22 +78,28 @@ def score_passes(
         prompts: their captions.
         settings: of the policy.
         microbatch_size: images a forward pass.
+        keep_ref_hidden: also return the reference's states, for an exact KL in the loss.
 
     Returns:
         The fields of `ScoredBatch` that networks compute.
     """
     columns: dict[str, list[Tensor]] = defaultdict(list)
+    ref_hidden: list[HiddenStates] = []
     for rows in torch.arange(len(batch), device=batch.tokens.device).split(microbatch_size):
         tokens, text = batch.tokens[rows], prompts.select(batch.caption_index[rows])
         log_pi = log_pi_of_tokens(actor, tokens, text, settings)
-        ref_log_pi = log_pi_of_tokens(reference, tokens, text, settings)
+        hidden = hidden_of_tokens(reference, tokens, text, settings)
+        ref_log_pi = log_pi_of_hidden(reference, hidden, settings)
+        if keep_ref_hidden:
+            ref_hidden.append(hidden)
         columns["old_log_probs"].append(gather_log_probs(log_pi, tokens))
         columns["ref_log_probs"].append(gather_log_probs(ref_log_pi, tokens))
         columns["kl"].append(exact_kl(log_pi, ref_log_pi))
         columns["entropy"].append(entropy(log_pi))
         if critic is not None:
             columns["values"].append(critic(tokens, critic.cross_states(text.text), settings.start_token))
-    return {"values": None} | {name: torch.cat(parts) for name, parts in columns.items()}
+    kept = HiddenStates.cat(ref_hidden) if keep_ref_hidden else None
+    return {"values": None, "ref_hidden": kept} | {name: torch.cat(parts) for name, parts in columns.items()}
 
 
 def policy_terms(
@@ -162,7 +169,7 @@ def run_update(
     Args:
         actor: the policy and its optimiser.
         critic: likewise, or None.
-        reference: for an exact KL in the loss.
+        reference: its head serves an exact KL in the loss.
         batch: the images.
         prompts: their captions.
         scored: old log-probs and values.
@@ -218,9 +225,9 @@ def _actor_backward(
     tokens = batch.tokens[rows]
     log_pi = log_pi_of_tokens(actor.module, tokens, text, config.policy)
     ref_log_pi = None
-    if config.kl.placement == "loss" and config.kl.estimator == "exact":
+    if scored.ref_hidden is not None:
         with torch.no_grad():
-            ref_log_pi = log_pi_of_tokens(reference, tokens, text, config.policy)
+            ref_log_pi = log_pi_of_hidden(reference, scored.ref_hidden.select(rows), config.policy)
     loss, policy = policy_terms(log_pi, ref_log_pi, rows, batch, scored, targets, config, kl_coef)
     (loss.sum() / num_tokens).backward()
     return policy

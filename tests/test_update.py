@@ -57,6 +57,7 @@ class Setup:
             prompts=self.prompts,
             settings=self.config.policy,
             microbatch_size=microbatch_size,
+            keep_ref_hidden=True,
             **arguments,
         )
         return ScoredBatch(scores=torch.zeros(COUNT), **columns)

@@ -5,6 +5,7 @@ B images of M captions, T tokens each; the B / M images of a caption are neighbo
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,32 @@ class RolloutBatch:
 
 
 @dataclass(frozen=True)
+class HiddenStates:
+    """What a decoder's head is applied to, before each token of N images.
+
+    Args:
+        conditional: given the caption, [N, T, D].
+        unconditional: given `<s></s>`, [N, T, D]; None where guidance is 1.
+    """
+
+    conditional: Tensor
+    unconditional: Tensor | None
+
+    def select(self, index: Tensor) -> "HiddenStates":
+        """The images at `index`, int64 [b]."""
+        unconditional = None if self.unconditional is None else self.unconditional[index]
+        return HiddenStates(self.conditional[index], unconditional)
+
+    @classmethod
+    def cat(cls, parts: "list[HiddenStates]") -> "HiddenStates":
+        """The images of all parts, in order."""
+        unconditional = None
+        if parts[0].unconditional is not None:
+            unconditional = torch.cat([part.unconditional for part in parts])
+        return cls(torch.cat([part.conditional for part in parts]), unconditional)
+
+
+@dataclass(frozen=True)
 class ScoredBatch:
     """What policy, reference, critic and reward say of a `RolloutBatch`.
 
@@ -46,6 +73,8 @@ class ScoredBatch:
         kl: exact KL(policy, reference) of each position's distribution, nats, [B, T].
         entropy: of the policy at each position, nats, [B, T].
         values: of the critic, [B, T]; None without one.
+        ref_hidden: of the reference, from which the update makes its whole distribution again at the price of
+            the head alone; None where the update does not need it.
     """
 
     scores: Tensor
@@ -54,6 +83,7 @@ class ScoredBatch:
     kl: Tensor
     entropy: Tensor
     values: Tensor | None = None
+    ref_hidden: HiddenStates | None = None
     reward_parts: dict[str, Tensor] = field(default_factory=dict)
 
 
