@@ -1,6 +1,5 @@
 """Supervised training of the policy's networks on pairs of captions and image tokens."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .models.bart import BartDecoder, BartEncoder, at_least_float32
+from .optim import cosine_learning_rate, make_adamw, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,7 @@ def train_supervised(
     encoder.requires_grad_(config.train_encoder)
     modules = [encoder, decoder] if config.train_encoder else [decoder]
     params = [p for module in modules for p in module.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimizer = make_adamw(params, config.learning_rate, config.weight_decay, betas=(0.9, 0.98))
     order = torch.empty(0, dtype=torch.long)
     for step in range(config.num_steps):
         while len(order) < config.batch_size:
@@ -122,10 +114,10 @@ def train_supervised(
         text, image = pairs.text_tokens[rows].to(device), pairs.image_tokens[rows].to(device)
         dropped = torch.rand(len(rows), generator=generator) < config.caption_dropout
         text = torch.where(dropped.to(device)[:, None], unconditional_tokens.to(device), text)
-        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-        learning_rate = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        learning_rate = cosine_learning_rate(
+            step, config.num_steps, config.learning_rate, config.warmup_steps
+        )
+        set_learning_rate(optimizer, learning_rate)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             loss = next_token_loss(encoder, decoder, text, image)
         if not torch.isfinite(loss):

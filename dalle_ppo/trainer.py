@@ -16,6 +16,7 @@ from .config import Config
 from .metrics import MetricsWriter
 from .models.bart import BartDecoder
 from .models.critic import Critic
+from .optim import set_learning_rate
 from .pictures import blur_unsafe, save_grid, to_numpy
 from .rewards.base import Reward, check_result
 from .rl.advantages import (
@@ -273,10 +274,10 @@ class Trainer:
         """
         config, iteration = self.config, self.progress.iteration
         rates = {"learning_rate": self.learning_rate(iteration)}
-        self.actor.set_learning_rate(rates["learning_rate"])
+        set_learning_rate(self.actor.optimizer, rates["learning_rate"])
         if self.critic is not None:
             rates["critic_learning_rate"] = self.critic_learning_rate(iteration)
-            self.critic.set_learning_rate(rates["critic_learning_rate"])
+            set_learning_rate(self.critic.optimizer, rates["critic_learning_rate"])
         train_actor = self.critic is None or iteration >= config.critic.warmup_iterations
         metrics = run_update(
             self.actor,

@@ -16,6 +16,7 @@ from .config import Config
 from .models.bart import BartDecoder
 from .models.critic import Critic
 from .models.policy import PolicySettings
+from .optim import make_adamw
 from .rl.kl import entropy, exact_kl, kl_k2
 from .rl.losses import PolicyLoss, ppo_loss, score_function_loss, value_loss
 from .rl.records import HiddenStates, RolloutBatch, ScoredBatch, UpdateTargets
@@ -30,10 +31,6 @@ class Learner:
     optimizer: torch.optim.Optimizer
     max_grad_norm: float
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-
     def step(self) -> float | None:
         """Clips, steps and clears the gradient; returns its norm, or None (and no step) if not finite."""
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
@@ -45,13 +42,9 @@ class Learner:
 
 
 def make_learner(module: nn.Module, learning_rate: float, max_grad_norm: float, config: Config) -> Learner:
-    """AdamW over a module's trainable parameters, weight decay on matrices only."""
-    params = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.ppo.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, eps=config.ppo.adam_eps, fused=True)
+    """A module with AdamW over its trainable parameters."""
+    ppo = config.ppo
+    optimizer = make_adamw(module.parameters(), learning_rate, ppo.weight_decay, eps=ppo.adam_eps)
     return Learner(module, optimizer, max_grad_norm)
 
 

@@ -110,8 +110,8 @@ def test_encoder_is_trained_only_if_asked(train_encoder):
 def test_learning_rate_warms_up_and_decays():
     config = SupervisedConfig(num_steps=20, batch_size=2, learning_rate=1.0e-3, warmup_steps=4)
     rates = [n["learning_rate"] for n in train_supervised(*tiny_bart(), pairs_of(2), EMPTY, config)]
-    assert rates[0] == pytest.approx(0.25e-3) and rates[10] == pytest.approx(0.5e-3)
-    assert rates.index(max(rates)) == 3 and rates[-1] < 0.01e-3
+    assert rates[0] == pytest.approx(0.25e-3) and rates[12] == pytest.approx(0.5e-3)
+    assert rates.index(max(rates)) == 3 and rates[-1] < 0.02e-3
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 

@@ -1,6 +1,5 @@
 """What the trainings of the built-in world's parts share: seeds, schedule, progress, saving."""
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,19 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..optim import cosine_learning_rate, make_adamw, set_learning_rate
+
 
 def image_tensor(images: np.ndarray) -> Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in 0..1."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     return tensor.to(torch.float32).div_(255).contiguous()
-
-
-def cosine_learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int = 100) -> float:
-    """Linear warm-up to `peak`, then a cosine to zero at `num_steps`."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train_loop(
@@ -46,15 +39,10 @@ def train_loop(
         betas: of AdamW.
     """
     params = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    optimizer = make_adamw(params, learning_rate, weight_decay, betas=betas)
     bar = tqdm(range(num_steps), desc=name, mininterval=2.0)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_learning_rate(step, num_steps, learning_rate)
+        set_learning_rate(optimizer, cosine_learning_rate(step, num_steps, learning_rate))
         loss, numbers = loss_of_step(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
