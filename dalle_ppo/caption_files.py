@@ -1,4 +1,4 @@
-"""Files of captions as shards that are read in chunks: parquet (local or on the hub), CSV, JSONL and text."""
+"""Files of captions as shards that are read in chunks: parquet, CSV, TSV, JSONL and text."""
 
 import csv
 import glob
@@ -122,7 +122,7 @@ class ParquetShard:
                     tags = batch.column(tag_column).cast(pa.string())
                 yield Chunk(texts, _as_tags(tags))
         except self._errors as error:
-            raise ValueError(f"{self.name}: cannot be read ({_one_line(error)})") from error
+            raise ValueError(f"{self.name}: cannot be read ({one_line(error)})") from error
 
     def _open(self) -> tuple[pq.ParquetFile, str, str | None]:
         try:
@@ -131,7 +131,7 @@ class ParquetShard:
                 self._open_file(), metadata=self._metadata, pre_buffer=False, buffer_size=1 << 20
             )
         except self._errors as error:
-            raise ValueError(f"{self.name}: is not a readable parquet file ({_one_line(error)})") from error
+            raise ValueError(f"{self.name}: cannot be opened as parquet ({one_line(error)})") from error
         self._metadata = file.metadata
         caption, tag = find_columns(self.name, file.schema_arrow.names, *self._wanted)
         kind = file.schema_arrow.field(caption).type
@@ -151,14 +151,14 @@ def find_columns(
         ValueError: a column is not there; the message lists those that are.
     """
     found = ", ".join(columns) or "none"
-    for key, wanted in (("caption_column", caption_column), ("tag_column", tag_column)):
+    for key, wanted in (("captions.column", caption_column), ("captions.tag_column", tag_column)):
         if wanted is not None and wanted not in columns:
             raise ValueError(f"{name}: has no column {wanted!r} ({key}); columns found: {found}")
     caption = caption_column or next((c for c in CAPTION_COLUMNS if c in columns), None)
     if caption is None:
         raise ValueError(
             f"{name}: has none of the usual caption columns ({', '.join(CAPTION_COLUMNS)}); "
-            f"columns found: {found}; name one with caption_column"
+            f"columns found: {found}; name one with captions.column"
         )
     return caption, tag_column or next((c for c in TAG_COLUMNS if c in columns and c != caption), None)
 
@@ -177,7 +177,10 @@ def find_files(source: str) -> list[Path]:
     else:
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not files:
-        raise ValueError(f"captions: {source} names no file with captions (read: {', '.join(SUFFIXES)})")
+        raise ValueError(
+            f"captions: {source} names no file with captions (read: {', '.join(SUFFIXES)}); a data set on "
+            "the hub is written hub:OWNER/NAME"
+        )
     for file in files:
         if file.suffix.lower() not in SUFFIXES:
             raise ValueError(
@@ -200,44 +203,8 @@ def open_shard(path: Path, caption_column: str | None = None, tag_column: str | 
     try:
         texts, tags = readers[path.suffix.lower()](path, caption_column, tag_column)
     except (OSError, pa.ArrowException, UnicodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({_one_line(error)})") from error
+        raise ValueError(f"{path}: cannot be read ({one_line(error)})") from error
     return TableShard(str(path), texts, tags)
-
-
-def hub_shards(
-    repo: str, token: str | None = None, caption_column: str | None = None, tag_column: str | None = None
-) -> list[Shard]:
-    """The parquet files of a data set on the Hugging Face hub, read over the network as they are needed.
-
-    Args:
-        repo: such as `laion/laion400m`.
-        token: access token; None uses the one of the hub's own log-in or of `HF_TOKEN`.
-
-    Raises:
-        ValueError: the hub refuses, does not answer, or has no parquet file there.
-    """
-    from huggingface_hub import HfFileSystem
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The bases cover the errors of whichever HTTP library this version of the hub client stands on.
-    errors = (OSError, ValueError, *HfHubHTTPError.__bases__)
-    try:
-        files = HfFileSystem(token=token)
-        paths = sorted(files.glob(f"datasets/{repo}/**.parquet"))
-    except errors as error:
-        raise ValueError(
-            f"captions: the hub gave no listing of {repo} ({_one_line(error)}); check the network, accept "
-            "the data set's terms and set HF_TOKEN, or give a folder with its parquet files"
-        ) from error
-    if not paths:
-        raise ValueError(
-            f"captions: {repo} has no parquet file on the hub; give another data set or a folder"
-        )
-
-    def opener(path: str) -> Callable[[], BinaryIO]:
-        return lambda: files.open(path, "rb", block_size=8 << 20)
-
-    return [ParquetShard(path, opener(path), caption_column, tag_column, errors) for path in paths]
 
 
 Columns = tuple[Sequence[str | None], Sequence[str | None] | None]
@@ -287,6 +254,10 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _read_text(path: Path, caption_column: str | None, tag_column: str | None) -> Columns:
+    if caption_column is not None or tag_column is not None:
+        raise ValueError(
+            f"{path}: text files have no columns; leave captions.column and captions.tag_column out"
+        )
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         return [line.rstrip("\n") for line in file if line.strip()], None
 
@@ -311,5 +282,6 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

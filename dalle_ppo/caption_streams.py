@@ -94,13 +94,15 @@ class WorldStream:
         number = self._index * self._world_size + self._rank
         caption = self._sample(np.random.default_rng([*self._key, number]), self._tag, self._split)
         self._index += 1
+        self.counts["drawn"] += 1
         return CaptionRecord(caption.text, caption.tag, caption_id(caption.text))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"index": self._index}
+        return {"index": self._index, "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._index = state["index"]
+        self.counts = Counter(state["counts"])
 
 
 class ShardStream:
@@ -143,12 +145,17 @@ class ShardStream:
 
     def state_dict(self) -> dict[str, Any]:
         recent = np.array(list(self._recent), dtype="<u8").tobytes()
-        return {"position": list(self._position), "recent": base64.b64encode(recent).decode("ascii")}
+        return {
+            "position": list(self._position),
+            "recent": base64.b64encode(recent).decode("ascii"),
+            "counts": dict(self.counts),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._position = list(state["position"])
         recent = np.frombuffer(base64.b64decode(state["recent"]), dtype="<u8")
         self._recent = dict.fromkeys(recent.tolist())
+        self.counts = Counter(state["counts"])
         self._candidates = self._walk()
 
     def _walk(self) -> Iterator[CaptionRecord]:
@@ -201,9 +208,11 @@ class ShardStream:
             if self._tag is not None and not shard.may_hold(int(order[g]), self._tag):
                 continue
             for c, chunk in enumerate(shard.chunks(int(order[g]))):
-                if g > start[0] or c >= start[1]:
-                    self.counts["rows read"] += len(chunk.texts)
-                    yield g, c, chunk
+                if g == start[0] and c < start[1]:
+                    continue
+                if [g, c] != start[:2] or start[2] == 0:  # else it was counted before the position was saved
+                    self.counts["read"] += len(chunk.texts)
+                yield g, c, chunk
 
     def _candidate_rows(self, chunk: Chunk, key: list[int]) -> np.ndarray:
         """Rows of the stream's tag, shuffled."""
@@ -245,10 +254,11 @@ class ShardStream:
         return None
 
     def _nothing_found(self, counts: Counter[str]) -> str:
-        seen = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no rows"
+        reasons = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()) if key != "read")
         names = self._shards[0].name + (f" and {len(self._shards) - 1} more" if len(self._shards) > 1 else "")
         return (
-            f"captions: no {self._label} to draw in {names} ({seen}); "
+            f"captions: no {self._label} to draw in {names} ({counts['read']} rows read; {reasons or 'none'} "
+            "dropped); "
             "change the shares, the split or the filters, or give other captions"
         )
 

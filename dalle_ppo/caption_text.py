@@ -108,10 +108,13 @@ class CaptionFilter:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_latin_share <= 1:
-            raise ValueError(f"min_latin_share: {self.min_latin_share} is no share; use a number from 0 to 1")
+            raise ValueError(
+                f"captions.min_latin_share is {self.min_latin_share}; it must lie between 0 and 1"
+            )
         if self.min_chars > self.max_chars:
             raise ValueError(
-                f"min_chars: {self.min_chars} is above max_chars {self.max_chars}, which admits no caption"
+                f"captions.min_chars is {self.min_chars}; it must be at most captions.max_chars = "
+                f"{self.max_chars}, or no caption is left"
             )
 
     def reason_to_drop(self, text: str) -> str | None:

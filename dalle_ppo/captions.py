@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_ppo import prompt_sets
-from dalle_ppo.caption_files import Shard, TableShard, find_files, hub_shards, open_shard
+from dalle_ppo.caption_files import Shard, TableShard, find_files, one_line, open_shard
+from dalle_ppo.caption_hub import hub_shards
 from dalle_ppo.caption_streams import (
     CaptionRecord,
     DrawSettings,
@@ -29,6 +30,7 @@ from dalle_ppo.caption_streams import (
     select_other,
     select_tag,
 )
+from dalle_ppo.caption_text import CaptionFilter
 
 OTHER = "OTHER"
 WORLD_SHARES = {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25}
@@ -62,14 +64,9 @@ class CaptionSource:
         """
         return [self._next_record() for _ in range(n)]
 
-    def achieved_shares(self) -> dict[str, float]:
-        """Share of each tag among all captions drawn so far, the tags as the data name them."""
-        total = max(1, self._tags.total())
-        return {tag: count / total for tag, count in sorted(self._tags.items())}
-
-    def counts(self) -> dict[str, int]:
-        """What was seen and dropped on the way, by reason (this process, since it started)."""
-        return dict(sum((stream.counts for stream in self._streams.values()), Counter()))
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log: see `position_metrics`."""
+        return position_metrics(self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """The position, JSON-able."""
@@ -85,18 +82,22 @@ class CaptionSource:
         """Go to a saved position: the next batch is the one that was due when it was saved.
 
         Raises:
-            ValueError: the position is one of other captions or settings; the message names the difference.
+            ValueError: see `check_position`.
         """
+        self.check_position(state)
+        self._drawn = dict(state["drawn"])
+        self._tags = Counter(state["tags"])
+        for key, stream in self._streams.items():
+            stream.load_state_dict(state["streams"][key])
+
+    def check_position(self, state: Mapping[str, Any]) -> None:
+        """ValueError, naming the difference, for a position of other captions or settings."""
         for key, value in self._identity.items():
             if state["identity"].get(key) != value:
                 raise ValueError(
                     f"captions: {key} was {state['identity'].get(key)!r} when the position was saved and is "
                     f"now {value!r}; resume with the same captions and settings"
                 )
-        self._drawn = dict(state["drawn"])
-        self._tags = Counter(state["tags"])
-        for key, stream in self._streams.items():
-            stream.load_state_dict(state["streams"][key])
 
     def _next_record(self) -> CaptionRecord:
         total = sum(self._drawn.values()) + 1
@@ -107,6 +108,25 @@ class CaptionSource:
         return record
 
 
+def position_metrics(state: Mapping[str, Any]) -> dict[str, float]:
+    """What a position says of the way to it, from the run's beginning on.
+
+    Args:
+        state: of `CaptionSource.state_dict`.
+
+    Returns:
+        `captions/share_TAG`: share of a tag, as the data name it, among the captions drawn;
+        `captions/drawn`: how many; and for files `captions/read`: rows read, those of other tags included
+        and once for each tag that is drawn from, `captions/skipped_REASON`: captions dropped.
+    """
+    counts = sum((Counter(stream["counts"]) for stream in state["streams"].values()), Counter())
+    metrics = {f"captions/share_{tag}": n / counts["drawn"] for tag, n in sorted(state["tags"].items())}
+    for key, n in sorted(counts.items()):
+        name = key if key in ("drawn", "read") else f"skipped_{key.replace(' ', '_')}"
+        metrics[f"captions/{name}"] = n
+    return metrics
+
+
 def open_captions(
     source: str,
     settings: DrawSettings,
@@ -114,7 +134,6 @@ def open_captions(
     *,
     caption_column: str | None = None,
     tag_column: str | None = None,
-    token: str | None = None,
 ) -> CaptionSource:
     """Open a source of captions.
 
@@ -125,24 +144,26 @@ def open_captions(
         shares: tag to share; the key OTHER stands for all tags not named. None: the mix of the built-in
             world, half NSFW for `hub:`, and the captions as they come for everything else.
         caption_column, tag_column: None looks for the usual names.
-        token: access token of the hub.
 
     Raises:
-        ValueError: the source cannot be read or holds no caption, or the shares do not add up.
+        ValueError: the source cannot be read or holds no caption, the shares do not add up, or a setting
+            does not apply to the source.
     """
+    columns = caption_column, tag_column
     if source == "builtin":
+        _refuse_settings_of_files(settings, columns)
         shares = shares or WORLD_SHARES
         check_shares(shares)
         streams = {tag: WorldStream(tag, settings) for tag in shares}
         return CaptionSource(streams, shares, _identity(source, settings))
     if source.startswith("hub:"):
-        shards = hub_shards(source.removeprefix("hub:"), token, caption_column, tag_column)
+        shards = hub_shards(source.removeprefix("hub:"), *columns)
         shares = shares or LAION_SHARES
     elif source.startswith("prompts:"):
-        name = source.removeprefix("prompts:")
-        shards = [TableShard(source, prompt_sets.prompt_set(name))]
+        _refuse_columns(source, columns)
+        shards = [TableShard(source, prompt_sets.prompt_set(source.removeprefix("prompts:")))]
     else:
-        shards = _open_files(source, caption_column, tag_column, settings.skip_bad_files)
+        shards = _open_files(source, *columns, settings.skip_bad_files)
     return caption_source(shards, settings, shares)
 
 
@@ -172,7 +193,7 @@ def check_shares(shares: Mapping[str, float]) -> None:
         sum(shares.values()), 1, abs_tol=1e-6
     ):
         listed = ", ".join(f"{tag}: {share}" for tag, share in shares.items()) or "none"
-        raise ValueError(f"shares: {listed}; each must be at least 0 and together they must be 1")
+        raise ValueError(f"captions.shares: {listed}; each must be at least 0 and together they must be 1")
 
 
 def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
@@ -190,12 +211,32 @@ def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
     raise ValueError(f"captions: only {len(records)} distinct captions to draw, {n} wanted; ask for fewer")
 
 
+def captions_of_file(path: str, wanted: int) -> list[CaptionRecord]:
+    """Distinct captions of a file, held out or not; at most `wanted`.
+
+    Raises:
+        ValueError: the file cannot be read or holds no caption.
+    """
+    source = open_captions(path, DrawSettings(split=None))
+    records: dict[str, CaptionRecord] = {}
+    fruitless = 0
+    while len(records) < wanted and fruitless < 3:
+        before = len(records)
+        for record in source.next_batch(min(256, wanted - before)):
+            records.setdefault(record.id, record)
+        fruitless = fruitless + 1 if len(records) == before else 0
+    return list(records.values())
+
+
 def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     """Write captions to a small parquet file with the columns TEXT, NSFW, ID; same captions, same bytes.
 
+    Its SHA-256 is written beside it, in a file that ends in `.sha256`, as `sha256sum --check` reads it.
+
     Returns:
-        The file's SHA-256.
+        The SHA-256.
     """
+    path = Path(path)
     rows = [asdict(record) for record in records]
     columns = {"TEXT": "text", "NSFW": "tag", "ID": "id"}
     table = pa.table(
@@ -203,17 +244,33 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     )
     temporary = Path(f"{path}.new")
     pq.write_table(table, temporary)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    _hash_file(path).unlink(missing_ok=True)
     os.replace(temporary, path)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    _hash_file(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    return digest
 
 
 def read_frozen(path: str | Path) -> list[CaptionRecord]:
-    """Read what `freeze_captions` wrote, in its order."""
+    """Read what `freeze_captions` wrote, in its order.
+
+    Raises:
+        ValueError: the file cannot be read, or it is not the one whose hash lies beside it.
+    """
+    path = Path(path)
     try:
         rows = pq.read_table(path, columns=["TEXT", "NSFW", "ID"]).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: is no frozen set of captions ({error})") from error
+        raise ValueError(f"{path}: is no frozen set of captions ({one_line(error)})") from error
+    if _hash_file(path).exists():
+        expected = _hash_file(path).read_text(encoding="utf-8").split()[0]
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise ValueError(f"{path}: has changed since it was frozen; put it back, or delete {path}.sha256")
     return [CaptionRecord(row["TEXT"], row["NSFW"], row["ID"]) for row in rows]
+
+
+def _hash_file(path: Path) -> Path:
+    return Path(f"{path}.sha256")
 
 
 def _open_files(
@@ -230,6 +287,23 @@ def _open_files(
     if not any(shard.num_rows for shard in shards):
         raise ValueError(f"captions: {source} holds no caption; write at least one, or name another file")
     return shards
+
+
+def _refuse_settings_of_files(settings: DrawSettings, columns: tuple[str | None, str | None]) -> None:
+    """What would be ignored is refused."""
+    _refuse_columns("builtin", columns)
+    if settings.filter != CaptionFilter() or settings.clean:
+        raise ValueError(
+            "captions: the built-in world's captions are neither cleaned nor filtered; leave captions.clean, "
+            "the lengths, min_latin_share and the lists at their defaults, or give another captions.source"
+        )
+
+
+def _refuse_columns(source: str, columns: tuple[str | None, str | None]) -> None:
+    if columns != (None, None):
+        raise ValueError(
+            f"captions: {source} has no columns; leave captions.column and captions.tag_column out"
+        )
 
 
 def _identity(source: str, settings: DrawSettings) -> dict[str, Any]:

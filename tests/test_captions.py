@@ -72,7 +72,9 @@ def test_shares_of_rare_tags_are_met_within_one_caption(laion_folder):
             assert abs(tags[tag] - shares[tag] * tags.total()) < 1
     assert tags["NSFW"] == 40 and tags["UNSURE"] == 10
     assert tags["UNLIKELY"] > 0 and tags[UNTAGGED] > 0
-    assert source.achieved_shares()["NSFW"] == 0.5
+    metrics = source.metrics()
+    assert metrics["captions/share_NSFW"] == 0.5 and metrics["captions/share_UNSURE"] == 0.125
+    assert metrics["captions/drawn"] == 80 and metrics["captions/share_UNTAGGED"] == tags[UNTAGGED] / 80
 
 
 def test_tags_belong_to_their_texts_and_ids_are_stable(laion_folder):
@@ -126,7 +128,7 @@ def test_the_next_batch_after_a_resume_is_the_one_that_was_due(laion_folder, sou
         resumed.next_batch(5)
         resumed.load_state_dict(state)
         assert resumed.next_batch(40) == due
-        assert resumed.achieved_shares() == original.achieved_shares()
+        assert resumed.metrics() == original.metrics()
     with pytest.raises(ValueError, match=r"seed was 3 .* now 4"):
         make(seed=4).load_state_dict(state)
 
@@ -204,9 +206,10 @@ def test_filters_and_duplicates_are_counted(tmp_path):
     kept = texts(source.next_batch(2))
     assert set(kept) in ({"ok boat", "badword fine"}, {"OK, boat!", "badword fine"})
     source.next_batch(4)  # the fifth begins the third pass: two passes are counted whole
-    counts, whole = source.counts(), {"empty": 2, "short": 1, "long": 1, "script": 1, "blocked": 2}
-    assert all(2 * number <= counts[reason] <= 3 * number for reason, number in whole.items())
-    assert 2 <= counts["duplicate"] <= 3 and counts["drawn"] == 6 and counts["rows read"] == 30
+    counts = {name.removeprefix("captions/"): value for name, value in source.metrics().items()}
+    whole = {"empty": 2, "short": 1, "long": 1, "script": 1, "blocked": 2, "duplicate": 1}
+    assert all(2 * number <= counts[f"skipped_{reason}"] <= 3 * number for reason, number in whole.items())
+    assert counts["drawn"] == 6 and counts["read"] == 30 and counts["share_UNTAGGED"] == 1
 
 
 def test_cleaning_is_optional():
@@ -218,7 +221,7 @@ def test_cleaning_is_optional():
 
 def test_missing_column_is_named_with_those_found(tmp_path):
     pq.write_table(pa.table({"picture": ["a"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet.*picture, n.*caption_column"):
+    with pytest.raises(ValueError, match=r"a\.parquet.*picture, n.*captions.column"):
         open_captions(str(tmp_path / "a.parquet"), everything())
     with pytest.raises(ValueError, match=r"no column 'Caption'.*picture, n"):
         open_captions(str(tmp_path / "a.parquet"), everything(), caption_column="Caption")
@@ -239,7 +242,7 @@ def test_an_empty_file_is_refused(tmp_path, name):
 
 
 def test_captions_that_are_all_blank_are_refused_when_drawn(tmp_path):
-    with pytest.raises(ValueError, match="3 empty"):
+    with pytest.raises(ValueError, match=r"3 rows read; 3 empty dropped"):
         caption_source([TableShard("t", ["", None, "  "])], everything()).next_batch(1)
 
 
@@ -272,7 +275,7 @@ def test_a_file_damaged_inside_is_named_or_skipped(laion_folder, tmp_path):
     skipping = open_captions(str(tmp_path), everything(skip_bad_files=True), {"UNLIKELY": 1.0})
     with pytest.warns(UserWarning, match="file skipped"):
         assert len(skipping.next_batch(2500)) == 2500
-    assert skipping.counts()["bad files"] >= 1
+    assert skipping.metrics()["captions/skipped_bad_files"] >= 1
 
 
 def test_a_shard_that_disappears_in_mid_run(laion_folder, tmp_path):
@@ -303,7 +306,7 @@ def test_row_groups_that_cannot_hold_the_tag_are_not_read(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
     source = open_captions(str(tmp_path), everything(drop_duplicates=False), {"NSFW": 1.0})
     source.next_batch(10)
-    assert source.counts()["rows read"] == 10
+    assert source.metrics()["captions/read"] == 10
 
 
 def test_only_the_needed_columns_are_read(tmp_path):
@@ -387,40 +390,18 @@ def test_shares_that_do_not_add_up(shares):
         check_shares(shares)
 
 
-def test_a_hub_that_refuses_is_one_line(monkeypatch):
-    import huggingface_hub
-
-    class Refusing:
-        def __init__(self, token=None):
-            assert token == "secret"
-
-        def glob(self, pattern):
-            raise PermissionError("403 gated\nrepository")
-
-    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Refusing)
-    with pytest.raises(ValueError, match=r"laion/laion400m.*403.*HF_TOKEN") as error:
-        open_captions("hub:laion/laion400m", everything(), token="secret")
-    assert "\n" not in str(error.value) and "secret" not in str(error.value)
-
-
-def test_hub_files_give_the_captions_of_local_files(laion_folder, monkeypatch):
-    import huggingface_hub
-
-    class LocalHub:
-        def __init__(self, token=None):
-            pass
-
-        def glob(self, pattern):
-            assert pattern.startswith("datasets/laion/laion400m/")
-            return [str(path) for path in laion_folder.glob("*.parquet")]
-
-        def open(self, path, mode, block_size):
-            return open(path, mode)
-
-    monkeypatch.setattr(huggingface_hub, "HfFileSystem", LocalHub)
-    hub = open_captions("hub:laion/laion400m", DrawSettings())
-    local = open_captions(str(laion_folder), DrawSettings(), {"NSFW": 0.5, OTHER: 0.5})
-    assert hub.next_batch(30) == local.next_batch(30)
+def test_settings_that_a_source_would_ignore_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a boat\n")
+    refused = [
+        ("builtin", everything(filter=CaptionFilter(min_chars=5)), {}),
+        ("builtin", everything(clean=True), {}),
+        ("builtin", everything(), {"caption_column": "TEXT"}),
+        ("prompts:counting", everything(), {"tag_column": "NSFW"}),
+        (str(tmp_path / "a.txt"), everything(), {"caption_column": "TEXT"}),
+    ]
+    for source, settings, columns in refused:
+        with pytest.raises(ValueError, match=r"leave captions\."):
+            open_captions(source, settings, **columns)
 
 
 def test_evaluation_sets_are_distinct_and_frozen(tmp_path):
@@ -431,13 +412,22 @@ def test_evaluation_sets_are_distinct_and_frozen(tmp_path):
         records, tmp_path / "f.parquet"
     )
     assert read_frozen(tmp_path / "e.parquet") == records
+    digest = hashlib.sha256((tmp_path / "e.parquet").read_bytes()).hexdigest()
+    assert (tmp_path / "e.parquet.sha256").read_text() == f"{digest}  e.parquet\n"
+    freeze_captions(records[:2], tmp_path / "f.parquet")
+    (tmp_path / "f.parquet").replace(tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match=r"e\.parquet: has changed since it was frozen"):
+        read_frozen(tmp_path / "e.parquet")
+    (tmp_path / "e.parquet.sha256").unlink()
+    assert read_frozen(tmp_path / "e.parquet") == records[:2]
     with pytest.raises(ValueError, match="only 3 distinct"):
         distinct_captions(source, 4)
     with pytest.raises(ValueError, match=r"g\.parquet"):
         read_frozen(tmp_path / "g.parquet")
 
 
-def test_real_web_text_passes_through_everything():
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_real_web_text_passes_through_everything(cleaned):
     path = Path(__file__).parents[1] / ".." / "shared" / "captions" / "web_alt_text_5000.parquet"
     if not path.exists():
         pytest.skip("the shared captions are not here")
@@ -445,11 +435,15 @@ def test_real_web_text_passes_through_everything():
 
     from dalle_ppo.models.tokenizer import TextTokenizer, train_bpe
 
+    chosen = everything(clean=cleaned, drop_duplicates=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        records = open_captions(str(path), everything(clean=True)).next_batch(4990)
-    assert max(len(record.text) for record in records) > 1000
-    assert not any("<a " in record.text or "&amp;" in record.text for record in records)
-    found = texts(records)
-    assert TextTokenizer(*train_bpe(found[:300], 100)).encode(found).tokens.shape == (4990, 64)
-    assert SimpleTokenizer()(found).shape == (4990, 77)
+        source = open_captions(str(path), chosen)
+        found = texts(source.next_batch(5000))
+    assert source.metrics()["captions/read"] == 5000, "each of them, once"
+    if not cleaned:
+        assert sorted(found) == sorted(pq.read_table(path)["TEXT"].to_pylist())
+    assert max(map(len, found)) > 1000
+    assert cleaned != any("<a " in text or "&amp;" in text for text in found)
+    assert TextTokenizer(*train_bpe(found[:300], 100)).encode(found).tokens.shape == (5000, 64)
+    assert SimpleTokenizer()(found).shape == (5000, 77)

@@ -1,0 +1,69 @@
+"""configs/laion_nsfw_*.yaml: they parse, say everything that matters, and fit what they say they fit."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dalle_ppo.config import Config, parse_command_line, to_yaml
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+GIGABYTES = {"mini": 16, "mega": 80}
+# Of one float32 network each, in 10^9 bytes: 203 M, 235 M, 219 M and 1 110 M, 1 478 M, 1 444 M weights.
+ENCODER, DECODER, CRITIC = (
+    {"mini": 0.81, "mega": 4.44},
+    {"mini": 0.94, "mega": 5.91},
+    {"mini": 0.88, "mega": 5.78},
+)
+KEYS_VALUES = {"mini": 0.10, "mega": 0.81}
+# Saved for the backward pass, an image: of the actor with guidance.
+ACTIVATIONS = {"mini": 0.62, "mega": 2.06}
+CLIP_AND_VQGAN = 1.9
+VQGAN_IMAGE, CACHE_IMAGE = 0.168, {"mini": 0.05, "mega": 0.20}
+
+
+def load(size: str) -> Config:
+    return parse_command_line(["--config", str(CONFIGS / f"laion_nsfw_{size}.yaml")], "test", "")[0]
+
+
+@pytest.mark.parametrize("size", GIGABYTES)
+def test_it_trains_that_model_on_laions_captions_with_laions_detector(size):
+    config = load(size)
+    assert config.model.path == size and config.device == "cuda"
+    assert config.captions.source == "hub:laion/laion400m"
+    assert config.captions.shares == {"NSFW": 0.5, "OTHER": 0.5}
+    assert (config.clip.model, config.clip.pretrained) == ("ViT-L-14-quickgelu", "openai")
+    assert config.reward.detector == "laion-l14"
+    held_out = config.evaluation.heldout_clip
+    assert (held_out.model, config.evaluation.heldout_detector) == ("ViT-B-32-quickgelu", "laion-b32")
+    assert config.policy.guidance > 1.5, "the built-in world's guidance is not theirs"
+
+
+@pytest.mark.parametrize("size", GIGABYTES)
+def test_every_section_is_spelled_out(size):
+    written = yaml.safe_load((CONFIGS / f"laion_nsfw_{size}.yaml").read_text(encoding="utf-8"))
+    resolved = yaml.safe_load(to_yaml(load(size)))
+    for section in ("model", "policy", "captions", "rollout", "clip", "reward"):
+        assert list(written[section]) == list(resolved[section]), section
+
+
+def test_the_two_differ_only_where_the_models_do():
+    mini, mega = (
+        yaml.safe_load((CONFIGS / f"laion_nsfw_{size}.yaml").read_text(encoding="utf-8"))
+        for size in GIGABYTES
+    )
+    for section in ("policy", "captions", "clip", "reward", "kl"):
+        assert mini[section] == mega[section]
+
+
+@pytest.mark.parametrize("size", GIGABYTES)
+def test_the_memory_fits(size):
+    """Weights, gradients, Adam and activations, a tenth to spare; drawing, without gradients."""
+    config = load(size)
+    frozen = ENCODER[size] + 2 * DECODER[size] + CRITIC[size] + CLIP_AND_VQGAN
+    adam, gradients = (n * (KEYS_VALUES[size] + CRITIC[size]) for n in (2, 1))
+    update = frozen + adam + gradients + config.ppo.microbatch_size * ACTIVATIONS[size]
+    assert update < 0.9 * GIGABYTES[size]
+    for images in (config.rollout.rollout_batch_size, config.evaluation.batch_size, 32):
+        drawing = max(images * CACHE_IMAGE[size], min(64, images) * VQGAN_IMAGE)
+        assert frozen + adam + drawing < 0.9 * GIGABYTES[size]
