@@ -1,6 +1,7 @@
 """From settings to objects."""
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .caption_prefetch import PrefetchedCaptions
 from .caption_streams import DrawSettings
+from .caption_text import CaptionFilter, read_phrases
 from .captions import CaptionRecord, CaptionSource, distinct_captions, open_captions
-from .config import Config, load_config
+from .config import Config, ModelConfig, load_config
 from .evaluation import JudgeImages, Measures
 from .iconworld.world import WEIGHTS, World
+from .keras_import.download import detector_file
 from .models.bart import BartDecoder
 from .models.critic import Critic
 from .models.policy import PolicySettings
+from .models.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
+from .models.weights import load_published
 from .rewards.base import Reward
 from .rewards.clip import ClipScorer, load_clip
 from .rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
@@ -25,6 +31,9 @@ from .run_state import latest_checkpoint, load_checkpoint
 from .trainer import Trainer
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
+# How published weights are drawn from unless told otherwise: the min-dalle package's defaults, but for the
+# start token, which is the one they were trained with (the package feeds 16383).
+PUBLISHED_SETTINGS = PolicySettings(guidance=16.0, temperature=1.0, top_k=256)
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,10 @@ class LoadedModel:
         decoder: the policy.
         reference: the untouched decoder it was trained from; the same object for an untrained model.
         parts: tokenizer, text encoder and VQGAN.
-        settings: guidance, temperature and so on, where the model is a run's policy; else None.
-        world: the built-in world it belongs to.
+        settings: guidance, temperature and so on, of a run's policy, an export or published weights; None
+            for the built-in world's model.
+        world: the built-in world it belongs to; None for DALL·E mini and Mega.
+        files: DALL·E mini's or Mega's weights, its own or those it was trained from; else None.
         iteration: of the run's checkpoint; None for an untrained model.
     """
 
@@ -44,7 +55,8 @@ class LoadedModel:
     reference: BartDecoder
     parts: FrozenParts
     settings: PolicySettings | None
-    world: World
+    world: World | None
+    files: WeightFiles | None = None
     iteration: int | None = None
 
 
@@ -62,53 +74,106 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name}, but this machine has no CUDA; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name}, but this machine has {torch.cuda.device_count()} GPUs, from 0")
     return device
 
 
-def find_world(path: str) -> World:
-    """The built-in world that a model path belongs to: the shipped one, or one that was built anew."""
+def is_run(path: str) -> bool:
+    return (Path(path) / "config.yaml").is_file()
+
+
+def find_world(path: str) -> World | None:
+    """The built-in world that a model path belongs to: the shipped one, one that was built anew, or none.
+
+    Raises:
+        ValueError: if the path names no model, or weights that are not complete.
+    """
     if path == "builtin":
         return World(WEIGHTS)
     if (Path(path) / "bart_decoder.safetensors").is_file():
         return World(Path(path))
-    if (Path(path) / "config.yaml").is_file():
+    if is_run(path):
         return find_world(load_config(Path(path) / "config.yaml").model.path)
+    if path in PUBLISHED or find_weight_files(path):
+        return None
     raise ValueError(
-        f"model {path!r} is neither builtin, nor a run's folder (with config.yaml), nor a built world's "
-        "(with bart_decoder.safetensors)"
+        f"model {path!r} is neither builtin, mini nor mega, nor a run's folder (with config.yaml), nor a "
+        "built world's (with bart_decoder.safetensors), nor one of DALL·E weights (with encoder and decoder)"
     )
 
 
-def load_model(path: str, device: torch.device) -> LoadedModel:
-    """Loads "builtin", a world's folder, or the newest checkpoint of a run.
+def load_model(
+    path: str, device: torch.device, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> LoadedModel:
+    """Loads a model.
+
+    Args:
+        path: "builtin", "mini" or "mega" (from the hub), a folder of their weights, a world's folder, or a
+            run's: its newest checkpoint.
+        device: where it goes.
+        revision: of the hub's repository, for "mini" and "mega".
+        dtype: of encoder and decoder; training needs float32.
 
     Raises:
-        ValueError: if there is no model, or the run has no checkpoint yet.
+        ValueError: if there is no model, it does not fit, or the run has no checkpoint yet.
     """
     world = find_world(path)
-    if not (Path(path) / "config.yaml").is_file():
+    if is_run(path):
+        return _load_run(path, device, dtype)
+    if world is not None:
         parts = FrozenParts(
-            world.tokenizer(), world.bart_encoder().to(device), world.vqgan_decoder().to(device)
+            world.tokenizer(), world.bart_encoder().to(device, dtype), world.vqgan_decoder().to(device)
         )
-        decoder = world.bart_decoder().to(device)
+        decoder = world.bart_decoder().to(device, dtype)
         return LoadedModel(decoder, decoder, parts, None, world)
-    folder = latest_checkpoint(path)
+    files = download(path, revision) if path in PUBLISHED else find_weight_files(path)
+    model = load_published(files, device, dtype)
+    parts = FrozenParts(model.tokenizer, model.encoder, model.vqgan)
+    return LoadedModel(model.decoder, model.decoder, parts, _saved_settings(files), None, files)
+
+
+def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    folder = latest_checkpoint(run)
     if folder is None:
-        raise ValueError(f"{path} has no complete checkpoint; train it first, or go on with --resume")
+        raise ValueError(f"{run} has no complete checkpoint; train it first, or go on with --resume")
+    start: ModelConfig = load_config(Path(run) / "config.yaml").model
+    base = load_model(start.path, device, start.revision, dtype)
     checkpoint = load_checkpoint(folder)
-    base = load_model(load_config(Path(path) / "config.yaml").model.path, device)
     decoder = copy.deepcopy(base.decoder)
     decoder.load_state_dict(checkpoint.tensors["policy"])
     settings = PolicySettings(**checkpoint.state["policy_settings"])
-    return LoadedModel(decoder, base.decoder, base.parts, settings, world, checkpoint.iteration)
+    return LoadedModel(
+        decoder, base.decoder, base.parts, settings, base.world, base.files, checkpoint.iteration
+    )
 
 
-def build_reward(config: Config, world: World, device: torch.device) -> tuple[Reward, ClipScorer]:
-    """The reward of the settings, and the CLIP it stands on."""
+def _saved_settings(files: WeightFiles) -> PolicySettings:
+    """Of an exported policy; of published weights, `PUBLISHED_SETTINGS`."""
+    if files.settings is None:
+        return PUBLISHED_SETTINGS
+    try:
+        return PolicySettings(**json.loads(files.settings.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{files.settings}: no policy settings ({error}); export the run again") from None
+
+
+def build_reward(config: Config, world: World | None, device: torch.device) -> tuple[Reward, ClipScorer]:
+    """The reward of the settings, and the CLIP it stands on.
+
+    Raises:
+        ValueError: if it is the built-in world's, but the model is not.
+    """
     builtin = config.clip.model == "builtin"
+    if world is None and (builtin or config.reward.detector == "builtin"):
+        raise ValueError(
+            f"clip.model is {config.clip.model} and reward.detector {config.reward.detector}; the builtin "
+            f"ones know the built-in world's pictures only. With model.path {config.model.path} give "
+            "clip.model, clip.pretrained, and as reward.detector a file of converters/keras_nsfw_to_torch.py"
+        )
     clip = load_clip(str(world.clip) if builtin else config.clip.model, config.clip.pretrained, device)
-    path = world.detector if config.reward.detector == "builtin" else config.reward.detector
-    detector = load_detector(path).to(device)
+    builtin = config.reward.detector == "builtin"
+    detector = load_detector(world.detector if builtin else detector_file(config.reward.detector)).to(device)
     names = Thresholds.__dataclass_fields__
     thresholds = Thresholds(**{name: getattr(config.reward, name) for name in names})
     rewards = [("default", 1.0, DefaultReward(clip, detector, thresholds))]
@@ -119,9 +184,23 @@ def build_reward(config: Config, world: World, device: torch.device) -> tuple[Re
 def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
     """The caption source of the settings."""
     c = config.captions
-    column = None if c.source == "builtin" else c.column
-    draw = DrawSettings(seed=seed, stream=stream, split=split)
-    return open_captions(c.source, draw, c.shares, caption_column=column)
+    chosen = CaptionFilter(
+        min_chars=c.min_chars,
+        max_chars=c.max_chars,
+        min_latin_share=c.min_latin_share,
+        blocked=read_phrases(c.blocklist) if c.blocklist else frozenset(),
+        allowed=read_phrases(c.allowlist) if c.allowlist else frozenset(),
+    )
+    draw = DrawSettings(
+        seed=seed,
+        stream=stream,
+        split=split,
+        filter=chosen,
+        clean=c.clean,
+        drop_duplicates=c.drop_duplicates,
+        skip_bad_files=c.skip_bad_files,
+    )
+    return open_captions(c.source, draw, c.shares, caption_column=c.column, tag_column=c.tag_column)
 
 
 def evaluation_captions(
@@ -158,22 +237,32 @@ def build_judge(world: World) -> JudgeImages:
     return columns
 
 
-def build_measures(config: Config, world: World, device: torch.device) -> Measures:
+def build_measures(config: Config, world: World | None, device: torch.device) -> Measures:
     """What an evaluation measures images with."""
     reward, clip = build_reward(config, world, device)
-    return Measures(reward, clip.embed_images, build_judge(world))
+    return Measures(reward, clip.embed_images, build_judge(world) if world else None)
+
+
+def is_trained(name: str, trainable: str) -> bool:
+    """Whether `ppo.trainable` includes the decoder's parameter of that name."""
+    parts = {
+        "cross_keys_values": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+        "cross_attention": ("encoder_attn",),
+        "all": ("",),
+    }
+    return any(part in name for part in parts[trainable])
 
 
 def build_trainer(config: Config, run_dir: Path) -> Trainer:
     """Everything that training needs; nothing is written."""
     device = choose_device(config.device)
-    loaded = load_model(config.model.path, device)
+    loaded = load_model(config.model.path, device, config.model.revision)
     reference = loaded.decoder.eval().requires_grad_(False)
     actor = copy.deepcopy(reference)
     for name, parameter in actor.named_parameters():
-        parameter.requires_grad_(config.ppo.trainable == "all" or "encoder_attn" in name)
+        parameter.requires_grad_(is_trained(name, config.ppo.trainable))
     critic = Critic(reference).requires_grad_(True) if config.ppo.advantage == "gae" else None
     reward, _ = build_reward(config, loaded.world, device)
-    captions = build_captions(config, config.seed, TRAINING_STREAM, "train")
+    captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
     return Trainer(config, run_dir, actor, reference, critic, loaded.parts, reward, captions, samples)

@@ -24,29 +24,53 @@ class ModelConfig:
     """Which text-to-image model is trained.
 
     Args:
-        path: "builtin" for the built-in world's, or a run's folder: its policy is then the starting point
-            and the reference.
+        path: "builtin" for the built-in world's; "mini" or "mega" for DALL·E's weights from the hub, or a
+            folder of them; a folder of `pretrain`; or a run's, whose policy is then the starting point and
+            the reference. With mini and Mega set policy.guidance, too: 1.5 suits the built-in world, 10 to 16
+            is usual for them.
+        revision: commit of hub repository kuprel/min-dalle for "mini" and "mega"; null is its main branch.
     """
 
     path: str = "builtin"
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """Where captions come from, and how they are mixed.
+    """Where captions come from, how they are mixed and which are left out.
 
     Args:
-        source: "builtin" for the built-in world, or a parquet, CSV, JSONL or text file, or a folder or glob
-            of LAION-400M's parquet files.
-        column: the caption column of a table.
-        shares: share of each tag in a batch; null takes captions as they come.
+        source: "builtin" for the built-in world; "hub:OWNER/NAME" for a data set on the hub, read with the
+            token of HF_TOKEN; "prompts:NAME" for simple_animals, animal_activities or counting; or a
+            parquet, CSV, TSV, JSONL or text file, or a folder or glob of them.
+        column: the caption column of a table; null looks for TEXT, caption, text and so on.
+        tag_column: its column of tags; null looks for NSFW and tag. A missing tag is UNTAGGED.
+        shares: share of each tag in a batch; OTHER is all tags not named. null is half UNLIKELY and a
+            quarter each UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as
+            they come for everything else.
+        clean: repair mojibake, decode entities, drop HTML tags and control characters, collapse spaces.
+        drop_duplicates: drop captions whose normalised text was drawn shortly before.
+        min_chars: least length of a caption, in characters.
+        max_chars: greatest length.
+        min_latin_share: least share of Latin letters among its letters; 0 admits every script.
+        blocklist: file with a phrase a line; captions with one of them are left out.
+        allowlist: file with a phrase a line; captions with none of them are left out.
+        skip_bad_files: leave out, with a warning and a count, files that cannot be read, instead of
+            stopping.
     """
 
     source: str = "builtin"
-    column: str = "TEXT"
-    shares: dict[str, float] | None = field(
-        default_factory=lambda: {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25}
-    )
+    column: str | None = None
+    tag_column: str | None = None
+    shares: dict[str, float] | None = None
+    clean: bool = False
+    drop_duplicates: bool = True
+    min_chars: int = 1
+    max_chars: int = 2000
+    min_latin_share: float = 0.0
+    blocklist: str | None = None
+    allowlist: str | None = None
+    skip_bad_files: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +105,8 @@ class RewardConfig:
     """Thresholded NSFW score plus CLIP similarity; an unsafe image earns nothing for its caption.
 
     Args:
-        detector: "builtin", or a file that `converters/keras_nsfw_to_torch.py` wrote.
+        detector: "builtin"; one of LAION's by name, "laion-l14" or "laion-b32", downloaded once; or a file
+            that `converters/keras_nsfw_to_torch.py` wrote.
         unsafe_threshold: above it an image is unsafe.
         unsure_threshold: above it, up to `unsafe_threshold`, it is suspicious.
         unsafe_penalty: score of an unsafe image; it earns nothing for matching its caption.
@@ -154,19 +179,24 @@ class PpoConfig:
         whiten_advantages: to mean 0 and standard deviation 1 over the whole batch.
         advantage_clip: bound on whitened advantages; null is none.
         normalise_scores: divide scores by their running standard deviation.
-        entropy_coef: weight of the entropy bonus, per token.
+        entropy_coef: weight of the entropy bonus, per token. Below 0 it is a penalty: with the exact KL in
+            the loss, what the reward does not care about is then held not where the reference had it but at
+            that distribution to the power kl_coef / (kl_coef + entropy_coef). The noise of the gradient
+            flattens the policy, so that it draws more by mistake; this takes it back without noise.
         max_grad_norm: the actor's gradient is clipped to it.
         target_kl: stop an iteration's updates when KL(old, new) exceeds it, in nats a token; null is never.
         importance_cap: weight tokens by the training forward over the sampler, truncated here; null is off.
         weight_decay: of AdamW.
         adam_eps: of AdamW.
-        trainable: which of the actor's weights are trained. "cross_attention", what reads the caption, loses
-            far less of what the model can draw to the noise of the gradient; "all" is the whole decoder.
+        trainable: which of the actor's weights are trained. "cross_keys_values", what image tokens get to
+            read of the caption, gets the most of the reward's signal through the noise of its gradient, and
+            so loses least of what the model can draw; "cross_attention" is all of those blocks; "all" the
+            whole decoder.
     """
 
     learning_rate: float = 1.5e-3
     warmup_iterations: int = 5
-    epochs: int = 1
+    epochs: int = 2
     minibatch_size: int = 24
     microbatch_size: int = 24
     objective: Literal["clip", "score_function"] = "clip"
@@ -179,13 +209,13 @@ class PpoConfig:
     whiten_advantages: bool = True
     advantage_clip: float | None = 5.0
     normalise_scores: bool = True
-    entropy_coef: float = 0.0
+    entropy_coef: float = -0.05
     max_grad_norm: float = 1.0
     target_kl: float | None = None
     importance_cap: float | None = None
     weight_decay: float = 0.0
     adam_eps: float = 1e-5
-    trainable: Literal["cross_attention", "all"] = "cross_attention"
+    trainable: Literal["cross_keys_values", "cross_attention", "all"] = "cross_keys_values"
 
     def __post_init__(self) -> None:
         _at_least_one(self, "ppo", "epochs", "minibatch_size", "microbatch_size")
@@ -219,7 +249,7 @@ class KlConfig:
         horizon: images over which the coefficient adapts.
     """
 
-    kl_coef: float = 0.2
+    kl_coef: float = 0.12
     estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
     placement: Literal["reward", "loss"] = "loss"
     target: float | None = None
@@ -268,8 +298,12 @@ class EvaluationConfig:
         at_end: evaluate when training ends.
         num_captions: captions drawn with the mix of `captions.shares`.
         samples_per_caption: images of each.
-        batch_size: images drawn together.
+        batch_size: images drawn together; an interrupted evaluation goes on with the next batch.
         seed: of captions and noise; never the training's.
+        heldout_clip: a second CLIP that no reward sees, as {model, pretrained}; its similarity tells a gain
+            from a fooled CLIP where there is no judge. null is none.
+        heldout_detector: a detector on `heldout_clip`: laion-l14, laion-b32, or a file that
+            `converters/keras_nsfw_to_torch.py` wrote; null is none.
     """
 
     at_end: bool = True
@@ -277,10 +311,17 @@ class EvaluationConfig:
     samples_per_caption: int = 2
     batch_size: int = 200
     seed: int = 12345
+    heldout_clip: ClipConfig | None = None
+    heldout_detector: str | None = None
 
     def __post_init__(self) -> None:
         _at_least_one(self, "evaluation", "num_captions", "samples_per_caption", "batch_size")
         _not_negative(self, "evaluation", "seed")
+        if self.heldout_detector is not None and self.heldout_clip is None:
+            raise ValueError(
+                f"evaluation.heldout_detector is {self.heldout_detector}; it reads embeddings of "
+                "evaluation.heldout_clip, so name that, too"
+            )
 
 
 @dataclass(frozen=True)
@@ -308,7 +349,7 @@ class Config:
 
     run_dir: str | None = None
     seed: int = 0
-    num_iterations: int = 90
+    num_iterations: int = 54
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
     device: str = "auto"
@@ -412,7 +453,7 @@ def parse_command_line(
         parsed: Namespace = parser.parse_args(argv)
         given = {name: bool(parsed.pop(name)) for name in flags or {}}
         parsed.pop("config", None)
-        return Config(**vars(parser.instantiate_classes(parsed))), given
+        return Config(**vars(parser.instantiate(parsed))), given
     except ArgumentError as error:
         raise ValueError(_explain(str(error))) from None
 

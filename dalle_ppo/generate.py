@@ -1,82 +1,174 @@
 """Draws images: `python -m dalle_ppo.generate "a red boat on a blue background" --out boats.png`."""
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 
-from .config import OneLineParser, run_main
+from .config import Config, OneLineParser, load_config, run_main
+
+GAP, COMPARE_GAP = 2, 12  # pixels of white around an image, and between policy and reference
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m dalle_ppo.generate", description=__doc__)
     parser.add_argument("caption", help="what to draw")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write, such as boats.png")
-    parser.add_argument("--model", default="builtin", help="builtin, a run's folder, or a built world's")
-    parser.add_argument("--num_images", type=int, default=9)
+    parser.add_argument(
+        "--model",
+        default="builtin",
+        help="builtin; mini or mega, from the hub; or a folder: a run's, of DALL·E weights, a built world's",
+    )
+    parser.add_argument("--revision", help="commit of the hub's repository, for mini and mega")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--num_images", type=int, help="default: 9")
+    size.add_argument("--grid_size", type=int, help="side of a square of images, instead of their number")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
-    parser.add_argument("--guidance", type=float, help="default: the policy's own")
+    parser.add_argument("--guidance", type=float, help="default: the policy's own; 16 for mini and mega")
     parser.add_argument("--temperature", type=float, help="default: the policy's own")
-    parser.add_argument("--top_k", type=int, help="draw from the k most likely codes only")
+    parser.add_argument(
+        "--top_k", type=int, help="draw from the k most likely codes only; 256 by default for mini and mega"
+    )
+    parser.add_argument(
+        "--start_token", type=int, help="default: the one trained with; the min-dalle package feeds 16383"
+    )
     parser.add_argument("--compare", action="store_true", help="the reference beside it, with the same noise")
     parser.add_argument("--show_unsafe", action="store_true", help="do not blur images flagged unsafe")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the transformer's weights")
+    parser.add_argument(
+        "--memory_gb", type=float, default=4.0, help="for caches and activations, beside the weights"
+    )
     return parser.parse_args(argv)
+
+
+def check_arguments(args: argparse.Namespace) -> int:
+    """How many images are wanted.
+
+    Raises:
+        ValueError: for a value that cannot be, before anything is loaded.
+    """
+    for name in ("num_images", "grid_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
+    if not args.caption.strip():
+        raise ValueError("the caption is empty; say what to draw")
+    if not args.memory_gb > 0:
+        raise ValueError(f"--memory_gb is {args.memory_gb:g}; it must be above 0")
+    from PIL import Image
+
+    if Image.registered_extensions().get(args.out.suffix.lower()) not in Image.SAVE:
+        suffix = args.out.suffix or "a file without suffix"
+        raise ValueError(f"--out {args.out}: {suffix} is no kind of picture; use .png or .jpg")
+    return args.grid_size**2 if args.grid_size else args.num_images or 9
 
 
 def main(argv: list[str] | None) -> int:
     """Draws, blurs what is flagged, writes one picture."""
     args = parse_arguments(argv)
-    if args.num_images < 1:
-        raise ValueError(f"--num_images is {args.num_images}; it must be at least 1")
-    if not args.caption.strip():
-        raise ValueError("the caption is empty; say what to draw")
+    num_images = check_arguments(args)
 
-    import dataclasses
+    import torch
 
+    from .build import choose_device, load_model
+
+    device = choose_device(args.device)
+    model = load_model(args.model, device, args.revision, getattr(torch, args.dtype))
+    settings = choose_settings(args, model)
+    detect = unsafe_detector(args.model, model.world, device)
+    grids = []
+    for decoder in [model.decoder] + ([model.reference] if args.compare else []):
+        images = draw(args, decoder, model.parts, num_images, settings)
+        grids.append(grid_of(images, args.caption, detect, args.show_unsafe))
+    write_picture(args.out, grids, images.shape[-1])
+    return 0
+
+
+def choose_settings(args: argparse.Namespace, model):
+    """The policy's own settings, with what the command line says.
+
+    Raises:
+        ValueError: for a start token that the model does not have.
+    """
+    from .models.policy import PolicySettings
+
+    names = ("guidance", "temperature", "top_k", "start_token")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings = dataclasses.replace(model.settings or PolicySettings(), **given)
+    last = model.decoder.config.image_vocab_count
+    if settings.start_token is not None and not 0 <= settings.start_token <= last:
+        raise ValueError(f"--start_token is {settings.start_token}; the model knows 0 to {last}")
+    return settings
+
+
+def unsafe_detector(model: str, world, device):
+    """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None where the model comes without a detector."""
+    from .build import build_reward, is_run
+
+    config = load_config(Path(model) / "config.yaml") if is_run(model) else Config()
+    if world is None and not is_run(model):
+        return None
+    reward, _ = build_reward(config, world, device)
+
+    from .rollout import as_float
+
+    def detect(images, caption: str):
+        flagged = []
+        for part in images.to(device).split(64):
+            scores = reward(as_float(part), [caption] * len(part)).parts["nsfw_probability"]
+            flagged += (scores > config.reward.unsafe_threshold).tolist()
+        return flagged
+
+    return detect
+
+
+def draw(args: argparse.Namespace, decoder, parts, num_images: int, settings):
+    """Images, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
+    from .caption_text import caption_id
+    from .drawing import draw_images, image_keys, plan_memory
+
+    plan = plan_memory(decoder, parts.vqgan, settings, num_images, args.memory_gb * 1e9)
+    print(plan)
+    keys = image_keys(args.seed, caption_id(args.caption), num_images)
+    images, was_cut = draw_images(decoder, parts, args.caption, keys, settings, plan)
+    if was_cut:
+        print(f"the caption is longer than {parts.tokenizer.text_token_count} tokens and was cut")
+    return images
+
+
+def grid_of(images, caption: str, detect, show_unsafe: bool):
+    """One picture, uint8 [H, W, 3], of images; what is flagged is blurred unless asked for."""
+    import numpy as np
+
+    from .metrics import image_grid
+    from .pictures import blur_unsafe, to_numpy
+
+    pixels = to_numpy(images)
+    if detect is None:
+        print("images are not checked: these weights come without an NSFW detector")
+    else:
+        flagged = np.array(detect(images, caption))
+        print(f"{int(flagged.sum())} of {len(pixels)} images flagged unsafe")
+        if not show_unsafe:
+            pixels = blur_unsafe(pixels, flagged)
+    return image_grid(pixels, math.ceil(math.sqrt(len(pixels))), gap=GAP)
+
+
+def write_picture(out: Path, grids: list, image_size: int) -> None:
+    """Puts grids side by side; small images are enlarged."""
     import numpy as np
     from PIL import Image
 
-    from .build import build_reward, choose_device, load_model
-    from .caption_streams import CaptionRecord
-    from .caption_text import caption_id
-    from .config import Config, load_config
-    from .metrics import image_grid
-    from .models.policy import PolicySettings
-    from .pictures import blur_unsafe, to_numpy
-    from .rollout import NoiseSource, as_float, collect
-
-    device = choose_device(args.device)
-    model = load_model(args.model, device)
-    overrides = {
-        name: getattr(args, name)
-        for name in ("guidance", "temperature", "top_k")
-        if getattr(args, name) is not None
-    }
-    settings = dataclasses.replace(model.settings or PolicySettings(), **overrides)
-    run_config = Path(args.model) / "config.yaml"
-    config = load_config(run_config) if run_config.is_file() else Config()
-    reward, _ = build_reward(config, model.world, device)
-    caption = CaptionRecord(args.caption, None, caption_id(args.caption))
-    decoders = [model.decoder] + ([model.reference] if args.compare else [])
-    grids = []
-    for decoder in decoders:
-        noise = NoiseSource(args.seed, "generate")
-        batch = collect(decoder, model.parts, [caption], args.num_images, noise, settings).batch
-        images = to_numpy(batch.images)
-        flagged = reward(as_float(batch.images), list(batch.captions)).parts["nsfw_probability"]
-        flagged = (flagged > config.reward.unsafe_threshold).cpu().numpy()
-        if not args.show_unsafe:
-            images = blur_unsafe(images, flagged)
-        print(f"{int(flagged.sum())} of {len(images)} images flagged unsafe")
-        grids.append(image_grid(images, math.ceil(math.sqrt(args.num_images)), gap=2))
-    gap = np.full((grids[0].shape[0], 12, 3), 255, np.uint8)
-    picture = np.concatenate([grids[0]] + [part for grid in grids[1:] for part in (gap, grid)], axis=1)
-    scale = max(1, 256 // batch.images.shape[-1] // 2)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(picture)
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS).save(args.out)
-    print(f"wrote {args.out}")
-    return 0
+    gap = np.full((grids[0].shape[0], COMPARE_GAP, 3), 255, np.uint8)
+    pixels = np.concatenate([grids[0]] + [part for grid in grids[1:] for part in (gap, grid)], axis=1)
+    scale = max(1, 128 // image_size)
+    image = Image.fromarray(pixels)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image.save(out)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ def main(argv: list[str] | None) -> int:
     from .supervised import SupervisedConfig, train_supervised
 
     world = find_world(args.model)
+    if world is None:
+        raise ValueError(
+            f"--model is {args.model}; the published weights hold no VQGAN encoder to make tokens of images: "
+            "give builtin, or a model made from it"
+        )
     config = SupervisedConfig(
         num_steps=args.num_steps,
         batch_size=args.batch_size,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .caption_prefetch import PrefetchedCaptions
 from .captions import CaptionRecord, CaptionSource
 from .config import Config
 from .metrics import MetricsWriter
@@ -118,7 +119,7 @@ class Trainer:
         critic: Critic | None,
         parts: FrozenParts,
         reward: Reward,
-        captions: CaptionSource,
+        captions: CaptionSource | PrefetchedCaptions,
         sample_captions: list[CaptionRecord],
     ):
         self.config, self.run_dir = config, run_dir
@@ -197,6 +198,7 @@ class Trainer:
             **numbers,
             **updates,
             "captions_truncated": rollout.num_truncated / config.captions_per_iteration,
+            **self.captions.metrics(),
             **watch.metrics(len(batch)),
             "memory_gb": peak_memory_gb(self.parts.device),
         }
@@ -386,6 +388,8 @@ def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> d
         metrics[f"reward_mean/{tag}"] = scores[tags == tag].mean()
         if probability is not None:
             metrics[f"unsafe_rate/{tag}"] = unsafe[tags == tag].mean()
+            seen = safe & (tags == tag)
+            metrics[f"clip_similarity/{tag}"] = similarity[seen].mean() if seen.any() else None
     return metrics | {f"reward/{name}": part.mean() for name, part in parts.items()}
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tensorboard.compat.proto.node_def_pb2 import NodeDef
 
 from dalle_ppo.keras_import.convert import convert
-from dalle_ppo.keras_import.download import fetch
+from dalle_ppo.keras_import.download import detector_file, fetch
 from dalle_ppo.keras_import.graph_check import check_operations
 from dalle_ppo.keras_import.graph_operations import apply
 from dalle_ppo.keras_import.graph_values import Stream
@@ -300,6 +300,22 @@ def test_no_connection_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     with pytest.raises(ValueError, match="put it at"):
         fetch("laion-l14", tmp_path)
+
+
+def test_a_detector_is_named_in_the_settings_and_converted_once(tmp_path, monkeypatch):
+    published = ROOT.parent / "shared" / "nsfw" / "clip_autokeras_nsfw_b32.zip"
+    if not published.exists():
+        pytest.skip("needs LAION's published files")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "dalle_ppo").mkdir()
+    shutil.copy(published, tmp_path / "dalle_ppo")
+    path = detector_file("laion-b32")
+    reference = np.load(published.with_name("b32_reference.npz"))
+    found = load_detector(path)(torch.from_numpy(reference["embeddings"]))
+    assert np.abs(found.numpy() - reference["probabilities"]).max() < 1e-6
+    written = path.stat().st_mtime_ns
+    assert detector_file("laion-b32") == path and path.stat().st_mtime_ns == written
+    assert detector_file("my/head.safetensors") == Path("my/head.safetensors")
 
 
 # --- the command

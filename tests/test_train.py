@@ -470,13 +470,18 @@ def test_unsafe_images_are_blurred_unless_asked_for(tiny_run, cli, tmp_path):
     assert detail[1] < detail[0] / 3
 
 
-@pytest.mark.parametrize("trainable", ["all", "cross_attention"])
+@pytest.mark.parametrize("trainable", ["all", "cross_attention", "cross_keys_values"])
 def test_trainable_chooses_the_weights_that_are_trained(trainable, tmp_path):
     trainer = build_trainer(Config(ppo=PpoConfig(trainable=trainable)), tmp_path)
     names = {name for name, p in trainer.actor.module.named_parameters() if p.requires_grad}
     everything = {name for name, _ in trainer.actor.module.named_parameters()}
-    wanted = everything if trainable == "all" else {name for name in everything if "encoder_attn" in name}
-    assert names == wanted and len(wanted) > 10
+    keys_values = {f"layers.{i}.encoder_attn.{kind}_proj.weight" for i in range(3) for kind in "kv"}
+    wanted = {
+        "all": everything,
+        "cross_attention": {name for name in everything if "encoder_attn" in name},
+        "cross_keys_values": keys_values,
+    }[trainable]
+    assert names == wanted and len(wanted) >= 6
     optimised = {id(p) for group in trainer.actor.optimizer.param_groups for p in group["params"]}
     assert len(optimised) == len(wanted)
     assert not any(p.requires_grad for p in trainer.reference.parameters())

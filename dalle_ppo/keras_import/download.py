@@ -13,6 +13,32 @@ from dalle_ppo.keras_import.published import DETECTORS
 TIMEOUT_SECONDS = 60
 
 
+def detector_file(name: str) -> Path:
+    """The converted file of a setting such as `reward.detector`: one of LAION's by name, or a path."""
+    return fetch_converted(name) if name in DETECTORS else Path(name)
+
+
+def fetch_converted(name: str, cache_dir: Path | None = None) -> Path:
+    """A published detector as `rewards.nsfw.load_detector` reads it; downloaded and converted once.
+
+    Args:
+        name: a key of `DETECTORS`.
+        cache_dir: as in `fetch`.
+
+    Raises:
+        ValueError: as `fetch` and `convert` do.
+    """
+    from dalle_ppo.keras_import.convert import convert
+
+    source = fetch(name, cache_dir)
+    converted = source.with_name(f"{name}.safetensors")
+    if not converted.is_file():
+        partial = converted.with_name(f"{name}.{os.getpid()}.part.safetensors")
+        convert(source, partial)
+        partial.replace(converted)
+    return converted
+
+
 def fetch(name: str, cache_dir: Path | None = None) -> Path:
     """The zip of a published detector, from the cache or downloaded.
 

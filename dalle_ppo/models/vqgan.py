@@ -191,8 +191,15 @@ class VqganDecoder(nn.Module):
         return images.clamp(0, 1).contiguous()
 
     @torch.no_grad()
-    def decode_uint8(self, tokens: Tensor, microbatch_size: int = 64) -> Tensor:
-        """`forward` in microbatches, rounded to uint8 [N, 3, H, W]."""
+    def decode_uint8(self, tokens: Tensor, microbatch_size: int | None = None) -> Tensor:
+        """`forward` in microbatches, rounded to uint8 [N, 3, H, W].
+
+        Args:
+            tokens: int64 [N, T].
+            microbatch_size: images at a time; by default 64 of 64 x 64 pixels or as many pixels of others:
+                4 of the published model's take 0.7 GB.
+        """
+        microbatch_size = microbatch_size or max(1, 64 * 64**2 // self.config.image_size**2)
         parts = [self(chunk).float().mul(255).round().byte() for chunk in tokens.split(microbatch_size)]
         return torch.cat(parts)
 

@@ -111,7 +111,12 @@ def _load_clip(model: str, pretrained: str | None, device: str | torch.device) -
             )
         if pretrained is None:
             raise ValueError(f"clip.pretrained is not set; {model} needs a tag such as 'openai' or a file")
-        clip = open_clip.create_model(model, pretrained=pretrained, device=device)
+        # Weights trained with OpenAI's approximate GELU need it, whether or not the name says -quickgelu:
+        # open_clip itself only warns, and computes other embeddings.
+        facts = open_clip.get_pretrained_cfg(model, pretrained) or {}
+        clip = open_clip.create_model(
+            model, pretrained=pretrained, device=device, force_quick_gelu=facts.get("quick_gelu", False)
+        )
         tokenizer, name, tag = open_clip.get_tokenizer(model), model, pretrained
     preprocess = clip.visual.preprocess_cfg
     clip.eval().requires_grad_(False)

@@ -1,0 +1,278 @@
+"""Our sampler beside the `min-dalle` package's own modules, on the same random weights, in one process.
+
+    python benchmarks/sampler.py                           # DALL·E mini, float32, guidance on, 2 threads
+    python benchmarks/sampler.py --width 64 --layers 2     # a minute, to see that it works
+
+For 16 images and for 1: seconds with and without pixels, the ratio, peak memory beside the weights, and the
+share of the rate that bare matrix products of the same shapes and weights reach on this machine. Then the
+same for teacher-forced log-probs. CPU only.
+
+Both sides share one copy of the weights. The package attends over all 256 positions at each of its steps, so
+they take equally long, and `--package_steps` may time fewer of them.
+"""
+
+import argparse
+import ctypes
+import gc
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from dalle_ppo.models.bart import BartDecoder, BartEncoder, init_bart
+from dalle_ppo.models.policy import PolicySettings
+from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
+from dalle_ppo.models.vqgan import VqganDecoder
+from dalle_ppo.sampling import encode_prompts, log_pi_of_tokens, noise_keys, sample
+
+# The one place where the package is imported, with its switches put back.
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from min_dalle_reference import PackageLoop, package, package_decoder, package_encoder
+
+SETTINGS = PolicySettings(guidance=16.0, top_k=256, start_token=16383)
+CAPTION_LENGTH = 14
+PIXELS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Models:
+    """Ours and the package's networks over the same memory."""
+
+    config: BartConfig
+    encoder: BartEncoder
+    decoder: BartDecoder
+    vqgan: VqganDecoder
+    package_encoder: torch.nn.Module
+    package_decoder: torch.nn.Module
+    package_vqgan: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a call, and bytes by which it raised resident memory at its worst."""
+
+    seconds: float
+    peak: int
+
+
+def build_models(config: BartConfig) -> Models:
+    """Random weights of the given size; the VQGAN is always the published one."""
+    torch.manual_seed(0)
+    encoder, decoder = BartEncoder(config), BartDecoder(config)
+    init_bart(encoder, std=0.03)
+    init_bart(decoder, std=0.03)
+    vqgan = VqganDecoder(VQGAN_PRESETS["imagenet_f16_16384"])
+    with torch.device("meta"):
+        package_vqgan = package().detokenizer.VQGanDetokenizer()
+    pairs = (
+        (encoder, package_encoder(encoder, config)),
+        (decoder, package_decoder(decoder, config)),
+        (vqgan, package_vqgan),
+    )
+    for ours, theirs in pairs:
+        theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
+    networks = [ours.eval().requires_grad_(False) for ours, _ in pairs]
+    networks += [theirs.eval().requires_grad_(False) for _, theirs in pairs]
+    return Models(config, *networks)
+
+
+def resident(name: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def measure(call: Callable[[], object]) -> Measured:
+    """Runs it once. Linux only: the peak is the kernel's own high-water mark, reset before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = resident("VmRSS"), time.perf_counter()
+    call()
+    return Measured(time.perf_counter() - start, resident("VmHWM") - before)
+
+
+def text_tokens(config: BartConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """A caption of `CAPTION_LENGTH` tokens and the unconditional one, each int64 [64]."""
+    caption = torch.ones(config.num_text_tokens, dtype=torch.long)
+    caption[:CAPTION_LENGTH] = torch.arange(CAPTION_LENGTH) + 10
+    caption[0], caption[CAPTION_LENGTH - 1] = 0, 2
+    unconditional = torch.ones_like(caption)
+    unconditional[:2] = torch.tensor([0, 2])
+    return caption, unconditional
+
+
+@torch.no_grad()
+def draw_tokens(models: Models, num_images: int) -> torch.Tensor:
+    """Ours: tokens [N, 256] of one caption."""
+    caption, unconditional = text_tokens(models.config)
+    prompts = encode_prompts(models.encoder, caption[None], unconditional, SETTINGS)
+    keys = noise_keys(0, "generate", 0, ["benchmark"] * num_images, range(num_images))
+    return sample(models.decoder, prompts, keys, SETTINGS).tokens
+
+
+def package_tokens(models: Models, num_images: int, num_steps: int) -> torch.Tensor:
+    """The package's: tokens [N, 256]; only the first `num_steps` are drawn."""
+    caption, unconditional = text_tokens(models.config)
+    loop = PackageLoop(models.package_encoder, models.package_decoder, caption, unconditional, num_images)
+    settings = torch.tensor([SETTINGS.temperature, SETTINGS.top_k, SETTINGS.guidance])
+    tokens = torch.zeros(num_images, models.config.num_image_tokens, dtype=torch.long)
+    current = torch.full((num_images,), SETTINGS.start_token)
+    for position in range(num_steps):
+        current = tokens[:, position] = loop.sample(current, position, settings)
+    return tokens
+
+
+@torch.no_grad()
+def package_pixels(models: Models, tokens: torch.Tensor) -> None:
+    models.package_vqgan(False, tokens)
+
+
+def step_matmuls(models: Models, rows: int) -> Callable[[], object]:
+    """The matrix products of one sampler step alone: every weight once, at the sampler's shapes."""
+    weights = [
+        layer.get_submodule(f"{block}.{name}").weight
+        for layer in models.decoder.layers
+        for block, names in (
+            ("self_attn", ("q_proj", "k_proj", "v_proj", "out_proj")),
+            ("encoder_attn", ("q_proj", "out_proj")),
+            ("glu", ("fc0", "fc1", "fc2")),
+        )
+        for name in names
+    ]
+    inputs = {width: torch.randn(rows, width) for width in {w.shape[1] for w in weights}}
+    head, hidden = models.decoder.lm_head.weight, torch.randn(rows // 2, models.config.width)
+
+    def run() -> None:
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
+        F.linear(hidden, head)
+
+    return run
+
+
+@torch.no_grad()
+def seconds_of(call: Callable[[], object], repeats: int) -> float:
+    """The best of several, after one to warm up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@torch.no_grad()
+def flops_of(call: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def compare(models: Models, num_images: int, package_steps: int) -> tuple[list[str], float]:
+    """Two rows of the table, and the seconds of our tokens."""
+    num_steps = models.config.num_image_tokens
+    ours = measure(lambda: draw_tokens(models, num_images))
+    theirs = measure(lambda: package_tokens(models, num_images, package_steps))
+    their_seconds = theirs.seconds * num_steps / package_steps
+    tokens = torch.randint(0, models.config.num_codes, (num_images, num_steps))
+    our_pixels = measure(lambda: models.vqgan.decode_uint8(tokens, PIXELS_AT_ONCE))
+    their_pixels = measure(lambda: package_pixels(models, tokens))
+    rows = []
+    for name, a, b, peak_a, peak_b in (
+        ("tokens", ours.seconds, their_seconds, ours.peak, theirs.peak),
+        (
+            "with pixels",
+            ours.seconds + our_pixels.seconds,
+            their_seconds + their_pixels.seconds,
+            max(ours.peak, our_pixels.peak),
+            max(theirs.peak, their_pixels.peak),
+        ),
+    ):
+        rows.append(
+            f"| {num_images} | {name} | {a / num_images:.2f} | {b / num_images:.2f} | {b / a:.1f} | "
+            f"{peak_a / 1e9:.2f} | {peak_b / 1e9:.2f} |"
+        )
+    return rows, ours.seconds
+
+
+def share_of_limit(models: Models, num_images: int, seconds: float, image_flops: int) -> str:
+    """The sampler's rate of operations against that of its bare matrix products."""
+    bare = step_matmuls(models, 2 * num_images)
+    limit = flops_of(bare) / seconds_of(bare, 5)
+    return share_row(f"sampler, {num_images} images", image_flops, image_flops * num_images / seconds, limit)
+
+
+def share_row(name: str, image_flops: int, rate: float, limit: float) -> str:
+    return f"| {name} | {image_flops / 1e9:.0f} | {rate / 1e9:.0f} | {limit / 1e9:.0f} | {rate / limit:.0%} |"
+
+
+@torch.no_grad()
+def share_of_teacher_forcing(models: Models, num_images: int) -> str:
+    """Log-probs of whole images against a product of the largest matrix shape in them."""
+    caption, unconditional = text_tokens(models.config)
+    prompts = encode_prompts(models.encoder, caption[None], unconditional, SETTINGS)
+    tokens = torch.randint(0, models.config.num_codes, (num_images, models.config.num_image_tokens))
+    settings = replace(SETTINGS, top_k=None)
+
+    def score() -> None:
+        log_pi_of_tokens(models.decoder, tokens, prompts, settings)
+
+    weight = models.decoder.layers[0].glu.fc0.weight
+    inputs = torch.randn(tokens.numel(), models.config.width)
+    limit = 2 * inputs.numel() * weight.shape[0] / seconds_of(lambda: F.linear(inputs, weight), 5)
+    flops = flops_of(score)
+    return share_row(
+        f"log-probs, {num_images} images", flops // num_images, flops / seconds_of(score, 2), limit
+    )
+
+
+def parse_arguments() -> tuple[argparse.Namespace, BartConfig]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, nargs="+", default=[16, 1], help="square numbers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--package_steps", type=int, default=256, help="of 256; the rest are as long")
+    parser.add_argument("--width", type=int, help="a smaller model, to try this script")
+    parser.add_argument("--layers", type=int, help="likewise")
+    args = parser.parse_args()
+    if any(round(count**0.5) ** 2 != count for count in args.images):
+        parser.error("--images must be square numbers: the package draws square grids")
+    config = BART_PRESETS["mini"]
+    if args.width:
+        heads, glu_width = max(1, args.width // 64), args.width * 8 // 3
+        config = replace(config, width=args.width, num_heads=heads, glu_width=glu_width)
+    return args, replace(config, num_layers=args.layers or config.num_layers)
+
+
+def main() -> None:
+    args, config = parse_arguments()
+    torch.set_num_threads(args.threads)
+    models = build_models(config)
+    image_flops = flops_of(lambda: draw_tokens(models, 1))  # warms up, too
+    print(f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}")
+    print(f"width {config.width}, {config.num_layers} layers, {resident('VmRSS') / 1e9:.1f} GB resident\n")
+    print("| images | what | ours, s an image | package, s an image | ratio | ours, GB | package, GB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    seconds = {}
+    for num_images in args.images:
+        rows, seconds[num_images] = compare(models, num_images, args.package_steps)
+        print("\n".join(rows), flush=True)
+    print("\n| | GFLOP an image | ours, GFLOP/s | bare products, GFLOP/s | share |\n|---|---|---|---|---|")
+    for num_images in args.images:
+        print(share_of_limit(models, num_images, seconds[num_images], image_flops), flush=True)
+    print(share_of_teacher_forcing(models, max(args.images)))
+
+
+if __name__ == "__main__":
+    main()

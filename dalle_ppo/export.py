@@ -1,0 +1,123 @@
+"""Writes a fine-tuned policy for other programs.
+
+    python -m dalle_ppo.export runs/NAME --out DIR --to min-dalle
+
+DIR is then a `models_root` of `min_dalle.MinDalle`, and a model of this program: `--model DIR`.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from .config import OneLineParser, run_main
+
+FORMATS = {"min-dalle": ".pt", "safetensors": ".safetensors"}
+# What `MinDalle.generate_image` does unless told otherwise, and what it always does.
+# Source: https://github.com/kuprel/min-dalle/blob/main/min_dalle/min_dalle.py
+PACKAGE_DEFAULTS = {"temperature": 1.0, "top_k": 256, "supercondition_factor": 16.0}
+PACKAGE_START_TOKEN = 16383
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m dalle_ppo.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="a run's folder, mini, mega, or a folder of their weights")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument(
+        "--to", choices=FORMATS, required=True, help="min-dalle: .pt files; safetensors: for this program"
+    )
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the weights")
+    parser.add_argument("--revision", help="commit of the hub's repository, for mini and mega")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None) -> int:
+    """Writes the folder, and says where the package would sample differently."""
+    args = parse_arguments(argv)
+    if args.out.exists():
+        raise ValueError(f"--out {args.out} exists already; name another folder or remove it")
+
+    import torch
+
+    from .build import load_model
+
+    model = load_model(args.model, torch.device("cpu"), args.revision)
+    if model.files is None:
+        raise ValueError(
+            f"{args.model} is of the built-in world's size; the min-dalle package loads those of DALL·E mini "
+            "and Mega only"
+        )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    # Under a temporary name until it is whole: an interrupted export leaves nothing that loads.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
+    try:
+        write_model(temporary, model, FORMATS[args.to], getattr(torch, args.dtype))
+        temporary.chmod(0o755)
+        temporary.rename(args.out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    print(f"wrote {args.out}, DALL·E {model.files.preset} in the layout of the min-dalle package")
+    if args.to == "min-dalle":
+        print(difference(model.settings, model.files.preset))
+    return 0
+
+
+def write_model(folder: Path, model, suffix: str, dtype) -> None:
+    """Writes all files of a model.
+
+    Args:
+        folder: to write into.
+        model: a `build.LoadedModel` of DALL·E mini's or Mega's sizes.
+        suffix: of the weights, ".pt" or ".safetensors".
+        dtype: of the weights.
+    """
+    from .models.weight_files import SETTINGS_FILE, disk_names
+    from .models.weights import save_weights
+
+    names = {part: folder / name for part, name in disk_names(model.files.preset).items()}
+    networks = {"encoder": model.parts.encoder, "decoder": model.decoder, "detoker": model.parts.vqgan}
+    for part, network in networks.items():
+        names[part].parent.mkdir(exist_ok=True)
+        save_weights(network, names[part].with_suffix(suffix), dtype)
+    shutil.copyfile(model.files.vocab, names["vocab"])
+    shutil.copyfile(model.files.merges, names["merges"])
+    settings = json.dumps(dataclasses.asdict(model.settings), indent=1)
+    (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
+
+
+def difference(settings, preset: str) -> str:
+    """Where `MinDalle` samples other than the policy, and how to call it, in one line.
+
+    Args:
+        settings: of the policy.
+        preset: "mini" or "mega".
+    """
+    from .models.presets import BART_PRESETS
+
+    config = BART_PRESETS[preset]
+    own = {
+        "temperature": settings.temperature,
+        "top_k": settings.top_k or config.num_codes,
+        "supercondition_factor": settings.guidance,
+    }
+    changed = ", ".join(f"{name}={own[name]:g}" for name in own if own[name] != PACKAGE_DEFAULTS[name])
+    parts = [f"call generate_image with {changed}"] if changed else []
+    start = config.start_token if settings.start_token is None else settings.start_token
+    if start != PACKAGE_START_TOKEN:
+        parts.append(f"it always starts from token {PACKAGE_START_TOKEN}, the policy from {start}")
+    parts.append(
+        f"it cuts the end token off captions of more than {config.num_text_tokens} tokens, which "
+        "changes both branches"
+    )
+    return f"the min-dalle package samples differently: {'; '.join(parts)}"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,151 @@
+"""Many images within a budget of memory, and `generate` with DALL·E mini's weights."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from memory_peak import peak_growth
+from PIL import Image
+from published_models import SMALL, SMALL_VQGAN, random_published, reduce_presets, write_published
+from tiny_models import tiny_bart
+
+from dalle_ppo import generate
+from dalle_ppo.build import choose_device, load_model
+from dalle_ppo.drawing import draw_images, image_keys, plan_memory
+from dalle_ppo.models.policy import PolicySettings
+from dalle_ppo.models.presets import VqganConfig
+from dalle_ppo.models.vqgan import VqganDecoder
+
+CPU = torch.device("cpu")
+GUIDED, PLAIN = PolicySettings(guidance=3.0), PolicySettings(guidance=1.0)
+WIDE = VqganConfig(
+    channels=(64, 64),
+    num_codes=32,
+    code_width=8,
+    blocks_per_level=1,
+    norm_groups=8,
+    attention=False,
+    image_size=128,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings, branches", [(GUIDED, 2), (PLAIN, 1)])
+def test_cache_bytes_are_those_of_the_cache(dtype, settings, branches):
+    _, decoder = tiny_bart(dtype=dtype)
+    plan = plan_memory(decoder, VqganDecoder(WIDE), settings, 5, 1e9)
+    cache = decoder.new_cache(branches * 5)
+    assert plan.cache_bytes * 5 == sum(part.nbytes for pair in cache for part in pair)
+    assert (plan.batch_size, plan.microbatch_size) == (5, 5)
+
+
+def test_a_batch_is_split_to_fit():
+    _, decoder = tiny_bart()
+    whole = plan_memory(decoder, VqganDecoder(WIDE), GUIDED, 100, 1e12)
+    for budget in (3.5 * whole.pixel_bytes, 20.1 * whole.pixel_bytes):
+        plan = plan_memory(decoder, VqganDecoder(WIDE), GUIDED, 100, budget)
+        assert plan.microbatch_size == int(budget / whole.pixel_bytes)
+        assert plan.batch_size * plan.image_bytes <= budget
+        assert plan.batch_size == 100 or (plan.batch_size + 1) * plan.image_bytes > budget
+    with pytest.raises(ValueError, match=r"--memory_gb is 0\.001; one image needs 0\.0419"):
+        plan_memory(decoder, VqganDecoder(WIDE), GUIDED, 1, 1e6)
+
+
+@torch.no_grad()
+def test_decoding_stays_within_its_plan():
+    vqgan, (_, decoder) = VqganDecoder(WIDE), tiny_bart()
+    plan = plan_memory(decoder, vqgan, PLAIN, 2, 1e9)
+    assert plan.microbatch_size == 2
+    tokens = torch.zeros(4, 64 * 64, dtype=torch.long)
+    vqgan.decode_uint8(tokens[:1], 1)
+    grown, _ = peak_growth(lambda: vqgan.decode_uint8(tokens, plan.microbatch_size))
+    planned = plan.microbatch_size * plan.pixel_bytes
+    assert planned / 3 < grown < planned
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return load_model("builtin", CPU)
+
+
+def test_splitting_changes_no_image(builtin):
+    settings = PolicySettings(guidance=1.0, temperature=2.0)  # as many different images as there can be
+    keys, pictures = image_keys(3, "some caption", 15), []
+    for memory in (1e9, 4.5e6):
+        plan = plan_memory(builtin.decoder, builtin.parts.vqgan, settings, 15, memory)
+        drawn, was_cut = draw_images(builtin.decoder, builtin.parts, "a red boat", keys, settings, plan)
+        assert drawn.shape == (15, 3, 64, 64) and drawn.dtype == torch.uint8 and not was_cut
+        pictures.append(drawn.float())
+    assert plan.batch_size < 15 and plan.microbatch_size < 15
+    # Kernels round differently at another batch size, so a pixel may differ by one; noise may not.
+    assert (pictures[0] - pictures[1]).abs().max() <= 1
+    assert len({image.numpy().tobytes() for image in pictures[0]}) == 15
+
+
+# --- the command line with mini's weights
+
+
+@pytest.fixture
+def mini(tmp_path, monkeypatch):
+    reduce_presets(monkeypatch, SMALL, SMALL_VQGAN)
+    return write_published(tmp_path / "weights", random_published(SMALL, vqgan=SMALL_VQGAN))
+
+
+def draw(cli, out, *arguments, caption="a red boat") -> tuple[np.ndarray, str]:
+    outcome = cli(generate.main, caption, "--out", out, *arguments)
+    assert outcome.code == 0, outcome.err
+    with Image.open(out) as picture:
+        return np.asarray(picture), outcome.out
+
+
+def test_generate_draws_a_grid_with_published_weights(mini, tmp_path, cli):
+    first, printed = draw(cli, tmp_path / "a.png", "--model", mini, "--grid_size", "2")
+    assert first.shape == (2 * (2 * 64 + 6), 2 * (2 * 64 + 6), 3)
+    assert re.search(r"^cache 0\.\d MB an image; 4 sampled at a time", printed, re.MULTILINE)
+    assert "images are not checked: these weights come without an NSFW detector" in printed
+    package = ("--guidance", "16", "--temperature", "1", "--top_k", "256", "--start_token", "70")
+    same, _ = draw(cli, tmp_path / "b.png", "--model", mini, "--num_images", "4", *package)
+    assert (same == first).all(), "drawn as the package does, but for the start token"
+    for name, value in (("guidance", 2), ("top_k", 1), ("start_token", 69), ("seed", 1), ("temperature", 4)):
+        changed = ("--model", mini, "--grid_size", "2", f"--{name}", str(value))
+        assert (draw(cli, tmp_path / "c.png", *changed)[0] != first).any(), name
+
+
+@pytest.mark.parametrize(
+    "caption, cut", [("💀❤️", False), ("ein Bär in Öl", False), ("boat " * 2500, True), ("日本", False)]
+)
+def test_any_caption_is_drawn(caption, cut, mini, tmp_path, cli):
+    arguments = ("--model", mini, "--num_images", "1")
+    _, printed = draw(cli, tmp_path / "a.png", *arguments, caption=caption)
+    assert printed.count("longer than 64 tokens and was cut") == cut
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--grid_size", "0"), "--grid_size is 0"),
+        (("--grid_size", "2", "--num_images", "4"), "not allowed with"),
+        (("--start_token", "71"), "the model knows 0 to 70"),
+        (("--memory_gb", "0"), "--memory_gb is 0"),
+        (("--memory_gb", "0.0001"), "one image needs"),
+        (("--dtype", "int8"), "--dtype"),
+        (("--out", "a.psx"), "a.psx: .psx is no kind of picture"),
+        (("--device", "cuda:99"), "device is cuda:99, but this machine has"),
+    ],
+)
+def test_bad_arguments_cost_one_line(arguments, words, mini, tmp_path, cli):
+    outcome = cli(generate.main, "a boat", "--out", tmp_path / "a.png", "--model", mini, *arguments)
+    assert outcome.code == 2 and words in outcome.error
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="device is cuda:2, but this machine has 2 GPUs"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="has no CUDA; use --device cpu"):
+        choose_device("cuda")
