@@ -1,10 +1,13 @@
 """Evaluates a run's policy against its reference: `python -m dalle_ppo.evaluate runs/NAME`."""
 
 import argparse
+import copy
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from .config import OneLineParser, run_main
+from .config import Config, OneLineParser, load_config, run_main
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -13,63 +16,140 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--captions", help="a file of captions instead of the run's held-out ones")
     parser.add_argument("--num_captions", type=int, help="default: the run's evaluation.num_captions")
     parser.add_argument("--num_samples", type=int, help="images a caption; default: the run's")
+    parser.add_argument("--batch_size", type=int, help="images drawn together; default: the run's")
     parser.add_argument("--seed", type=int, help="of captions and noise; default: the run's")
+    parser.add_argument(
+        "--checkpoints",
+        help="all, or iterations such as 20,40: the last is the policy, the others give a curve over "
+        "training; default: the newest",
+    )
+    parser.add_argument(
+        "--baselines",
+        help="what the reference reaches with more images, at their true cost: reject (draw again while the "
+        "detector says unsafe), best_of_4 (keep the highest reward), joined by commas",
+    )
+    parser.add_argument("--heldout_clip", help="a second CLIP, as NAME:PRETRAINED or a folder")
+    parser.add_argument("--heldout_detector", help="a detector on it")
     parser.add_argument("--device", default="auto")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None) -> int:
-    """Draws both sides, writes evaluation.json and report.html into the run's folder."""
+    """Draws all sides, writes evaluation.json and report.html into the run's folder."""
     args = parse_arguments(argv)
+    config = changed_config(load_config(args.run / "config.yaml"), args)
 
-    from .config import load_config
-
-    config = load_config(args.run / "config.yaml")
-    changes = {
-        "num_captions": args.num_captions,
-        "samples_per_caption": args.num_samples,
-        "seed": args.seed,
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
-
+    from .baselines import parse_baselines
     from .build import build_measures, choose_device, evaluation_captions, load_model
+    from .captions import captions_of_file
     from .evaluation import evaluate
+    from .heldout import load_heldout
+    from .metrics import write_evaluation
+    from .provenance import checkpoint_facts
     from .report import write_report
     from .train import headline
 
+    baselines = parse_baselines(args.baselines) if args.baselines else []
     device = choose_device(args.device)
     model = load_model(str(args.run), device)
+    folders = choose_checkpoints(args.run, args.checkpoints or str(model.iteration))
+    *earlier, last = folders
+    policy = model.decoder
+    if last != model.iteration:
+        policy = policy_of(folders[last], model.decoder)
     if model.settings is not None:
         config = dataclasses.replace(config, policy=model.settings)
     if args.captions:
         captions = captions_of_file(args.captions, config.evaluation.num_captions)
     else:
         captions = evaluation_captions(config)
-    measures = build_measures(config, model.world, device)
-    result = evaluate(config, args.run, model.decoder, model.reference, model.parts, measures, captions)
+    measures = dataclasses.replace(
+        build_measures(config, model.world, device),
+        heldout=load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device),
+    )
+    result = evaluate(
+        config,
+        args.run,
+        policy,
+        model.reference,
+        model.parts,
+        measures,
+        captions,
+        origin=checkpoint_facts(folders[last]),
+        earlier={iteration: loader(folders[iteration], model.decoder) for iteration in earlier},
+        baselines=baselines,
+    )
+    if not args.captions:
+        write_evaluation(args.run, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     print(headline(result))
     print(f"report: {write_report(args.run)}")
     return 0
 
 
-def captions_of_file(path: str, wanted: int):
-    """Distinct captions of a file, at most `wanted`.
+def changed_config(config: Config, args: argparse.Namespace) -> Config:
+    """The run's settings with what the command line says.
 
     Raises:
-        ValueError: if the file cannot be read or holds no caption.
+        ValueError: naming a number that is out of range.
     """
-    from .caption_streams import DrawSettings
-    from .captions import open_captions
+    from .config import ClipConfig
 
-    source = open_captions(path, DrawSettings(split=None))
-    records, fruitless = {}, 0
-    while len(records) < wanted and fruitless < 3:
-        before = len(records)
-        for record in source.next_batch(min(256, wanted - before)):
-            records.setdefault(record.id, record)
-        fruitless = fruitless + 1 if len(records) == before else 0
-    return list(records.values())
+    changes = {
+        "num_captions": args.num_captions,
+        "samples_per_caption": args.num_samples,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "heldout_detector": args.heldout_detector,
+    }
+    if args.heldout_clip:
+        name, _, pretrained = args.heldout_clip.partition(":")
+        changes["heldout_clip"] = ClipConfig(name, pretrained or None)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
+
+
+def choose_checkpoints(run: Path, wanted: str) -> dict[int, Path]:
+    """Checkpoint folders of a run by iteration, in order.
+
+    Args:
+        run: the run's folder.
+        wanted: "all", or iterations joined by commas.
+
+    Raises:
+        ValueError: if one is no number, or not there.
+    """
+    found = {
+        int(folder.name.removeprefix("step_")): folder
+        for folder in (run / "checkpoints").glob("step_*")
+        if re.fullmatch(r"step_\d{6,}", folder.name)
+    }
+    if wanted == "all":
+        return dict(sorted(found.items()))
+    there = ", ".join(map(str, sorted(found)))
+    try:
+        iterations = sorted({int(text) for text in wanted.split(",")})
+    except ValueError:
+        raise ValueError(
+            f"--checkpoints: {wanted!r} is neither all nor iterations such as 20,40; {run} has {there}"
+        ) from None
+    for iteration in iterations:
+        if iteration not in found:
+            raise ValueError(f"--checkpoints: {run} has none of iteration {iteration}; it has {there}")
+    return {iteration: found[iteration] for iteration in iterations}
+
+
+def loader(folder: Path, decoder) -> Callable:
+    """Loads a checkpoint's policy when it is its turn."""
+    return lambda: policy_of(folder, decoder)
+
+
+def policy_of(folder: Path, decoder):
+    """The policy of a checkpoint, in a network like `decoder`."""
+    from .run_state import load_checkpoint
+
+    policy = copy.deepcopy(decoder)
+    policy.load_state_dict(load_checkpoint(folder).tensors["policy"])
+    return policy
 
 
 if __name__ == "__main__":

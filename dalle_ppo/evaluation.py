@@ -1,34 +1,46 @@
-"""Policy against reference: the same held-out captions, the same noise, every image judged alike."""
+"""Policy against reference: the same held-out captions, the same noise, every image judged alike.
 
+An evaluation has sides: the reference, the policy, and on request baselines (see `baselines`) and earlier
+checkpoints. Each finished batch is written down, so that an interrupted evaluation goes on where it was.
+"""
+
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .baselines import DRAWN, Baseline, best_of, reject
 from .captions import CaptionRecord, freeze_captions
 from .config import Config
-from .galleries import gallery_rows
+from .evaluation_files import Columns, read_batch, write_batch, write_rows, write_thumbnails
+from .image_statistics import image_statistics
 from .models.bart import BartDecoder
-from .models.policy import PolicySettings
 from .pictures import to_numpy
+from .provenance import code_sha256, versions, weights_sha256
 from .rewards.base import Reward, check_result
 from .rl.kl import entropy, exact_kl
+from .rl.records import RolloutBatch
 from .rollout import FrozenParts, NoiseSource, Rollout, as_float, collect
 from .sampling import log_pi_of_tokens
 from .statistics import Thresholds, compare, summarise
 from .verdict import verdict
 
 JUDGE_COLUMNS = ("judge_unsafe", "judge_alignment", "judge_unrecognised")
+UNFINISHED = "unfinished"
 
 JudgeImages = Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]]
 """`(images uint8 [B, 3, H, W], captions) -> {column: [B]}` for each of `JUDGE_COLUMNS`; NaN is missing."""
+
+HeldOutMeasure = Callable[[Tensor, list[str]], dict[str, np.ndarray]]
+"""`(images float [B, 3, H, W], captions) -> {column: [B]}`; NaN is missing."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +51,77 @@ class Measures:
         reward: the reward of the run.
         embed_images: float images to L2-normalised embeddings [B, D], for diversity.
         judge: a held-out judge, or None where there is none.
+        heldout: a second CLIP and detector, or None where there is none.
     """
 
     reward: Reward
     embed_images: Callable[[Tensor], Tensor]
     judge: JudgeImages | None = None
+    heldout: HeldOutMeasure | None = None
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model's images: a column an attribute, a row an image, and the images themselves.
+    """One side's images, in the order of captions and samples.
 
     Args:
-        rows: columns as `statistics.summarise` takes them.
-        diversity: mean cosine distance between the samples of a caption, by caption id.
-        images: uint8 [N, H, W, 3], in row order.
+        labels: `caption_id`, `caption`, `tag`, `sample` [N].
+        columns: numbers [N] by name, `tokens` int32 [N, T] and `embeddings` float32 [N, D].
     """
 
-    rows: dict[str, np.ndarray]
-    diversity: dict[str, float]
-    images: np.ndarray
+    labels: Columns
+    columns: Columns
+
+    @cached_property
+    def rows(self) -> Columns:
+        """The columns of one number an image, as `statistics.summarise` takes them."""
+        return self.labels | {name: values for name, values in self.columns.items() if values.ndim == 1}
+
+    @cached_property
+    def diversity(self) -> dict[str, float]:
+        """Mean cosine distance between the samples of a caption, by caption id; empty with one sample."""
+        n = int(self.labels["sample"].max()) + 1
+        if n == 1:
+            return {}
+        embeddings = self.columns["embeddings"].astype(np.float64)
+        totals = embeddings.reshape(-1, n, embeddings.shape[1]).sum(axis=1)
+        # The squared length of the sum holds each pair twice, and n times an embedding with itself.
+        distances = 1 - ((totals**2).sum(axis=1) - n) / (n * (n - 1))
+        return dict(zip(self.labels["caption_id"][::n], distances.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the sides of an evaluation share.
+
+    Args:
+        config: the run's settings.
+        reference: the decoder that training started from.
+        parts: tokenizer, text encoder, VQGAN.
+        measures: of images.
+        captions: M of them, distinct.
+        folder: where finished batches are kept until all are.
+        identity: everything that decides about the numbers of a side, beside its weights; JSON-able.
+    """
+
+    config: Config
+    reference: BartDecoder
+    parts: FrozenParts
+    measures: Measures
+    captions: list[CaptionRecord]
+    folder: Path
+    identity: Mapping[str, object]
+
+    @property
+    def samples(self) -> int:
+        return self.config.evaluation.samples_per_caption
+
+    def collect(
+        self, decoder: BartDecoder, captions: list[CaptionRecord], samples: int, attempt: int = 0
+    ) -> Rollout:
+        """Draws images; attempt 0 has the noise that all sides share, others have noise of their own."""
+        noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
+        return collect(decoder, self.parts, captions, samples, noise, self.config.policy)
 
 
 def evaluate(
@@ -69,8 +132,12 @@ def evaluate(
     parts: FrozenParts,
     measures: Measures,
     captions: list[CaptionRecord],
+    *,
+    origin: Mapping[str, object],
+    earlier: Mapping[int, Callable[[], BartDecoder]] | None = None,
+    baselines: Sequence[Baseline] = (),
 ) -> dict:
-    """Draws, measures and compares both sides; writes `evaluation.json` and `evaluation/`.
+    """Draws, measures and compares all sides; writes `evaluation.json` and `evaluation/`.
 
     Args:
         config: the run's settings.
@@ -78,8 +145,11 @@ def evaluate(
         policy: the trained decoder.
         reference: its frozen original.
         parts: tokenizer, text encoder, VQGAN.
-        measures: reward, embeddings and judge.
+        measures: reward, embeddings, judge, held-out measures.
         captions: distinct, never trained on.
+        origin: of the policy, as `provenance.checkpoint_facts` gives it.
+        earlier: policies of other checkpoints by iteration, loaded when it is their turn.
+        baselines: of the reference.
 
     Returns:
         What `evaluation.json` holds.
@@ -87,141 +157,183 @@ def evaluate(
     folder = run_dir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     captions_hash = freeze_captions(captions, folder / "captions.parquet")
-    sides = {
-        "reference": draw_side("reference", config, reference, reference, parts, measures, captions),
-        "policy": draw_side("policy", config, policy, reference, parts, measures, captions),
+    facts = {
+        **origin,
+        "reference_sha256": weights_sha256(reference),
+        "captions_sha256": captions_hash,
+        "seed": config.evaluation.seed,
+        "versions": versions(),
     }
-    result = summary(sides, config) | {"captions_sha256": captions_hash, "seed": config.evaluation.seed}
-    write_rows(folder / "images.parquet", sides)
-    write_thumbnails(folder / "thumbnails.npz", sides)
+    setting = Setting(
+        config, reference, parts, measures, captions, folder / UNFINISHED, _identity(config, facts)
+    )
+    sides = {"reference": draw_side("reference", reference, setting)}
+    for baseline in baselines:
+        sides[baseline.name] = draw_baseline(baseline, sides["reference"], setting)
+    curve = [{"iteration": 0, "side": "reference"}]
+    for iteration, load in (earlier or {}).items():
+        curve.append({"iteration": iteration, "side": f"step_{iteration:06d}"})
+        sides[curve[-1]["side"]] = draw_side(curve[-1]["side"], load(), setting)
+    curve.append({"iteration": origin["iteration"], "side": "policy"})
+    sides["policy"] = draw_side("policy", policy, setting)
+    result = summary(sides, config, curve, [b.name for b in baselines]) | facts
+    write_rows(folder / "images.parquet", {name: side.rows for name, side in sides.items()})
+
+    def decode(side: str, rows: np.ndarray) -> np.ndarray:
+        tokens = torch.from_numpy(sides[side].columns["tokens"][rows]).long()
+        return to_numpy(parts.vqgan.decode_uint8(tokens.to(parts.device)))
+
+    write_thumbnails(folder / "thumbnails.npz", sides["reference"].rows, sides["policy"].rows, decode)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     temporary = run_dir / "evaluation.json.tmp"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(run_dir / "evaluation.json")
+    shutil.rmtree(setting.folder)
     return result
 
 
-def summary(sides: dict[str, Side], config: Config) -> dict:
-    """The numbers of both sides, their paired differences and the verdict."""
+def summary(
+    sides: Mapping[str, Side], config: Config, curve: list[dict], baselines: Sequence[str] = ()
+) -> dict:
+    """The numbers of all sides, the policy's paired differences from each, and the verdict."""
     thresholds = Thresholds(config.reward.unsure_threshold, config.reward.unsafe_threshold)
-    result: dict = {name: summarise(side.rows, side.diversity, thresholds) for name, side in sides.items()}
-    reference, policy = sides["reference"], sides["policy"]
-    result["differences"] = compare(
-        reference.rows, policy.rows, reference.diversity, policy.diversity, thresholds
-    )
+    result: dict = {
+        name: summarise(side.rows, side.diversity, thresholds)
+        for name, side in sorted(sides.items(), key=lambda item: item[0] not in ("reference", "policy"))
+    }
+    policy = sides["policy"]
+    changes = {
+        name: compare(side.rows, policy.rows, side.diversity, policy.diversity, thresholds)
+        for name, side in sides.items()
+        if name != "policy"
+    }
+    result["differences"] = changes.pop("reference")
+    result["against"] = changes
+    result |= {"baselines": list(baselines), "curve": curve, "thresholds": asdict(thresholds)}
     result["verdict"] = verdict(result)
     return result
 
 
 @torch.no_grad()
-def draw_side(
-    name: str,
-    config: Config,
-    decoder: BartDecoder,
-    reference: BartDecoder,
-    parts: FrozenParts,
-    measures: Measures,
-    captions: list[CaptionRecord],
-) -> Side:
+def draw_side(name: str, decoder: BartDecoder, setting: Setting) -> Side:
     """Draws and measures the images of one model.
 
     KL and entropy are measured on the first sample of each caption; the others leave them missing.
     """
-    batches, images, distances = [], [], {}
-    for rollout in _rollouts(name, config, decoder, parts, captions):
-        batch, per_caption = rollout.batch, config.evaluation.samples_per_caption
-        pixels = as_float(batch.images)
-        result = check_result(measures.reward(pixels, list(batch.captions)), len(batch), "of this run")
-        columns = {
-            "caption_id": np.array(batch.caption_ids, dtype=object),
-            "caption": np.array(batch.captions, dtype=object),
-            "tag": np.array(batch.tags, dtype=object),
-            "sample": np.tile(np.arange(per_caption), len(batch) // per_caption),
-            "reward": result.total.cpu().numpy(),
-            **_part_columns(result.parts, len(batch)),
-            **_policy_columns(decoder, reference, rollout, config.policy, per_caption),
-            **(measures.judge(batch.images, batch.captions) if measures.judge else _no_judge(len(batch))),
-        }
-        embeddings = measures.embed_images(pixels).unflatten(0, (-1, per_caption))
-        distances |= dict(zip(batch.caption_ids[::per_caption], _mean_distance(embeddings), strict=True))
-        batches.append(columns)
-        images.append(to_numpy(batch.images))
-    rows = {key: np.concatenate([columns[key] for columns in batches]) for key in batches[0]}
-    return Side(rows, distances if per_caption > 1 else {}, np.concatenate(images))
+
+    def draw(number: int, captions: list[CaptionRecord]) -> Columns:
+        rollout = setting.collect(decoder, captions, setting.samples)
+        return _measured(rollout.batch, setting.measures) | _policy_columns(decoder, rollout, setting)
+
+    return _in_batches(name, weights_sha256(decoder), draw, setting)
 
 
-def _rollouts(
-    name: str, config: Config, decoder: BartDecoder, parts: FrozenParts, captions: list[CaptionRecord]
-) -> Iterator[Rollout]:
-    """Batches of images under a progress bar; the noise is the same for every model."""
-    settings = config.evaluation
-    step = max(1, settings.batch_size // settings.samples_per_caption)
-    noise = NoiseSource(settings.seed, "evaluation")
-    total = len(captions) * settings.samples_per_caption
+@torch.no_grad()
+def draw_baseline(baseline: Baseline, reference: Side, setting: Setting) -> Side:
+    """The images that a baseline keeps; its first try is the reference's own image.
+
+    Which distribution it draws from is not known code by code, so KL and entropy are missing.
+    """
+    size = _captions_a_batch(setting) * setting.samples
+
+    def draw(number: int, captions: list[CaptionRecord]) -> Columns:
+        own = slice(number * size, (number + 1) * size)
+        first = {key: values[own] for key, values in reference.columns.items()}
+
+        def redraw(rows: np.ndarray, attempt: int) -> Columns:
+            wanted = [captions[row // setting.samples] for row in rows]
+            batch = setting.collect(setting.reference, wanted, 1, attempt).batch
+            return _measured(batch, setting.measures) | _unknown("kl", "entropy", num=len(rows))
+
+        if baseline.kind == "best_of":
+            kept = best_of(first, redraw, baseline.tries)
+        else:
+            kept = reject(first, redraw, baseline.tries, setting.config.reward.unsafe_threshold)
+        return kept | _unknown("kl", "entropy", num=len(kept["reward"]))
+
+    return _in_batches(baseline.name, f"tries {baseline.tries}", draw, setting)
+
+
+def _in_batches(
+    name: str, weights: str, draw: Callable[[int, list[CaptionRecord]], Columns], setting: Setting
+) -> Side:
+    """All batches of a side under a progress bar; those that an interrupted evaluation finished are read."""
+    content = json.dumps({**setting.identity, "side": name, "weights": weights}, sort_keys=True)
+    folder = setting.folder / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    captions, step, samples = setting.captions, _captions_a_batch(setting), setting.samples
+    batches, total = [], len(captions) * samples
     with tqdm(total=total, desc=f"evaluate {name}", unit="image", dynamic_ncols=True) as bar:
-        for start in range(0, len(captions), step):
-            chunk = captions[start : start + step]
-            yield collect(decoder, parts, chunk, settings.samples_per_caption, noise, config.policy)
-            bar.update(len(chunk) * settings.samples_per_caption)
+        for number, start in enumerate(range(0, len(captions), step)):
+            chunk, path = captions[start : start + step], folder / f"{number:06d}.npz"
+            columns = read_batch(path)
+            if columns is None:
+                columns = draw(number, chunk)
+                write_batch(path, columns)
+            batches.append(columns)
+            bar.update(len(chunk) * samples)
+    labels = {
+        "caption_id": np.array([c.id for c in captions], dtype=object).repeat(samples),
+        "caption": np.array([c.text for c in captions], dtype=object).repeat(samples),
+        "tag": np.array([c.tag for c in captions], dtype=object).repeat(samples),
+        "sample": np.tile(np.arange(samples), len(captions)),
+    }
+    return Side(labels, {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]})
 
 
-def _part_columns(parts: dict[str, Tensor], num: int) -> dict[str, np.ndarray]:
+def _captions_a_batch(setting: Setting) -> int:
+    return max(1, setting.config.evaluation.batch_size // setting.samples)
+
+
+def _identity(config: Config, facts: Mapping[str, object]) -> dict[str, object]:
+    """What a finished batch depends on; batches of another identity are drawn again."""
+    sections = ("model", "policy", "clip", "reward", "evaluation")
+    own_code = [code_sha256(extra.call.partition(":")[0]) for extra in config.reward.extra]
+    facts = {key: facts[key] for key in ("reference_sha256", "captions_sha256", "versions")}
+    return {**{name: asdict(getattr(config, name)) for name in sections}, **facts, "own_code": own_code}
+
+
+def _measured(batch: RolloutBatch, measures: Measures) -> Columns:
+    """What does not need the policy: reward and its parts, judge, held-out measures, pixels, embeddings."""
+    num, captions, pixels = len(batch), list(batch.captions), as_float(batch.images)
+    result = check_result(measures.reward(pixels, captions), num, "of this run")
+    tokens = batch.tokens.cpu().numpy().astype(np.int32)
+    heldout = _unknown("heldout_nsfw_probability", "heldout_clip_similarity", num=num)
+    return {
+        "reward": result.total.cpu().numpy(),
+        **_part_columns(result.parts, num),
+        **(measures.judge(batch.images, captions) if measures.judge else _unknown(*JUDGE_COLUMNS, num=num)),
+        **(measures.heldout(pixels, captions) if measures.heldout else heldout),
+        **image_statistics(to_numpy(batch.images), tokens),
+        DRAWN: np.ones(num),
+        "tokens": tokens,
+        "embeddings": measures.embed_images(pixels).float().cpu().numpy(),
+    }
+
+
+def _part_columns(parts: dict[str, Tensor], num: int) -> Columns:
     """Reward parts as columns; the two that reports know are there even if the reward has them not."""
     known = ("nsfw_probability", "clip_similarity")
-    columns = {name: np.full(num, np.nan) for name in known}
+    columns = _unknown(*known, num=num)
     for name, part in parts.items():
         columns[name if name in known else f"reward/{name}"] = part.cpu().numpy()
     return columns
 
 
-def _policy_columns(
-    decoder: BartDecoder, reference: BartDecoder, rollout: Rollout, settings: PolicySettings, per_caption: int
-) -> dict[str, np.ndarray]:
+def _policy_columns(decoder: BartDecoder, rollout: Rollout, setting: Setting) -> Columns:
     """Exact KL from the reference and entropy, nats an image, of the first sample of each caption."""
-    batch = rollout.batch
-    columns = {name: np.full(len(batch), np.nan) for name in ("kl", "entropy")}
-    first = torch.arange(0, len(batch), per_caption, device=batch.tokens.device)
+    batch, settings = rollout.batch, setting.config.policy
+    columns = _unknown("kl", "entropy", num=len(batch))
+    first = torch.arange(0, len(batch), setting.samples, device=batch.tokens.device)
     for rows in first.split(64):
         tokens, prompts = batch.tokens[rows], rollout.prompts.select(batch.caption_index[rows])
         log_pi = log_pi_of_tokens(decoder, tokens, prompts, settings)
         kl = torch.zeros(len(rows))
-        if decoder is not reference:
-            kl = exact_kl(log_pi, log_pi_of_tokens(reference, tokens, prompts, settings)).sum(dim=1)
+        if decoder is not setting.reference:
+            kl = exact_kl(log_pi, log_pi_of_tokens(setting.reference, tokens, prompts, settings)).sum(dim=1)
         columns["kl"][rows.cpu()] = kl.cpu()
         columns["entropy"][rows.cpu()] = entropy(log_pi).sum(dim=1).cpu()
     return columns
 
 
-def _no_judge(num: int) -> dict[str, np.ndarray]:
-    return {name: np.full(num, np.nan) for name in JUDGE_COLUMNS}
-
-
-def _mean_distance(embeddings: Tensor) -> list[float]:
-    """Mean cosine distance between the n samples of each caption; embeddings [M, n, D], normalised."""
-    n = embeddings.shape[1]
-    similarity = torch.einsum("mid,mjd->mij", embeddings, embeddings).sum(dim=(1, 2)) - n
-    return (1 - similarity / max(1, n * (n - 1))).tolist()
-
-
-def write_rows(path: Path, sides: dict[str, Side]) -> None:
-    """One parquet row an image and side; missing values are null."""
-    tables = []
-    for name, side in sides.items():
-        columns = {"model": pa.array([name] * len(side.images))}
-        for key, values in side.rows.items():
-            if key in ("judge_unsafe", "judge_unrecognised"):
-                values = [None if np.isnan(v) else bool(v) for v in values]
-            columns[key] = pa.array(values, from_pandas=True)
-        tables.append(pa.table(columns))
-    pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
-
-
-def write_thumbnails(path: Path, sides: dict[str, Side], num_random: int = 200) -> None:
-    """The pictures that the report shows, and a random choice beside them, of both sides."""
-    reference, policy = sides["reference"], sides["policy"]
-    chosen = {int(row) for rows in gallery_rows(reference.rows, policy.rows).values() for row in rows}
-    rng = np.random.default_rng(0)
-    num = len(reference.images)
-    chosen |= {int(row) for row in rng.choice(num, size=min(num, num_random), replace=False)}
-    rows = np.array(sorted(chosen))
-    np.savez_compressed(path, rows=rows, reference=reference.images[rows], policy=policy.images[rows])
+def _unknown(*names: str, num: int) -> Columns:
+    return {name: np.full(num, np.nan) for name in names}

@@ -61,8 +61,25 @@ METRIC_FAMILIES: dict[str, str] = {
     "unsafe_rate/": "`unsafe_rate` over the captions of one tag.",
     "reward_mean/": "`reward_mean` over the captions of one tag.",
     "clip_similarity/": "`clip_similarity` over the captions of one tag.",
+    "captions/": "Captions since the run began: `share_TAG` of those drawn, `drawn`, and of files `read` and "
+    "`skipped_REASON`.",
 }
 """Prefixes of metrics that exist once a reward part or once a caption tag."""
+
+EVALUATED = (
+    "unsafe_rate",
+    "judge_unsafe_rate",
+    "heldout_unsafe_rate",
+    "reward_mean",
+    "clip_similarity",
+    "heldout_clip_similarity",
+    "judge_alignment",
+    "judge_unrecognised_rate",
+    "kl",
+    "entropy",
+    "diversity",
+)
+"""What TensorBoard shows of an evaluation, over all captions, in this order."""
 
 TENSORBOARD_GROUPS: dict[str, tuple[str, ...]] = {
     "1_goal": ("unsafe_rate", "reward_mean", "clip_similarity", "kl", "entropy", "reward_median"),
@@ -106,13 +123,7 @@ class MetricsWriter:
         kept = truncate_metrics(self.path, resume_iteration)
         self._board = None
         if tensorboard:
-            # Where tensorflow is installed, TensorBoard imports all of it (seconds, hundreds of MB) unless
-            # this module exists; its own file writer does the same.
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-            from torch.utils.tensorboard import SummaryWriter
-
-            next_step = kept[-1]["iteration"] + 1 if kept else None
-            self._board = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=next_step)
+            self._board = open_board(run_dir, kept[-1]["iteration"] + 1 if kept else None)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -149,12 +160,6 @@ class MetricsWriter:
             grid = image_grid(images, columns)
             self._board.add_image(f"images/{name}", grid, iteration, dataformats="HWC")
 
-    def write_config(self, config_text: str) -> None:
-        """The resolved configuration as text."""
-        if self._board is not None:
-            indented = "\n".join("    " + line for line in config_text.splitlines())
-            self._board.add_text("config", indented, 0)
-
     def flush(self) -> None:
         """Push buffered TensorBoard events to disk; metrics.jsonl is never buffered."""
         if self._board is not None:
@@ -165,6 +170,64 @@ class MetricsWriter:
         if self._board is not None:
             self._board.close()
             self._board = None
+
+
+def open_board(run_dir: Path, purge_step: int | None = None):
+    """A writer of TensorBoard events; events from `purge_step` on are hidden."""
+    # Where tensorflow is installed, TensorBoard imports all of it (seconds, hundreds of MB) unless this
+    # module exists; its own file writer does the same.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=purge_step)
+
+
+def write_settings(run_dir: Path, config_text: str, settings: Mapping[str, object], iteration: int) -> None:
+    """The resolved configuration in TensorBoard, as text and as hparams beside the numbers that matter.
+
+    Args:
+        run_dir: the run's folder; no other writer may be open.
+        config_text: YAML.
+        settings: by dotted name; what is no number, text or boolean is shown as JSON.
+        iteration: at which the run starts or goes on.
+    """
+    board = open_board(run_dir)
+    from torch.utils.tensorboard.summary import hparams
+
+    indented = "\n".join("    " + line for line in config_text.splitlines())
+    board.add_text("config", indented, iteration)
+    shown = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in settings.items()
+    }
+    goals = [tensorboard_tag(name) for name in TENSORBOARD_GROUPS["1_goal"]]
+    # The last of the three says that the run is over.
+    for summary in hparams(shown, dict.fromkeys([*goals, *map(evaluation_tag, EVALUATED)]))[:2]:
+        board.file_writer.add_summary(summary)
+    board.close()
+
+
+def write_evaluation(run_dir: Path, points: Mapping[int, Mapping[str, object]]) -> None:
+    """Numbers of an evaluation in TensorBoard, and that the run is over.
+
+    Args:
+        run_dir: the run's folder; no other writer may be open.
+        points: what `summarise` says of all captions, by iteration; names beyond `EVALUATED` are left out.
+    """
+    board = open_board(run_dir)
+    from torch.utils.tensorboard.summary import hparams
+
+    for iteration, numbers in points.items():
+        for name in EVALUATED:
+            if numbers.get(name) is not None:
+                board.add_scalar(evaluation_tag(name), numbers[name], iteration)
+    board.file_writer.add_summary(hparams({}, {})[2])
+    board.close()
+
+
+def evaluation_tag(name: str) -> str:
+    """TensorBoard's name of a number of the evaluation."""
+    return f"6_evaluation/{EVALUATED.index(name) + 1:02d}_{name}"
 
 
 def tensorboard_tag(name: str) -> str:

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +12,14 @@ import numpy as np
 from dalle_ppo import report_plots as plots
 from dalle_ppo.galleries import gallery_rows
 from dalle_ppo.metrics import METRICS_FILE, read_metrics
+from dalle_ppo.provenance import versions
+from dalle_ppo.report_curve import checkpoint_cards
 from dalle_ppo.report_pictures import Picture, data_uri, picture
-from dalle_ppo.report_tables import headline_tiles, metric_tables, transitions
+from dalle_ppo.report_tables import baseline_table, headline_tiles, image_table, metric_tables, transitions
 from dalle_ppo.statistics import Thresholds
 from dalle_ppo.verdict import verdict
 
 REPORT_FILE = "report.html"
-VERSIONED = ("dalle_ppo", "torch", "open_clip_torch", "numpy")
 GALLERY_TITLES = {
     "improved": ("Most improved", "The largest gains in reward."),
     "worsened": ("Most worsened", "The largest losses in reward: look here first for what went wrong."),
@@ -126,6 +125,9 @@ def report_context(name: str, files: RunFiles) -> dict:
         "tiles": headline_tiles(files.evaluation),
         "hero": _hero(files, thresholds),
         "tables": metric_tables(files.evaluation),
+        "baselines": baseline_table(files.evaluation),
+        "checkpoints": checkpoint_cards(files.evaluation),
+        "image_table": image_table(files.evaluation),
         "rates": _rate_chart(files.evaluation),
         "curves": _curves(files.metrics),
         "kl_reward": _kl_reward(files.metrics),
@@ -151,8 +153,12 @@ def _thresholds(files: RunFiles) -> Thresholds:
 
 def _curves(metrics: list[dict]) -> list[dict]:
     steps = _column(metrics, "iteration")
+    parts = sorted({name for record in metrics for name in record if name.startswith("reward/")})
+    of_parts = [
+        (name, name.removeprefix("reward/"), plots.plain, False, "part of the reward, mean") for name in parts
+    ]
     found = []
-    for name, title, tick, from_zero, unit in CURVES:
+    for name, title, tick, from_zero, unit in (*CURVES, *of_parts):
         values = _column(metrics, name)
         chart = plots.curve(steps, values, f"{title} over training", tick, from_zero) if len(values) else None
         if chart is not None:
@@ -273,6 +279,7 @@ def _pair(files: RunFiles, row: int, thresholds: Thresholds) -> dict:
 
 def _facts(files: RunFiles) -> list[tuple[str, str]]:
     overall = (files.evaluation.get("policy") or {}).get("overall") or {}
+    evaluation = files.evaluation
     facts = [("seed", files.config.get("seed")), ("iterations", len(files.metrics) or None)]
     if files.metrics:
         seconds = _column(files.metrics, "seconds")
@@ -283,25 +290,18 @@ def _facts(files: RunFiles) -> list[tuple[str, str]]:
     facts.append(("evaluated images a side", overall.get("num_images")))
     facts.append(("held-out captions", overall.get("num_captions")))
     facts.append(("bounds on rates", overall.get("rate_interval_method")))
+    facts.append(("evaluation seed", evaluation.get("seed")))
+    facts.append(("evaluated checkpoint", evaluation.get("iteration")))
+    hashes = {name: evaluation.get(f"{name}_sha256") for name in ("policy", "reference", "captions")}
     if files.config_text:
-        facts.append(("config sha256", hashlib.sha256(files.config_text.encode()).hexdigest()[:16]))
-    versions = files.evaluation.get("versions") or _versions()
-    facts += [(name, version) for name, version in versions.items()]
+        hashes["config"] = hashlib.sha256(files.config_text.encode()).hexdigest()
+    facts += [(f"{name} sha256", value and value[:16]) for name, value in hashes.items()]
+    facts += (evaluation.get("versions") or versions()).items()
     return [
-        (name, f"{value:,}" if isinstance(value, int) and name != "seed" else str(value))
+        (name, f"{value:,}" if isinstance(value, int) and "seed" not in name else str(value))
         for name, value in facts
         if value is not None
     ]
-
-
-def _versions() -> dict[str, str]:
-    installed = {"python": platform.python_version()}
-    for package in VERSIONED:
-        try:
-            installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
 
 
 def _read_config(path: Path, files: RunFiles) -> None:

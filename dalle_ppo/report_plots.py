@@ -99,6 +99,40 @@ def curve(x: Sequence, y: Sequence, title: str, tick: Tick = plain, from_zero: b
     )
 
 
+def checkpoint_lines(
+    iterations: Sequence[int], lines: Sequence[tuple], title: str, tick: Tick = plain
+) -> Markup | None:
+    """Measures over checkpoints: dots with 95 % bars, joined.
+
+    Args:
+        iterations: [P] of the checkpoints.
+        lines: (CSS class, values [P], bounds [P]) each; values and bounds may be None.
+        title: text.
+        tick: of the y axis.
+
+    Returns:
+        The SVG, or None without two known values of one line.
+    """
+    known = [[v for v in values if v is not None] for _, values, _ in lines]
+    if not any(len(values) > 1 for values in known):
+        return None
+    ends = [end for _, _, bounds in lines for pair in bounds if pair for end in pair]
+    low, high = padded_range(np.array(ends + [value for values in known for value in values]))
+    axes = Axes(*padded_range(np.array(iterations), True), low, high, x_label="iteration", y_tick=tick)
+    x, parts = axes.x(iterations), []
+    for style, values, bounds in lines:
+        y = axes.y([np.nan if value is None else value for value in values])
+        parts.append(f'<path class="line {style}" d="{polyline(x, y)}"/>')
+        for at, height, pair in zip(x, y, bounds, strict=True):
+            if not math.isfinite(height):
+                continue
+            if pair:
+                bottom, top = (float(v) for v in axes.y(pair))
+                parts.append(f'<path class="bar {style}" d="M{at:.1f} {bottom:.1f}V{top:.1f}"/>')
+            parts.append(f'<circle class="dot {style}" cx="{at:.1f}" cy="{height:.1f}" r="3.6"/>')
+    return axes.svg(title, *parts)
+
+
 def trajectory(x: Sequence, y: Sequence, title: str, x_label: str) -> Markup | None:
     """A path through two metrics over training, with a ring at the start and a dot at the end."""
     x, y = running_mean(np.asarray(x, dtype=float)), running_mean(np.asarray(y, dtype=float))

@@ -56,9 +56,11 @@ KL = Measure("kl", "KL from the reference, nats", "", 1, 1)
 MEASURES = (
     UNSAFE,
     Measure("judge_unsafe_rate", "Unsafe, by the judge", "down", 100, 1),
+    Measure("heldout_unsafe_rate", "Unsafe, by the held-out detector", "down", 100, 1),
     Measure("share_above_lower", "Above the lower threshold", "down", 100, 1),
     ALIGNMENT,
     CLIP,
+    Measure("heldout_clip_similarity", "CLIP similarity, held-out CLIP", "up", 1, 3),
     Measure("judge_unrecognised_rate", "Nothing recognisable", "down", 100, 1),
     REWARD,
     Measure("reward_median", "Reward, median", "up"),
@@ -67,6 +69,28 @@ MEASURES = (
     KL,
     Measure("entropy", "Entropy, nats", "", 1, 1),
 )
+PIXELS = (
+    Measure("image/total_variation", "Total variation", "", 1, 4),
+    Measure("image/high_frequency_share", "Share of fine detail", "", 100, 2),
+    Measure("image/colourfulness", "Colourfulness", "", 1, 1),
+    Measure("image/jpeg_bytes", "Bytes as JPEG", "", 1, 0),
+    Measure("image/distinct_codes", "Distinct codes", "", 1, 1),
+)
+EFFECT = Measure("effect_size", "Difference in standard deviations")
+# What baselines are compared by, and whether it is read on safe captions only.
+COMPARED = {
+    "images_drawn": False,
+    "unsafe_rate": False,
+    "judge_unsafe_rate": False,
+    "heldout_unsafe_rate": False,
+    "judge_alignment": True,
+    "clip_similarity": True,
+    "heldout_clip_similarity": True,
+    "judge_unrecognised_rate": False,
+    "reward_mean": False,
+    "diversity": False,
+}
+BY_NAME = {m.name: m for m in (*MEASURES, Measure("images_drawn", "Images drawn for one"))}
 
 
 def metric_tables(evaluation: Mapping) -> list[dict]:
@@ -76,7 +100,9 @@ def metric_tables(evaluation: Mapping) -> list[dict]:
     tables = []
     for group, after in policy.items():
         before, changes = reference.get(group) or {}, differences.get(group) or {}
-        rows = [_row(measure, before, after or {}, changes.get(measure.name) or {}) for measure in MEASURES]
+        parts = [Measure(name, f"Reward part {name.removeprefix('reward/')}") for name in _parts(after or {})]
+        measures = (*MEASURES, *parts)
+        rows = [_row(measure, before, after or {}, changes.get(measure.name) or {}) for measure in measures]
         rows = [row for row in rows if row["after"] != DASH or row["before"] != DASH]
         title = "All captions" if group == "overall" else group
         tables.append({"title": title, "images": (after or {}).get("num_images"), "rows": rows})
@@ -106,6 +132,46 @@ def headline_tiles(evaluation: Mapping) -> list[dict]:
     return tiles
 
 
+def image_table(evaluation: Mapping) -> dict | None:
+    """Image statistics before and after, on safe captions where there are some."""
+    policy = evaluation.get("policy") or {}
+    group = SAFE_TAG if SAFE_TAG in policy else "overall"
+    before, after = ((evaluation.get(side) or {}).get(group) or {} for side in ("reference", "policy"))
+    changes = (evaluation.get("differences") or {}).get(group) or {}
+    rows = [
+        _row(measure, before, after, changes.get(measure.name) or {})
+        for measure in PIXELS
+        if after.get(measure.name) is not None
+    ]
+    return {"where": "safe captions" if group == SAFE_TAG else "all captions", "rows": rows} if rows else None
+
+
+def baseline_table(evaluation: Mapping) -> dict | None:
+    """Reference, baselines and policy side by side: `{"sides": [...], "rows": [...]}`."""
+    baselines = evaluation.get("baselines") or []
+    if not baselines:
+        return None
+    sides = ["reference", *baselines, "policy"]
+    safe = SAFE_TAG if SAFE_TAG in evaluation["policy"] else "overall"
+    rows = []
+    for name, safe_only in COMPARED.items():
+        measure = BY_NAME[name]
+        groups = [evaluation[side][safe if safe_only else "overall"] for side in sides]
+        if all(group.get(measure.name) is None for group in groups):
+            continue
+        cells = [
+            {
+                "text": measure.text(group.get(measure.name)),
+                "interval": measure.interval((group.get("intervals") or {}).get(measure.name)),
+            }
+            for group in groups
+        ]
+        label = f"{measure.label}, safe captions" if safe_only and safe != "overall" else measure.label
+        rows.append({"label": label, "cells": cells})
+    titles = ["before", *(name.replace("_", " ") for name in baselines), "after"]
+    return {"sides": titles, "rows": rows}
+
+
 def transitions(reference: Mapping, policy: Mapping, thresholds: Thresholds) -> list[dict]:
     """Where the images of each detector zone went: share of all pairs, before by row, after by column."""
     if not reference:
@@ -128,6 +194,10 @@ def transitions(reference: Mapping, policy: Mapping, thresholds: Thresholds) -> 
     ]
 
 
+def _parts(summary: Mapping) -> list[str]:
+    return [name for name in summary if name.startswith("reward/")]
+
+
 def _row(measure: Measure, before: Mapping, after: Mapping, change: Mapping) -> dict:
     low, high, difference = change.get("low"), change.get("high"), change.get("difference")
     if difference is None and None not in (before.get(measure.name), after.get(measure.name)):
@@ -143,5 +213,6 @@ def _row(measure: Measure, before: Mapping, after: Mapping, change: Mapping) -> 
         "after_interval": measure.interval((after.get("intervals") or {}).get(measure.name)),
         "change": measure.text(difference, sign=True),
         "change_interval": measure.interval([low, high], sign=True),
+        "effect": EFFECT.text(change.get("effect_size"), sign=True).replace(DASH, ""),
         "mood": mood,
     }

@@ -22,7 +22,14 @@ from dalle_ppo.intervals import (
 Rows = Mapping[str, np.ndarray]
 
 TAG_ORDER = ("UNLIKELY", "UNSURE", "NSFW")
-RATES = ("unsafe_rate", "share_above_lower", "judge_unsafe_rate", "judge_unrecognised_rate")
+RATES = (
+    "unsafe_rate",
+    "share_above_lower",
+    "judge_unsafe_rate",
+    "judge_unrecognised_rate",
+    "heldout_unsafe_rate",
+)
+FAMILIES = ("reward/", "image/")
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ def summarise(
     Args:
         rows: equally long columns, one entry per image: `caption_id`, `tag`, `reward`, `nsfw_probability`,
             `clip_similarity` and, where known, `kl`, `entropy`, `judge_unsafe`, `judge_alignment`,
-            `judge_unrecognised`, `reward/NAME`. Missing entries are None or NaN.
+            `judge_unrecognised`, `heldout_nsfw_probability`, `heldout_clip_similarity`, `images_drawn`,
+            `reward/NAME`, `image/NAME`. Missing entries are None or NaN.
         diversity: mean cosine distance between the samples of a caption, by caption id.
         thresholds: the detector's two thresholds.
         num_resamples: bootstrap resamples of the captions.
@@ -163,20 +171,24 @@ def metric_columns(rows: Rows, thresholds: Thresholds) -> dict[str, np.ndarray]:
         return _floats(rows[name]) if name in rows else np.full(count, np.nan)
 
     reward, probability = column("reward"), column("nsfw_probability")
-    seen = np.isfinite(probability)
+    heldout = column("heldout_nsfw_probability")
+    seen, safe = np.isfinite(probability), probability <= thresholds.lower
     columns = {
         "reward_mean": reward,
         "reward_negative_mean": np.where(reward < 0, reward, np.nan),
         "unsafe_rate": np.where(seen, probability > thresholds.upper, np.nan),
         "share_above_lower": np.where(seen, probability > thresholds.lower, np.nan),
-        "clip_similarity": np.where(probability <= thresholds.lower, column("clip_similarity"), np.nan),
+        "clip_similarity": np.where(safe, column("clip_similarity"), np.nan),
         "judge_unsafe_rate": column("judge_unsafe"),
         "judge_alignment": column("judge_alignment"),
         "judge_unrecognised_rate": column("judge_unrecognised"),
+        "heldout_unsafe_rate": np.where(np.isfinite(heldout), heldout > thresholds.upper, np.nan),
+        "heldout_clip_similarity": np.where(safe, column("heldout_clip_similarity"), np.nan),
         "kl": column("kl"),
         "entropy": column("entropy"),
+        "images_drawn": column("images_drawn"),
     }
-    return columns | {name: column(name) for name in rows if name.startswith("reward/")}
+    return columns | {name: column(name) for name in rows if name.startswith(FAMILIES)}
 
 
 def metric_table(

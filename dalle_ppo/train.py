@@ -30,21 +30,39 @@ def main(argv: list[str] | None) -> int:
         config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
         config = dataclasses.replace(config, run_dir=str(run_dir))
 
-    from .build import build_trainer, evaluation_captions
+    from .build import build_trainer, choose_device, evaluation_captions
+    from .heldout import load_heldout
+    from .metrics import write_settings
     from .run_state import load_checkpoint, prepare_run_dir
 
     # Everything that can be wrong with the settings is found before the folder is touched.
     trainer = build_trainer(config, run_dir)
-    captions = evaluation_captions(config) if config.evaluation.at_end else []
+    captions, heldout = [], None
+    if config.evaluation.at_end:
+        captions, e = evaluation_captions(config), config.evaluation
+        heldout = load_heldout(e.heldout_clip, e.heldout_detector, choose_device(config.device))
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    settings = by_dotted_name(dataclasses.asdict(config))
+    write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
     print(plan(config), flush=True)
     trainer.run()
     if config.evaluation.at_end:
-        finish(trainer, config, run_dir, captions)
+        finish(trainer, config, run_dir, captions, heldout)
     return 0
+
+
+def by_dotted_name(settings: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings as one flat table."""
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= by_dotted_name(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def plan(config: Config) -> str:
@@ -57,15 +75,27 @@ def plan(config: Config) -> str:
     )
 
 
-def finish(trainer, config: Config, run_dir: Path, captions: list) -> None:
+def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> None:
     """Evaluates policy against reference, writes the report and prints the headline."""
     from .build import build_measures, choose_device, find_world
     from .evaluation import evaluate
+    from .metrics import write_evaluation
+    from .provenance import checkpoint_facts
     from .report import write_report
+    from .run_state import latest_checkpoint
 
     measures = build_measures(config, find_world(config.model.path), choose_device(config.device))
-    actor = trainer.actor.module.eval()
-    result = evaluate(config, run_dir, actor, trainer.reference, trainer.parts, measures, captions)
+    result = evaluate(
+        config,
+        run_dir,
+        trainer.actor.module.eval(),
+        trainer.reference,
+        trainer.parts,
+        dataclasses.replace(measures, heldout=heldout),
+        captions,
+        origin=checkpoint_facts(latest_checkpoint(run_dir)),
+    )
+    write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     report = write_report(run_dir)
     print(headline(result))
     print(f"report: {report}")
@@ -80,12 +110,20 @@ def headline(result: dict) -> str:
         lines[0] += f" (judge: {_change(before, after, 'judge_unsafe_rate')})"
         lines.append(f"alignment on safe captions {_change(safe_before, safe_after, 'judge_alignment')}")
     lines.append(result["verdict"]["sentence"])
+    for name in result["baselines"]:
+        other = result[name]["overall"]
+        lines.append(
+            f"{name}: unsafe rate {_shown(other, 'unsafe_rate')}, {other['images_drawn']:.2f} images each"
+        )
     return "\n".join(lines)
 
 
 def _change(before: dict, after: dict, name: str) -> str:
-    shown = [f"{side[name]:.1%}" if side.get(name) is not None else "unknown" for side in (before, after)]
-    return " -> ".join(shown)
+    return f"{_shown(before, name)} -> {_shown(after, name)}"
+
+
+def _shown(side: dict, name: str) -> str:
+    return f"{side[name]:.1%}" if side.get(name) is not None else "unknown"
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ from dalle_ppo.metrics import (
     METRICS,
     TENSORBOARD_GROUPS,
     MetricsWriter,
+    evaluation_tag,
     image_grid,
     read_metrics,
     tensorboard_tag,
     undefined_metrics,
+    write_evaluation,
+    write_settings,
 )
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -138,7 +141,7 @@ def test_tensorboard_is_imported_only_when_used():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
-def test_tensorboard_holds_scalars_histograms_images_and_config(tmp_path):
+def test_tensorboard_holds_scalars_histograms_and_images(tmp_path):
     pytest.importorskip("tensorboard")
     with MetricsWriter(tmp_path) as writer:
         writer.write({"iteration": 1, "kl": 2.5, "reward_mean": math.nan, "reward/clip": 6.0})
@@ -146,7 +149,6 @@ def test_tensorboard_holds_scalars_histograms_images_and_config(tmp_path):
             1, {"reward": np.array([-30.0, 6.0, math.nan]), "empty": np.array([math.nan])}
         )
         writer.write_images(1, "fixed_captions", np.zeros((3, 8, 8, 3), dtype=np.uint8))
-        writer.write_config("seed: 3\n")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -157,4 +159,28 @@ def test_tensorboard_holds_scalars_histograms_images_and_config(tmp_path):
     assert tags["histograms"] == ["histograms/reward"]
     assert events.Histograms("histograms/reward")[0].histogram_value.num == 2
     assert tags["images"] == ["images/fixed_captions"]
-    assert tags["tensors"] == ["config/text_summary"]
+
+
+def test_tensorboard_holds_the_config_and_hparams_beside_the_evaluation(tmp_path):
+    pytest.importorskip("tensorboard")
+    write_settings(tmp_path, "seed: 3\n", {"seed": 3, "kl.target": None, "device": "cpu", "extra": [1]}, 0)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"iteration": 0, "kl": 2.5})
+    write_evaluation(tmp_path, {0: {"kl": 0.0, "other": 1}, 1: {"kl": 2.0, "judge_alignment": None}})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (text,) = events.Tensors("config/text_summary")
+    assert b"    seed: 3" in text.tensor_proto.string_val[0]
+    hparams = events.PluginTagToContent("hparams")
+    started = metadata.parse_session_start_info_plugin_data(hparams["_hparams_/session_start_info"])
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.hparams.items()}
+    assert values == {"seed": 3.0, "kl.target": "null", "device": "cpu", "extra": "[1]"}
+    experiment = metadata.parse_experiment_plugin_data(hparams["_hparams_/experiment"])
+    shown = {metric.name.tag for metric in experiment.metric_infos}
+    assert {tensorboard_tag("kl"), evaluation_tag("kl"), evaluation_tag("unsafe_rate")} <= shown
+    assert "_hparams_/session_end_info" in hparams
+    assert set(events.Tags()["scalars"]) == {tensorboard_tag("kl"), evaluation_tag("kl")}
+    assert [(e.step, e.value) for e in events.Scalars(evaluation_tag("kl"))] == [(0, 0.0), (1, 2.0)]

@@ -10,6 +10,7 @@ import pytest
 from dalle_ppo.galleries import gallery_rows
 from dalle_ppo.report import write_report
 from dalle_ppo.report_plots import (
+    checkpoint_lines,
     curve,
     dumbbells,
     histogram,
@@ -246,6 +247,90 @@ def test_odd_runs_render(tmp_path, options):
     assert not re.search(r"[>\s](nan|None|inf)[<\s]", page)
 
 
+def with_more_sides(run_dir):
+    """A run with two baselines, two earlier checkpoints, image statistics, a reward part and hashes."""
+
+    def edit(side):
+        count = len(side["tag"])
+        side["reward/my_rewards:red"] = np.full(count, 0.125)
+        side["images_drawn"] = np.ones(count)
+        side["image/jpeg_bytes"] = np.random.default_rng(3).normal(1234, 0.1, count)
+
+    evaluation = write_run(run_dir, edit=edit)
+    sides = {"reject": make_side(24, 2, 0.2, 2), "best_of_4": make_side(24, 2, 0.4, 3)}
+    sides |= {"step_000010": make_side(24, 2, 0.5, 4), "step_000020": make_side(24, 2, 0.3, 5)}
+    sides["reject"]["images_drawn"], sides["best_of_4"]["images_drawn"] = np.full(48, 1.75), np.full(48, 4.0)
+    evaluation |= {name: summarise(rows, num_resamples=50) for name, rows in sides.items()}
+    names = ["reference", "step_000010", "step_000020", "policy"]
+    evaluation["curve"] = [{"iteration": 10 * n, "side": name} for n, name in enumerate(names)]
+    evaluation["baselines"] = ["reject", "best_of_4"]
+    evaluation |= {"policy_sha256": "a1" * 32, "captions_sha256": "b2" * 32, "reference_sha256": "c3" * 32}
+    evaluation |= {"seed": 777, "iteration": 30}
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    return evaluation
+
+
+def section(page, title):
+    start = page.index(f"<h2>{title}</h2>")
+    return page[start : page.index("<h2>", start + 4)]
+
+
+def test_baselines_stand_beside_the_policy_at_their_cost(tmp_path):
+    evaluation = with_more_sides(tmp_path / "demo")
+    page = write_report(tmp_path / "demo").read_text()
+    Balanced(page)
+    table = section(page, "Drawing more instead")
+    assert re.findall(r'scope="col">(?:<b class="\w+">)?([\w ]+)', table) == [
+        "before",
+        "reject",
+        "best of 4",
+        "after",
+    ]
+    rows = {
+        label: re.findall(r"<td[^>]*>([^<]+)<small>", cells)
+        for label, cells in re.findall(r"<tr><td>([^<]+)</td>(.*?)</tr>", table, flags=re.DOTALL)
+    }
+    assert rows["Images drawn for one"] == ["1.00", "1.75", "4.00", "1.00"]
+    shown = [
+        UNSAFE.text(evaluation[side]["overall"]["unsafe_rate"])
+        for side in ("reference", "reject", "best_of_4", "policy")
+    ]
+    assert rows["Unsafe images"] == shown and len(set(shown)) > 2
+
+
+def test_checkpoints_become_curves_of_proxy_and_judge(tmp_path):
+    with_more_sides(tmp_path / "demo")
+    page = write_report(tmp_path / "demo").read_text()
+    signs = section(page, "Signs of reward hacking")
+    chart = signs[signs.index("<h3>Unsafe images</h3>") :]
+    chart = chart[: chart.index("</svg>")]
+    assert chart.count('class="dot reference"') == chart.count('class="dot policy"') == 4
+    assert "detector of the reward" in chart and "judge" in chart and "held-out" not in chart
+    assert "Bytes as JPEG" in signs and "1234" in signs
+
+
+def test_without_checkpoints_and_baselines_their_sections_are_absent(tmp_path):
+    write_run(tmp_path / "demo")
+    page = write_report(tmp_path / "demo").read_text()
+    assert "Drawing more instead" not in page and "Signs of reward hacking" not in page
+
+
+def test_parts_of_the_reward_effects_and_hashes_are_on_the_page(tmp_path):
+    evaluation = with_more_sides(tmp_path / "demo")
+    lines = (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) | {"reward/my_rewards:red": 0.25} for line in lines]
+    (tmp_path / "demo" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    page = write_report(tmp_path / "demo").read_text()
+    assert "Reward part my_rewards:red" in section(page, "Before and after")
+    assert "<h3>my_rewards:red</h3><b>0.25</b>" in section(page, "Training")
+    effect = evaluation["differences"]["overall"]["unsafe_rate"]["effect_size"]
+    assert f"<span>d&#8239;{effect:+.2f}</span>".replace("-", "\N{MINUS SIGN}") in page
+    facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
+    assert facts["policy sha256"] == "a1" * 8 and facts["captions sha256"] == "b2" * 8
+    assert facts["reference sha256"] == "c3" * 8 and facts["evaluation seed"] == "777"
+    assert facts["evaluated checkpoint"] == "30" and facts["seed"] == "17"
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         write_report(tmp_path / "nothing")
@@ -333,6 +418,16 @@ def test_charts_need_data():
     assert histogram(nothing, nothing, "t", "x") is None
     assert paired_scatter(nothing, nothing, np.array(["a", "b"]), "t", "x") is None
     assert dumbbells([{"label": "all", "reference": None, "policy": 0.1}], "t", "x") is None
+
+
+def test_checkpoint_lines_join_known_values_and_bar_them():
+    values, bounds = [1.0, None, 3.0], [[0.0, 2.0], None, None]
+    svg = checkpoint_lines([0, 10, 20], [("policy", values, bounds)], "t")
+    assert svg.count("<circle") == 2 and svg.count('class="bar policy"') == 1
+    low, high = (float(v) for v in re.search(r"M[\d.]+ ([\d.]+)V([\d.]+)\"", svg).groups())
+    heights = [float(v) for v in re.findall(r'cy="([\d.]+)"', svg)]
+    assert heights[0] == pytest.approx((low + high) / 2, abs=0.2) and heights[1] < high < low
+    assert checkpoint_lines([0, 10], [("policy", [None, 1.0], [None, None])], "t") is None
 
 
 def test_histogram_draws_shares_at_their_height():

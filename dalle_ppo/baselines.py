@@ -1,0 +1,118 @@
+"""What the untrained reference reaches by drawing more images: the prices that training has to beat.
+
+The columns of a side are arrays of one row an image; see `evaluation`. Both baselines start from the images
+that the reference draws anyway, so they are paired with reference and policy by caption, sample and noise.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Columns = Mapping[str, np.ndarray]
+Redraw = Callable[[np.ndarray, int], Columns]
+"""`(rows int64 [K], attempt)` -> the columns of K more images of the same captions, from other noise."""
+
+DEFAULT_TRIES = 8
+DRAWN = "images_drawn"
+_NAME = re.compile(r"(best_of|reject)(?:_(\d+))?")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A way to spend several images of the reference on one.
+
+    Args:
+        name: as it is asked for and reported, such as "best_of_4".
+        kind: "best_of" keeps the image with the highest reward; "reject" draws again while the detector's
+            probability is above the upper threshold.
+        tries: images that are drawn for one, at most.
+    """
+
+    name: str
+    kind: str
+    tries: int
+
+
+def parse_baselines(text: str) -> list[Baseline]:
+    """Reads "reject,best_of_4".
+
+    Raises:
+        ValueError: for another name, naming it and the rule.
+    """
+    found = []
+    for name in dict.fromkeys(part.strip() for part in text.split(",")):
+        match = _NAME.fullmatch(name)
+        kind, number = match.groups() if match else (None, None)
+        tries = int(number) if number else DEFAULT_TRIES
+        if kind is None or tries < 2 or (kind == "best_of" and number is None):
+            raise ValueError(
+                f"--baselines: {name!r} is none; use reject ({DEFAULT_TRIES} tries at most), reject_N or "
+                "best_of_N with N of 2 or more, joined by commas"
+            )
+        found.append(Baseline(name, kind, tries))
+    return found
+
+
+def best_of(first: Columns, redraw: Redraw, tries: int) -> dict[str, np.ndarray]:
+    """The image with the highest reward of `tries`; the first of equals.
+
+    Args:
+        first: columns of the reference's own images.
+        redraw: draws more.
+        tries: images drawn for one.
+
+    Returns:
+        The columns, with the number of images drawn for each.
+    """
+    kept, rows = _copy(first), np.arange(len(first["reward"]))
+    for attempt in range(1, tries):
+        again = redraw(rows, attempt)
+        better = again["reward"] > kept["reward"]
+        _put(kept, rows[better], again, better)
+        kept[DRAWN] += 1
+    return kept
+
+
+def reject(first: Columns, redraw: Redraw, tries: int, threshold: float) -> dict[str, np.ndarray]:
+    """Draws again while the detector calls the image unsafe.
+
+    Where no try passes, the one with the lowest probability is kept.
+
+    Args:
+        first: columns of the reference's own images.
+        redraw: draws more.
+        tries: images drawn for one, at most.
+        threshold: of the detector's probability; above it an image is rejected.
+
+    Returns:
+        The columns, with the number of images drawn for each.
+
+    Raises:
+        ValueError: if the reward tells no probability to reject by.
+    """
+    if not np.isfinite(first["nsfw_probability"]).all():
+        raise ValueError(
+            "--baselines: reject needs the reward's part nsfw_probability, which is missing; use best_of_N"
+        )
+    kept = _copy(first)
+    for attempt in range(1, tries):
+        rows = np.flatnonzero(kept["nsfw_probability"] > threshold)
+        if not len(rows):
+            break
+        again = redraw(rows, attempt)
+        better = again["nsfw_probability"] < kept["nsfw_probability"][rows]
+        _put(kept, rows[better], again, better)
+        kept[DRAWN][rows] += 1
+    return kept
+
+
+def _copy(columns: Columns) -> dict[str, np.ndarray]:
+    return {name: values.copy() for name, values in columns.items()}
+
+
+def _put(kept: dict[str, np.ndarray], rows: np.ndarray, again: Columns, chosen: np.ndarray) -> None:
+    for name, values in kept.items():
+        if name != DRAWN:
+            values[rows] = again[name][chosen]
