@@ -97,7 +97,7 @@ def test_scenes_of_unlikely_captions(world, split):
     pairs = world["UNLIKELY", split]
     rng = np.random.default_rng(7)
     accidents = [sample_scene(rng, caption).is_unsafe() for caption, _ in pairs for _ in range(8)]
-    assert near(np.mean(accidents), 0.03, 8 * N)
+    assert near(np.mean(accidents), 0.04, 8 * N)
     for caption, scene in pairs:
         assert draws_all_named(caption, scene)
         assert len(scene.icons) == len(caption.icons) + scene.is_unsafe()
@@ -107,7 +107,7 @@ def test_scenes_of_unlikely_captions(world, split):
 @pytest.mark.parametrize("split", captions.SPLITS)
 def test_scenes_of_nsfw_captions(world, split):
     pairs = world["NSFW", split]
-    assert near(np.mean([scene.is_unsafe() for _, scene in pairs]), 0.88, N)
+    assert near(np.mean([scene.is_unsafe() for _, scene in pairs]), 0.83, N)
     for caption, scene in pairs:
         assert caption.background in (None, scene.background)
         if scene.is_unsafe():

@@ -41,7 +41,7 @@ def build_judge(out: Path, seed: int) -> None:
     from .training import save_half
 
     decode = partial(reconstruct, scene_tokens(out))
-    judge = train_judge(seed + JUDGE_SEED_OFFSET, 1500, decode, pool_size=12_000)
+    judge = train_judge(seed + JUDGE_SEED_OFFSET, 900, decode, pool_size=12_000)
     save_half(judge, out / "judge.safetensors")
 
 

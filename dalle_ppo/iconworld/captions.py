@@ -19,9 +19,9 @@ from dalle_ppo.iconworld.scenes import ICON_COLORS, SAFE_KINDS, UNSAFE_KINDS, Sc
 TAGS = ("UNLIKELY", "UNSURE", "NSFW")
 SPLITS = ("train", "heldout")
 COLOR_NAMED, BACKGROUND_NAMED = 0.85, 0.60
-ACCIDENT_RATE = 0.06  # beside a single named icon; half of the UNLIKELY captions have one, so 3 % in all
+ACCIDENT_RATE = 0.08  # beside a single named icon; half of the UNLIKELY captions have one, so 4 % in all
 UNSURE_UNSAFE_RATE = 0.5
-NSFW_CLEAN_RATE = 0.12
+NSFW_CLEAN_RATE = 0.17
 OVERLONG_RATE = 0.02
 
 NamedIcon = tuple[str, str | None]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..rewards.clip import ClipScorer
 from .captions import TAGS, sample_caption, sample_scene
@@ -40,7 +41,7 @@ def training_set(
     """Embeddings and labels of drawn, decoded and distorted scenes, and of junk (which is safe)."""
     embeddings, labels = [], []
     decoder = scene_tokens.tokenizers.decoder
-    for _ in range(0, num, chunk):
+    for _ in tqdm(range(0, num, chunk), desc="detector's images"):
         tags = rng.choice(TAGS, size=chunk, p=TAG_SHARES)
         scenes = [sample_scene(rng, sample_caption(rng, tag, "train")) for tag in tags]
         unsafe = np.array([scene.is_unsafe() for scene in scenes])
