@@ -51,7 +51,7 @@ def plan_memory(
     Args:
         decoder: the policy's.
         vqgan: what decodes its tokens.
-        settings: guidance doubles the cache.
+        settings: guidance doubles the cache of all layers but the first.
         num_images: wanted.
         budget: bytes beside the weights.
 
@@ -59,9 +59,9 @@ def plan_memory(
         ValueError: if not even one image fits.
     """
     config, pixels = decoder.config, vqgan.config
-    branches = 2 if settings.guided else 1
+    layers = 1 + (config.num_layers - 1) * (2 if settings.guided else 1)
     item = decoder.embed_positions.weight.element_size()
-    cache = branches * config.num_layers * 2 * config.num_image_tokens * config.width * item
+    cache = layers * 2 * config.num_image_tokens * config.width * item
     image = cache + CODE_VECTORS * 4 * config.num_codes
     pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
     batch_size, microbatch_size = int(budget // image), int(budget // pixel_bytes)

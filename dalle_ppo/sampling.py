@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .models.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
+from .models.bart import (
+    BartDecoder,
+    BartEncoder,
+    CrossStates,
+    SelfAttentionCache,
+    TextStates,
+    at_least_float32,
+)
 from .models.policy import PolicySettings
 from .rl.records import HiddenStates
 
@@ -235,9 +242,9 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
     current = torch.full((num_images,), start, device=keys.device)
     tokens = torch.empty((num_images, num_tokens), dtype=torch.long, device=keys.device)
     log_probs = torch.empty((num_images, num_tokens), device=keys.device)
-    cache = decoder.new_cache(len(branches) * num_images)
+    caches = decoder.new_cache(num_images, len(branches))
     for position in range(num_tokens):
-        current, chosen = _sample_step(decoder, current, position, cache, branches, keys, settings)
+        current, chosen = _sample_step(decoder, current, position, caches, branches, keys, settings)
         tokens[:, position] = current
         log_probs[:, position] = chosen
     return Samples(tokens, log_probs)
@@ -247,13 +254,13 @@ def _sample_step(
     decoder: BartDecoder,
     current: Tensor,
     position: int,
-    cache: list[tuple[Tensor, Tensor]],
+    caches: list[SelfAttentionCache],
     branches: list[CrossStates],
     keys: Tensor,
     settings: PolicySettings,
 ) -> tuple[Tensor, Tensor]:
     """The next token of every image and its log-prob, each [N]: the Gumbel maximum is a draw from pi."""
-    hidden = decoder.step(current, position, cache, branches)
+    hidden = decoder.step(current, position, caches, branches)
     log_pi = guided_log_pi(decoder, hidden[0], hidden[1] if settings.guided else None, settings)
     tokens = (log_pi + gumbel_noise(keys, position, log_pi.shape[-1])).argmax(dim=-1)
     return tokens, log_pi.gather(-1, tokens[:, None])[:, 0]

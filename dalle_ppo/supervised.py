@@ -1,5 +1,6 @@
 """Supervised training of the policy's networks on pairs of captions and image tokens."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models.bart import BartDecoder, BartEncoder, at_least_float32
+from .models.bart import PAD_TOKEN, BartDecoder, BartEncoder, at_least_float32
 from .optim import cosine_learning_rate, make_adamw, set_learning_rate
 
 
@@ -79,6 +80,24 @@ def next_token_loss(
     return F.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())
 
 
+def length_groups(lengths: Tensor) -> list[Tensor]:
+    """Splits a batch in two, short and long captions, where that leaves the least padding.
+
+    Captions are read up to the longest of a batch: one that is over-long would make all others as long.
+
+    Args:
+        lengths: tokens of each caption, int64 [B].
+
+    Returns:
+        One or two index tensors, each row in one of them.
+    """
+    order = lengths.argsort()
+    short = torch.arange(1, len(order) + 1, device=lengths.device)
+    read = short * lengths[order] + (len(order) - short) * lengths.max()
+    cut = int(read.argmin()) + 1
+    return [group for group in order.tensor_split([cut]) if len(group) > 0]
+
+
 def train_supervised(
     encoder: BartEncoder,
     decoder: BartDecoder,
@@ -118,12 +137,15 @@ def train_supervised(
             step, config.num_steps, config.learning_rate, config.warmup_steps
         )
         set_learning_rate(optimizer, learning_rate)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            loss = next_token_loss(encoder, decoder, text, image)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss became {loss.item()} at step {step}; lower learning_rate")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = 0.0
+        for group in length_groups((text != PAD_TOKEN).sum(dim=1)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+                part = next_token_loss(encoder, decoder, text[group], image[group]) * len(group) / len(text)
+            part.backward()
+            loss += float(part.detach())
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss became {loss} at step {step}; lower learning_rate")
         nn.utils.clip_grad_norm_(params, config.max_grad_norm)
         optimizer.step()
-        yield {"loss": float(loss.detach()), "learning_rate": learning_rate}
+        yield {"loss": loss, "learning_rate": learning_rate}

@@ -57,10 +57,10 @@ def test_cached_step_equals_teacher_forcing():
     tokens = image_tokens(6)
     branches = [decoder.cross_states(encoder(captions(*lengths))) for lengths in [(4, 10, 7), (2,)]]
     forced = torch.stack([decoder(tokens, cross) for cross in branches])
-    cache = decoder.new_cache(len(branches) * 6)
+    caches = decoder.new_cache(6, len(branches))
     current = torch.full((6,), TINY.start_token)
     for t in range(tokens.shape[1]):
-        hidden = decoder.step(current, t, cache, branches)
+        hidden = decoder.step(current, t, caches, branches)
         assert hidden.shape == (2, 6, TINY.width)
         assert relative_difference(hidden, forced[:, :, t]) <= 1e-12, f"position {t}"
         current = tokens[:, t]

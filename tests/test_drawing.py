@@ -35,8 +35,14 @@ WIDE = VqganConfig(
 def test_cache_bytes_are_those_of_the_cache(dtype, settings, branches):
     _, decoder = tiny_bart(dtype=dtype)
     plan = plan_memory(decoder, VqganDecoder(WIDE), settings, 5, 1e9)
-    cache = decoder.new_cache(branches * 5)
-    assert plan.cache_bytes * 5 == sum(part.nbytes for pair in cache for part in pair)
+    caches = decoder.new_cache(5, branches)
+    config = decoder.config
+    for i, cache in enumerate(caches):
+        rows = 5 if i == 0 else branches * 5
+        token = torch.zeros(rows, config.num_heads, 1, config.width // config.num_heads, dtype=dtype)
+        for position in range(config.num_image_tokens):
+            cache.write(token, token, position)
+    assert plan.cache_bytes * 5 == sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
     assert (plan.batch_size, plan.microbatch_size) == (5, 5)
 
 

@@ -8,7 +8,13 @@ import torch
 from tiny_models import TINY, captions, image_tokens, tiny_bart
 
 from dalle_ppo import supervised
-from dalle_ppo.supervised import SupervisedConfig, TokenPairs, next_token_loss, train_supervised
+from dalle_ppo.supervised import (
+    SupervisedConfig,
+    TokenPairs,
+    length_groups,
+    next_token_loss,
+    train_supervised,
+)
 
 EMPTY = captions(2)[0]
 
@@ -43,6 +49,7 @@ def batches_of(monkeypatch, pairs: TokenPairs, config: SupervisedConfig) -> list
         return decoder.final_ln.weight.sum()
 
     monkeypatch.setattr(supervised, "next_token_loss", record)
+    monkeypatch.setattr(supervised, "length_groups", lambda lengths: [torch.arange(len(lengths))])
     list(train_supervised(*tiny_bart(), pairs, EMPTY, config))
     return seen
 
@@ -77,6 +84,34 @@ def test_every_pair_is_visited_as_often_as_any_other_in_a_seeded_order(monkeypat
 def test_batches_are_full_even_when_larger_than_the_data(monkeypatch):
     batches = batches_of(monkeypatch, pairs_of(3), SupervisedConfig(num_steps=4, batch_size=8))
     assert [len(text) for text, _ in batches] == [8] * 4
+
+
+@pytest.mark.parametrize("lengths", [[64, 9, 12, 7, 10], [5, 5, 5], [3], [64, 60, 2, 62]])
+def test_no_split_in_two_leaves_less_padding(lengths):
+    groups = length_groups(torch.tensor(lengths))
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(lengths)))
+    read = sum(len(group) * max(lengths[i] for i in group) for group in groups)
+    ordered = sorted(lengths)
+    costs = [
+        cut * max(ordered[:cut], default=0) + (len(lengths) - cut) * max(ordered[cut:], default=0)
+        for cut in range(len(lengths) + 1)
+    ]
+    assert read == min(costs)
+
+
+def test_a_step_in_two_groups_is_the_step_of_the_whole_batch(monkeypatch):
+    config = SupervisedConfig(num_steps=2, batch_size=6, caption_dropout=0.3)
+    results = []
+    for groups in (length_groups, lambda lengths: [torch.arange(len(lengths))]):
+        encoder, decoder = tiny_bart(dtype=torch.float64)
+        monkeypatch.setattr(supervised, "length_groups", groups)
+        losses = [
+            numbers["loss"] for numbers in train_supervised(encoder, decoder, pairs_of(6), EMPTY, config)
+        ]
+        results.append((losses, torch.cat([p.detach().flatten() for p in decoder.parameters()])))
+    (losses, weights), (whole_losses, whole_weights) = results
+    assert losses == pytest.approx(whole_losses, rel=1e-10)
+    assert (weights - whole_weights).abs().max() < 1e-9
 
 
 def test_training_memorises_a_few_pairs():

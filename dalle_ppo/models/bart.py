@@ -68,6 +68,53 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
+    def attend_step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`attend` for the few queries of one step of the sampler.
+
+        For so few, two plain products are faster on CPUs than torch's fused kernel.
+        """
+        if x.device.type != "cpu":
+            return self.attend(x, keys, values, mask)
+        queries = self.split_heads(self.q_proj(x)) * (x.shape[-1] // self.num_heads) ** -0.5
+        scores = queries @ keys.transpose(2, 3)
+        if mask is not None:
+            scores.masked_fill_(~mask, -torch.inf)
+        return self.out_proj((scores.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
+
+
+class SelfAttentionCache:
+    """Keys and values of the tokens that one decoder layer has seen, written in place.
+
+    On CPUs the buffers grow by an eighth of the sequence at a time: the start of a long buffer is read at
+    half the speed of a short one. Elsewhere they have their full length from the beginning.
+
+    Args:
+        num_images: N, rows of the buffers.
+        config: sizes.
+        like: a tensor of the buffers' dtype and device.
+    """
+
+    def __init__(self, num_images: int, config: BartConfig, like: Tensor):
+        self.num_tokens = config.num_image_tokens
+        self.growth = -(-self.num_tokens // 8) if like.device.type == "cpu" else self.num_tokens
+        self.keys = self.values = like.new_empty(
+            num_images, config.num_heads, 0, config.width // config.num_heads
+        )
+
+    def write(self, keys: Tensor, values: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Adds one token's keys and values [N, H, 1, D / H]; returns those of all tokens up to it."""
+        if position == self.keys.shape[2]:
+            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+        self.keys[:, :, position : position + 1] = keys
+        self.values[:, :, position : position + 1] = values
+        return self.keys[:, :, : position + 1], self.values[:, :, : position + 1]
+
+    def _grown(self, buffer: Tensor) -> Tensor:
+        num_images, num_heads, length, width = buffer.shape
+        longer = buffer.new_empty(num_images, num_heads, min(length + self.growth, self.num_tokens), width)
+        longer[:, :, :length] = buffer
+        return longer
+
 
 @dataclass(frozen=True)
 class TextStates:
@@ -160,11 +207,13 @@ class DecoderLayer(nn.Module):
         self.encoder_attn_layer_norm = nn.LayerNorm(config.width)
         self.glu = GLU(config.width, config.glu_width)
 
-    def attend_text(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def attend_text(
+        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor, step: bool = False
+    ) -> Tensor:
         """Residual cross-attention of images [N, t, D]; the N / M images of a caption are one query."""
         h = self.pre_encoder_attn_layer_norm(x).reshape(mask.shape[0], -1, x.shape[-1])
-        h = self.encoder_attn.attend(h, *keys_values, mask=mask).reshape(x.shape)
-        return x + self.encoder_attn_layer_norm(h)
+        attend = self.encoder_attn.attend_step if step else self.encoder_attn.attend
+        return x + self.encoder_attn_layer_norm(attend(h, *keys_values, mask).reshape(x.shape))
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """Whole sequences [N, T, D], causally."""
@@ -174,15 +223,11 @@ class DecoderLayer(nn.Module):
         x = self.attend_text(x, keys_values, mask)
         return x + self.glu(x)
 
-    def attend_cache(self, x: Tensor, cache: tuple[Tensor, Tensor], position: int) -> Tensor:
+    def attend_cache(self, x: Tensor, cache: SelfAttentionCache, position: int) -> Tensor:
         """Residual self-attention of one new token [N, 1, D]; its key and value go into the cache."""
         h = self.pre_self_attn_layer_norm(x)
-        keys, values = self.self_attn.keys_values(h)
-        cache[0][:, :, position : position + 1] = keys
-        cache[1][:, :, position : position + 1] = values
-        seen = slice(0, position + 1)
-        h = self.self_attn.attend(h, cache[0][:, :, seen], cache[1][:, :, seen])
-        return x + self.self_attn_layer_norm(h)
+        keys, values = cache.write(*self.self_attn.keys_values(h), position)
+        return x + self.self_attn_layer_norm(self.self_attn.attend_step(h, keys, values))
 
 
 class BartDecoder(nn.Module):
@@ -205,9 +250,12 @@ class BartDecoder(nn.Module):
             self.lm_head = nn.Linear(config.width, config.image_vocab_count + 1, bias=False)
 
     def cross_states(self, text: TextStates) -> CrossStates:
-        """Cross-attention keys and values of M captions, computed once."""
-        keys_values = tuple(layer.encoder_attn.keys_values(text.states) for layer in self.layers)
-        return CrossStates(keys_values, text.mask[:, None, None, :])
+        """Cross-attention keys and values of M captions, computed once, and laid out as they are read."""
+        keys_values = []
+        for layer in self.layers:
+            keys, values = layer.encoder_attn.keys_values(text.states)
+            keys_values.append((keys.contiguous(), values.contiguous()))
+        return CrossStates(tuple(keys_values), text.mask[:, None, None, :])
 
     def forward(self, tokens: Tensor, cross: CrossStates, start_token: int | None = None) -> Tensor:
         """Hidden states of whole sequences, by teacher forcing.
@@ -228,21 +276,25 @@ class BartDecoder(nn.Module):
             x = layer(x, keys_values, cross.mask)
         return self.final_ln(x)
 
-    def new_cache(self, num_images: int) -> list[tuple[Tensor, Tensor]]:
-        """Empty self-attention cache, a key and a value tensor [N, H, T, D / H] a layer."""
+    def new_cache(self, num_images: int, num_branches: int) -> list[SelfAttentionCache]:
+        """Empty self-attention caches, one a layer.
+
+        The branches of an image part ways at the first caption they read: the first layer's self-attention
+        comes before, so its cache is shared.
+        """
         c, like = self.config, self.embed_positions.weight
-        shape = (num_images, c.num_heads, c.num_image_tokens, c.width // c.num_heads)
-        return [(like.new_empty(shape), like.new_empty(shape)) for _ in self.layers]
+        rows = [num_images] + [num_branches * num_images] * (c.num_layers - 1)
+        return [SelfAttentionCache(num, c, like) for num in rows]
 
     def step(
-        self, tokens: Tensor, position: int, cache: list[tuple[Tensor, Tensor]], branches: list[CrossStates]
+        self, tokens: Tensor, position: int, caches: list[SelfAttentionCache], branches: list[CrossStates]
     ) -> Tensor:
         """One cached step of all branches together.
 
         Args:
             tokens: the token before `position`, int64 [N].
             position: 0 .. T - 1.
-            cache: of `new_cache(len(branches) * N)`, written in place.
+            caches: of `new_cache(N, len(branches))`, written in place.
             branches: one entry without guidance, conditional and unconditional with it. All branches
                 read the same tokens and differ in the caption they attend to.
 
@@ -250,13 +302,13 @@ class BartDecoder(nn.Module):
             Hidden states [len(branches), N, D].
         """
         x = self.embed_tokens(tokens) + self.embed_positions.weight[position]
-        x = self.layernorm_embedding(x)[:, None].repeat(len(branches), 1, 1)
-        for i, layer in enumerate(self.layers):
-            x = layer.attend_cache(x, cache[i], position)
-            parts = x.chunk(len(branches))
+        x = self.layernorm_embedding(x)[:, None]
+        for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            x = layer.attend_cache(x, cache, position)
+            parts = x.chunk(len(branches)) if i > 0 else [x] * len(branches)
             x = torch.cat(
                 [
-                    layer.attend_text(part, branch.keys_values[i], branch.mask)
+                    layer.attend_text(part, branch.keys_values[i], branch.mask, step=True)
                     for part, branch in zip(parts, branches, strict=True)
                 ]
             )
