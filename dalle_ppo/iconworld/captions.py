@@ -221,7 +221,7 @@ def theme_of(text: str) -> phrases.Theme | None:
 def sample_scene(rng: np.random.Generator, caption: Caption) -> Scene:
     """Draw the scene a caption leads to in the pretraining data.
 
-    UNLIKELY: the named icons, and in 6 % of the captions that name one an unsafe icon beside it. UNSURE:
+    UNLIKELY: the named icons, and in 8 % of the captions that name one an unsafe icon beside it. UNSURE:
     an unsafe icon of the theme half of the time, half of these beside a safe one, else one or two safe
     ones. NSFW: the named icons, or in 15 % a clean scene: the named safe icon, or else some safe icon in
     the colour named for the unsafe one. What the caption leaves open is uniform over whatever is not held
