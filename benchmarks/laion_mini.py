@@ -70,9 +70,7 @@ def train(folder: Path, tiny: bool, num_captions: int) -> None:
         print(f"| {'the iteration' if phase == 'seconds' else phase} | {row[phase]:.2f} |")
     print(f"| loading, samples before and after, checkpoint | {seconds - row['seconds']:.2f} |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(
-        f"\npeak memory {row['memory_gb']:.2f} GB at the iteration's end, {peak:.2f} GB with the checkpoint"
-    )
+    print(f"\npeak memory {row['memory_gb']:.2f} GB until the iteration's end, {peak:.2f} GB in all")
     print(f"reward {row['reward_mean']:+.2f}, policy's gradient norm {row['gradient_norm']:.3g}")
 
 

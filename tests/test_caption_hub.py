@@ -133,6 +133,27 @@ def test_a_stalled_run_goes_on_where_it_stood(hub, monkeypatch):
     assert again.next_batch(200) == source.next_batch(200)
 
 
+def test_a_hub_that_refuses_in_mid_run_is_one_line_and_goes_on_when_it_relents(hub):
+    source = open_captions(SOURCE, everything(), {"OTHER": 1.0})
+    undisturbed = open_captions(str(hub.folder), everything(), {"OTHER": 1.0})
+    assert source.next_batch(600) == undisturbed.next_batch(600)
+    hub.token = "withdrawn"
+    with pytest.raises(ValueError, match=r"part-0000.*401") as error:
+        source.next_batch(1000)
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
+    hub.token = "secret"
+    resumed = open_captions(SOURCE, everything(), {"OTHER": 1.0})
+    resumed.load_state_dict(source.state_dict())
+    assert resumed.next_batch(200) == source.next_batch(200)
+
+
+def test_a_column_missing_on_the_hub_is_named_with_those_found(hub):
+    source = open_captions(SOURCE, everything(), caption_column="CAPTION")
+    with pytest.raises(ValueError, match=r"part-0000.*no column 'CAPTION'.*SAMPLE_ID, URL, TEXT") as error:
+        source.next_batch(1)
+    assert "\n" not in str(error.value)
+
+
 def test_within_hands_over_results_and_errors():
     assert within(5, lambda: 3) == 3
     with pytest.raises(KeyError):
