@@ -109,6 +109,16 @@ def test_a_hub_that_stalls_is_one_line_within_the_time_limit(hub, monkeypatch, w
     assert time.monotonic() - started < 30 and "\n" not in str(error.value)
 
 
+def test_a_shard_that_stalls_is_skipped_with_a_count_where_that_is_wanted(hub, monkeypatch):
+    source = open_captions(SOURCE, everything(skip_bad_files=True), {"OTHER": 1.0})
+    monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
+    hub.stall_on = "part-00001"
+    with pytest.warns(UserWarning, match=r"file skipped: .*part-00001.*no answer within 0\.5 seconds"):
+        drawn = source.next_batch(1000)
+    assert {int(text.split()[1]) // 900 for text in texts(drawn)} == {0}
+    assert source.metrics()["captions/skipped_bad_files"] >= 1
+
+
 def test_a_hub_that_trickles_is_no_silent_hang(hub, monkeypatch):
     """Every byte comes within the client's own limit, the file would take hours."""
     source = open_captions(SOURCE, everything())

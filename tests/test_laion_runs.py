@@ -22,7 +22,7 @@ from tiny_runs import Outcome, SessionCapture, call
 
 from dalle_ppo import train
 from dalle_ppo.build import TRAINING_STREAM, build_captions
-from dalle_ppo.captions import read_frozen
+from dalle_ppo.captions import captions_of_file, read_frozen
 from dalle_ppo.config import load_config, to_yaml
 from dalle_ppo.run_state import latest_checkpoint, load_checkpoint
 from dalle_ppo.trainer import Trainer
@@ -121,6 +121,8 @@ def test_its_evaluation_is_frozen_and_held_out_clip_and_detector_see_it(laion_ru
     assert result["captions_sha256"] == hashlib.sha256(frozen.read_bytes()).hexdigest()
     captions = read_frozen(frozen)
     assert len(captions) == 40 and sum(caption.tag == "NSFW" for caption in captions) == 20
+    again = captions_of_file(str(frozen), 40)  # as `evaluate --captions` reads it, without the hub
+    assert sorted(again, key=lambda caption: caption.id) == sorted(captions, key=lambda caption: caption.id)
     for side in ("reference", "policy"):
         assert result[side]["overall"]["num_images"] == 80
         for name in ("clip_similarity", "heldout_clip_similarity", "heldout_unsafe_rate"):
