@@ -182,8 +182,9 @@ def build_reward(config: Config, world: World | None, device: torch.device) -> t
 
 
 def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
-    """The caption source of the settings."""
+    """The caption source of the settings; runs that share the captions share the training ones only."""
     c = config.captions
+    rank, world_size = (c.rank, c.world_size) if split == "train" else (0, 1)
     chosen = CaptionFilter(
         min_chars=c.min_chars,
         max_chars=c.max_chars,
@@ -195,6 +196,8 @@ def build_captions(config: Config, seed: int, stream: int, split: str) -> Captio
         seed=seed,
         stream=stream,
         split=split,
+        rank=rank,
+        world_size=world_size,
         filter=chosen,
         clean=c.clean,
         drop_duplicates=c.drop_duplicates,

@@ -57,6 +57,9 @@ class CaptionsConfig:
         allowlist: file with a phrase a line; captions with none of them are left out.
         skip_bad_files: leave out, with a warning and a count, files that cannot be read, instead of
             stopping.
+        rank: of several runs that share the captions, this one's number, from 0. Each trains on captions of
+            its own; together they have those of one run. Held-out captions are the same for all.
+        world_size: how many runs share them.
     """
 
     source: str = "builtin"
@@ -71,6 +74,16 @@ class CaptionsConfig:
     blocklist: str | None = None
     allowlist: str | None = None
     skip_bad_files: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "captions", "world_size")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"captions.rank is {self.rank}; it must lie between 0 and captions.world_size - 1 = "
+                f"{self.world_size - 1}"
+            )
 
 
 @dataclass(frozen=True)

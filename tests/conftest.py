@@ -1,7 +1,7 @@
 """What several tests share: one tiny run, and the command lines."""
 
 import pytest
-from tiny_runs import TinyRun, call, tiny_arguments
+from tiny_runs import SessionCapture, TinyRun, call, tiny_arguments
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,13 +17,6 @@ def cli(capsys):
     return lambda main, *argv: call(main, list(argv), capsys)
 
 
-class _Files:
-    """Captures output where pytest's function-scoped capsys cannot: in a session fixture."""
-
-    def __init__(self, manager):
-        self.readouterr = manager.read_global_capture
-
-
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, request) -> TinyRun:
     from dalle_ppo import build, train
@@ -32,8 +25,7 @@ def tiny_run(tmp_path_factory, request) -> TinyRun:
     built, original = [], build.build_trainer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_trainer", lambda *args: built.append(original(*args)) or built[-1])
-        capture = _Files(request.config.pluginmanager.getplugin("capturemanager"))
-        outcome = call(train.main, tiny_arguments(run_dir), capture)
+        outcome = call(train.main, tiny_arguments(run_dir), SessionCapture(request))
     assert outcome.code == 0, outcome.err
     (trainer,) = built
     return TinyRun(run_dir, outcome, trainer.reference.state_dict(), trainer.actor.module.state_dict())

@@ -109,6 +109,16 @@ def test_a_hub_that_stalls_is_one_line_within_the_time_limit(hub, monkeypatch, w
     assert time.monotonic() - started < 30 and "\n" not in str(error.value)
 
 
+def test_a_shard_that_stalls_is_skipped_with_a_count_where_that_is_wanted(hub, monkeypatch):
+    source = open_captions(SOURCE, everything(skip_bad_files=True), {"OTHER": 1.0})
+    monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
+    hub.stall_on = "part-00001"
+    with pytest.warns(UserWarning, match=r"file skipped: .*part-00001.*no answer within 0\.5 seconds"):
+        drawn = source.next_batch(1000)
+    assert {int(text.split()[1]) // 900 for text in texts(drawn)} == {0}
+    assert source.metrics()["captions/skipped_bad_files"] >= 1
+
+
 def test_a_hub_that_trickles_is_no_silent_hang(hub, monkeypatch):
     """Every byte comes within the client's own limit, the file would take hours."""
     source = open_captions(SOURCE, everything())
@@ -131,6 +141,27 @@ def test_a_stalled_run_goes_on_where_it_stood(hub, monkeypatch):
     again = open_captions(SOURCE, everything(), {"OTHER": 1.0})
     again.load_state_dict(source.state_dict())
     assert again.next_batch(200) == source.next_batch(200)
+
+
+def test_a_hub_that_refuses_in_mid_run_is_one_line_and_goes_on_when_it_relents(hub):
+    source = open_captions(SOURCE, everything(), {"OTHER": 1.0})
+    undisturbed = open_captions(str(hub.folder), everything(), {"OTHER": 1.0})
+    assert source.next_batch(600) == undisturbed.next_batch(600)
+    hub.token = "withdrawn"
+    with pytest.raises(ValueError, match=r"part-0000.*401") as error:
+        source.next_batch(1000)
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
+    hub.token = "secret"
+    resumed = open_captions(SOURCE, everything(), {"OTHER": 1.0})
+    resumed.load_state_dict(source.state_dict())
+    assert resumed.next_batch(200) == source.next_batch(200)
+
+
+def test_a_column_missing_on_the_hub_is_named_with_those_found(hub):
+    source = open_captions(SOURCE, everything(), caption_column="CAPTION")
+    with pytest.raises(ValueError, match=r"part-0000.*no column 'CAPTION'.*SAMPLE_ID, URL, TEXT") as error:
+        source.next_batch(1)
+    assert "\n" not in str(error.value)
 
 
 def test_within_hands_over_results_and_errors():

@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
-from dalle_ppo.build import build_captions
+from dalle_ppo.build import EVALUATION_STREAM, build_captions, evaluation_captions
 from dalle_ppo.caption_text import split_of
-from dalle_ppo.config import CaptionsConfig, Config
+from dalle_ppo.config import CaptionsConfig, Config, EvaluationConfig
 
 ROWS = [
     ("red boat", "x"),
@@ -98,3 +98,44 @@ def test_bad_files(source):
 def test_wrong_settings_are_named(source, settings, named):
     with pytest.raises(ValueError, match=named):
         drawn(source, **settings)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_runs_that_share_captions_train_on_disjoint_shares_and_hold_out_the_same(tmp_path, world_size):
+    rows = [f"caption {i // 2}{'!' * (i % 2)}" for i in range(600)]  # each twice, written differently
+    (tmp_path / "a.txt").write_text("\n".join(rows), encoding="utf-8")
+
+    def config(rank, world_size):
+        captions = CaptionsConfig(source=str(tmp_path / "a.txt"), rank=rank, world_size=world_size)
+        return Config(captions=captions, evaluation=EvaluationConfig(num_captions=15))
+
+    def one_pass(config):
+        source = build_captions(config, 0, 0, "train")
+        ids = []
+        while source.state_dict()["streams"]["all"]["position"][0] == 0:
+            ids.append(source.next_batch(1)[0].id)
+        return ids[:-1]  # the last one began the second pass
+
+    alone, parts = config(0, 1), [config(rank, world_size) for rank in range(world_size)]
+    shares = [one_pass(part) for part in parts]
+    drawn = [caption_id for share in shares for caption_id in share]
+    assert sorted(drawn) == sorted(one_pass(alone)), "none twice, none missing"
+    assert all(shares) and len(set(one_pass(alone))) == len(one_pass(alone)) > 200
+    assert all(evaluation_captions(part) == evaluation_captions(alone) for part in parts)
+    heldout = {record.id for record in build_captions(alone, 0, EVALUATION_STREAM, "heldout").next_batch(300)}
+    assert len(heldout) >= 15 and not heldout & set(drawn)
+
+
+@pytest.mark.parametrize("rank, world_size", [(2, 2), (-1, 3), (0, 0)])
+def test_a_rank_outside_the_world_is_named(rank, world_size):
+    with pytest.raises(ValueError, match=r"captions\.(rank|world_size) is"):
+        CaptionsConfig(rank=rank, world_size=world_size)
+
+
+def test_a_position_of_another_share_is_refused(source):
+    def captions(rank):
+        settings = CaptionsConfig(str(source), "words", "kind", rank=rank, world_size=2)
+        return build_captions(Config(captions=settings), 0, 0, "train")
+
+    with pytest.raises(ValueError, match=r"rank was 0 .* now 1"):
+        captions(1).load_state_dict(captions(0).state_dict())

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from memory_peak import peak_growth
 
 from dalle_ppo.caption_files import CHUNK_ROWS, UNTAGGED, ParquetShard, TableShard
 from dalle_ppo.caption_streams import DrawSettings
@@ -252,10 +253,12 @@ def test_a_tag_never_seen_is_one_clear_line(laion_folder):
         source.next_batch(2)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 no parquet at all PAR1", b"plain text"])
-def test_a_foreign_parquet_file_is_named_or_skipped(laion_folder, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"PAR1 no parquet at all PAR1", b"plain text", "truncated"])
+def test_a_foreign_or_truncated_parquet_file_is_named_or_skipped(laion_folder, tmp_path, content):
     for file in laion_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
+    if content == "truncated":
+        content = (tmp_path / "part-00001.parquet").read_bytes()[:-100]
     (tmp_path / "part-00001.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"part-00001.*parquet"):
         open_captions(str(tmp_path), everything())
@@ -307,6 +310,29 @@ def test_row_groups_that_cannot_hold_the_tag_are_not_read(tmp_path):
     source = open_captions(str(tmp_path), everything(drop_duplicates=False), {"NSFW": 1.0})
     source.next_batch(10)
     assert source.metrics()["captions/read"] == 10
+
+
+def test_rare_tags_are_found_without_scanning_the_set(tmp_path):
+    """1 of 68 rows is NSFW: 32 of them lie in about 32 * 68 rows, and row groups are read whole."""
+    for part in range(10):
+        table = laion_table(3000, part * 3000)
+        pq.write_table(table, tmp_path / f"part-{part:05d}.parquet", row_group_size=500)
+    source = open_captions(str(tmp_path / "part-*.parquet"), everything(), {"NSFW": 0.5, OTHER: 0.5})
+    assert Counter(record.tag == "NSFW" for record in source.next_batch(64)) == {True: 32, False: 32}
+    assert source.metrics()["captions/read"] <= 32 * 68 + 2 * 500 < 0.11 * 30_000
+
+
+def test_memory_is_that_of_a_few_chunks_not_of_a_row_group(tmp_path):
+    """One row group of 120 MB of text, of which a chunk is 13 MB: 60 MB are used, 350 if it is read whole."""
+    num_rows, chars = 600_000, 200
+    size = {"write_batch_size": 1000, "data_page_size": 1 << 18, "use_dictionary": False}
+    rows = pa.array([f"{i:0{chars}d}" for i in range(num_rows)])
+    pq.write_table(pa.table({"TEXT": rows}), tmp_path / "a.parquet", row_group_size=num_rows, **size)
+    del rows
+    pa.default_memory_pool().release_unused()
+    source = open_captions(str(tmp_path / "a.parquet"), everything())
+    grown, _ = peak_growth(lambda: source.next_batch(100))
+    assert grown < num_rows * chars
 
 
 def test_only_the_needed_columns_are_read(tmp_path):

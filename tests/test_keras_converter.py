@@ -315,6 +315,9 @@ def test_a_detector_is_named_in_the_settings_and_converted_once(tmp_path, monkey
     assert np.abs(found.numpy() - reference["probabilities"]).max() < 1e-6
     written = path.stat().st_mtime_ns
     assert detector_file("laion-b32") == path and path.stat().st_mtime_ns == written
+    (tmp_path / "dalle_ppo" / published.name).unlink()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: pytest.fail("asked again"))
+    assert detector_file("laion-b32") == path, "what is converted needs no download"
     assert detector_file("my/head.safetensors") == Path("my/head.safetensors")
 
 

@@ -51,6 +51,13 @@ class TinyRun:
     policy_after: dict
 
 
+class SessionCapture:
+    """Reads captured output where pytest's function-scoped capsys cannot: in fixtures of a wider scope."""
+
+    def __init__(self, request: pytest.FixtureRequest):
+        self.readouterr = request.config.pluginmanager.getplugin("capturemanager").read_global_capture
+
+
 def tiny_arguments(run_dir: Path, **changes) -> list[str]:
     """Arguments of dalle_ppo.train for a run of seconds; `changes` use `__` for the dot."""
     settings = TINY_SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}

@@ -21,6 +21,8 @@ def detector_file(name: str) -> Path:
 def fetch_converted(name: str, cache_dir: Path | None = None) -> Path:
     """A published detector as `rewards.nsfw.load_detector` reads it; downloaded and converted once.
 
+    Once converted, the file alone is enough: the download may be deleted.
+
     Args:
         name: a key of `DETECTORS`.
         cache_dir: as in `fetch`.
@@ -30,13 +32,18 @@ def fetch_converted(name: str, cache_dir: Path | None = None) -> Path:
     """
     from dalle_ppo.keras_import.convert import convert
 
-    source = fetch(name, cache_dir)
-    converted = source.with_name(f"{name}.safetensors")
+    converted = (cache_dir or default_cache()) / f"{name}.safetensors"
     if not converted.is_file():
+        source = fetch(name, cache_dir)
         partial = converted.with_name(f"{name}.{os.getpid()}.part.safetensors")
         convert(source, partial)
         partial.replace(converted)
     return converted
+
+
+def default_cache() -> Path:
+    """Where downloads are kept: `$XDG_CACHE_HOME/dalle_ppo` or `~/.cache/dalle_ppo`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle_ppo"
 
 
 def fetch(name: str, cache_dir: Path | None = None) -> Path:
@@ -44,7 +51,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
 
     Args:
         name: a key of `DETECTORS`.
-        cache_dir: where downloads are kept; default `$XDG_CACHE_HOME/dalle_ppo` or `~/.cache/dalle_ppo`.
+        cache_dir: where downloads are kept; None is `default_cache`.
 
     Returns:
         The file, whose SHA-256 is the known one.
@@ -53,7 +60,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
         ValueError: no connection, or other bytes than those published. Nothing is kept then.
     """
     detector = DETECTORS[name]
-    cache_dir = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle_ppo"
+    cache_dir = cache_dir or default_cache()
     path = cache_dir / detector.url.rpartition("/")[2]
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == detector.sha256:
         return path

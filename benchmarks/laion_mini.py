@@ -1,0 +1,111 @@
+"""One PPO iteration of DALL·E mini in its true size on this machine's CPU: seconds by phase and peak memory.
+
+    python benchmarks/laion_mini.py [--num_captions 2] [--folder FOLDER] [--tiny]
+
+Runs `configs/laion_nsfw_mini.yaml` through `python -m dalle_ppo.train` with weights, CLIP ViT-L/14, detector
+and captions that are random, but of the true sizes and in the true files, 3 GB in FOLDER, and writes a
+checkpoint of 4 GB there. Actor and critic both learn, which in the file begins after 10 iterations. `--tiny`
+is the same with small networks, in seconds, to try this script out.
+
+Expected peak, in 10^9 bytes: 8.7 of weights, gradients and Adam (the file's comments list them), 1 for the
+libraries, 1.3 of activations for 2 images, or later 1.8 while a large file is written: below 13.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # the stand-ins
+PHASES = ("seconds_rollout", "seconds_reward", "seconds_scoring", "seconds_update", "seconds")
+
+
+def write_stand_ins(folder: Path, tiny: bool) -> None:
+    """Everything that the run would download, into the caches under `folder`."""
+    import laion_standins as stand_ins
+
+    shrink(tiny)
+    hub, own = folder / "hf" / "hub", folder / "cache" / "dalle_ppo"
+    hub.mkdir(parents=True)
+    own.mkdir(parents=True)
+    stand_ins.write_weights(hub, "mini")
+    stand_ins.write_clip(hub, "ViT-L-14-quickgelu")
+    stand_ins.write_detector(own, "laion-l14")
+    stand_ins.write_captions(hub, num_shards=2, rows=2000)
+
+
+def train(folder: Path, tiny: bool, num_captions: int) -> None:
+    """One iteration into `folder`/run."""
+    import torch
+
+    shrink(tiny)
+    from dalle_ppo.train import main
+
+    settings = {
+        "device": "cpu",
+        "num_iterations": 1,
+        "rollout.rollout_batch_size": num_captions,
+        "ppo.minibatch_size": num_captions,
+        "critic.warmup_iterations": 0,
+        "evaluation.at_end": "false",
+        "evaluation.num_captions": num_captions,  # as many samples are drawn before and after
+        "run_dir": folder / "run",
+    }
+    overrides = [str(text) for name, value in settings.items() for text in (f"--{name}", value)]
+    started = time.perf_counter()
+    main(["--config", str(ROOT / "configs" / "laion_nsfw_mini.yaml"), *overrides])
+    seconds = time.perf_counter() - started
+    (row,) = map(json.loads, (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    print(f"\n{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{num_captions} captions, an image each{', tiny networks' if tiny else ''}\n")
+    print("| phase | seconds |\n|---|---|")
+    for phase in PHASES:
+        print(f"| {'the iteration' if phase == 'seconds' else phase} | {row[phase]:.2f} |")
+    print(f"| loading, samples before and after, checkpoint | {seconds - row['seconds']:.2f} |")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(f"\npeak memory {row['memory_gb']:.2f} GB until the iteration's end, {peak:.2f} GB in all")
+    print(f"reward {row['reward_mean']:+.2f}, policy's gradient norm {row['gradient_norm']:.3g}")
+
+
+def shrink(tiny: bool) -> None:
+    """In this process, small networks in place of the true ones."""
+    import laion_standins as stand_ins
+
+    for table, key, sizes in stand_ins.TINY if tiny else []:
+        table[key] = sizes
+
+
+def in_process_of_its_own(function, *arguments) -> None:
+    """So that its memory counts alone."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{function.__name__} ended with {process.exitcode}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--num_captions", type=int, default=2)
+    parser.add_argument("--folder", help="with 7 GB free for a while; default: the system's temporary one")
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        caches = {"HF_HOME": folder / "hf", "XDG_CACHE_HOME": folder / "cache", "HF_HUB_OFFLINE": 1}
+        os.environ.update({key: str(value) for key, value in caches.items()})
+        in_process_of_its_own(write_stand_ins, folder, args.tiny)
+        in_process_of_its_own(train, folder, args.tiny, args.num_captions)
+
+
+if __name__ == "__main__":
+    main()
