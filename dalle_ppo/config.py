@@ -187,10 +187,10 @@ class PpoConfig:
             "group" (GRPO's, arXiv 2402.03300), for several images a caption, or "per_prompt" (arXiv
             2305.13301), for captions that come again. Default gae. Change it where a critic does not fit
             into memory.
-        prompt_buffer_size: scores that "per_prompt" keeps of each caption. Default 32 (arXiv 2305.13301's
-            code). Less where the policy changes fast.
-        prompt_min_count: a caption with fewer scores is compared with the whole batch. Default 16 (arXiv
-            2305.13301's code). Less where captions come again seldom.
+        prompt_buffer_size: scores that "per_prompt" keeps of each caption. Default 32, our own, twice that of
+            https://github.com/kvablack/ddpo-pytorch. Less where the policy changes fast.
+        prompt_min_count: a caption with fewer scores is compared with the whole batch. Default 16, as in
+            https://github.com/kvablack/ddpo-pytorch. Less where captions come again seldom.
         recompute_log_probs: old log-probs come from the training forward, not from the sampler, whose cache
             rounds differently. Default true (docs/algorithm.md); then the first ratio is 1. Off shows what
             the rounding does.
