@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
+from dalle_ppo.config import Config
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "ablations.py"
 
 
@@ -108,3 +110,31 @@ def test_cells_are_json(ablations, tmp_path):
     path.write_text(json.dumps(cell("default", 0, 0.1) | {"settings": "a"}), encoding="utf-8")
     assert ablations.finished_cell(path, "a")["seed"] == 0
     assert ablations.finished_cell(tmp_path / "absent.json", "a") is None
+
+
+def test_an_interrupted_cell_goes_on_and_a_run_that_stops_is_kept(ablations, tmp_path):
+    config = changed(TINY_CONFIG, {"num_iterations": 3, "checkpoint_every": 1, "evaluation.num_captions": 2})
+
+    def trained(run_dir: Path, config: Config = config, killed_at: int | None = None) -> str | None:
+        trainer = tiny_trainer(config, run_dir)
+        iterate = trainer.iterate
+
+        def interrupted(writer):
+            if trainer.progress.iteration == killed_at:
+                raise KeyboardInterrupt
+            return iterate(writer)
+
+        trainer.iterate = interrupted
+        return ablations.train(trainer, config, run_dir)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", killed_at=2)
+    assert trained(tmp_path / "killed") is None and trained(tmp_path / "whole") is None
+    killed, whole = (
+        ablations.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("killed", "whole")
+    )
+    assert [record["reward_mean"] for record in killed] == [record["reward_mean"] for record in whole]
+    with pytest.warns(UserWarning, match="stopped"):
+        reason = trained(tmp_path / "collapsed", changed(config, {"kl.max_kl": 1e-6}))
+    assert "collapsed" in reason
+    assert list(ablations.choose_checkpoints(tmp_path / "collapsed", "all")) == [1]
