@@ -45,6 +45,7 @@ METRICS: dict[str, str] = {
     "gradient_norm": "Mean norm of the actor's gradient before clipping.",
     "critic_gradient_norm": "Mean norm of the critic's gradient before clipping.",
     "skipped_updates": "Updates of this iteration left out because a loss or gradient was not finite.",
+    "batches_left_out": "1 where the reward was not usable, so that this iteration learned nothing; else 0.",
     "captions_truncated": "Share of captions longer than the text encoder reads.",
     "seconds": "Seconds this iteration took.",
     "seconds_rollout": "Of these, sampling and decoding.",
@@ -90,6 +91,7 @@ TENSORBOARD_GROUPS: dict[str, tuple[str, ...]] = {
         "approx_kl",
         "sampler_log_prob_gap",
         "skipped_updates",
+        "batches_left_out",
     ),
     "5_cost": (
         "images",

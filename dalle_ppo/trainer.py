@@ -2,8 +2,9 @@
 
 import resource
 import time
+import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from tqdm import tqdm
 from .caption_prefetch import PrefetchedCaptions
 from .captions import CaptionRecord, CaptionSource
 from .config import Config
+from .guards import broken_updates, check_collapse
 from .metrics import MetricsWriter
 from .models.bart import BartDecoder
 from .models.critic import Critic
 from .optim import set_learning_rate
 from .pictures import blur_unsafe, save_grid, to_numpy
-from .rewards.base import Reward, check_result
+from .rewards.base import Reward, RewardResult, check_result
 from .rl.advantages import (
     PromptStatistics,
     RunningMoments,
@@ -36,7 +38,10 @@ from .rl.losses import truncated_importance_weights
 from .rl.records import RolloutBatch, ScoredBatch, UpdateTargets
 from .rollout import FrozenParts, NoiseSource, Rollout, as_float, collect
 from .run_state import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
-from .update import linear_schedule, make_learner, run_update, score_passes
+from .update import Learner, learning_rates, make_learner, run_update, score_passes
+
+# With reward.bad_result "skip", a reward that fails this often in a row is broken, not unlucky.
+MAX_BATCHES_LEFT_OUT = 3
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Progress:
         score_moments: of all raw scores so far; scores are divided by their standard deviation.
         kl_coef: current weight of the KL.
         prompt_statistics: scores of each caption, for the "per_prompt" advantage.
+        left_out: batches in a row, up to now, whose reward was not usable.
     """
 
     iteration: int = 0
@@ -56,6 +62,7 @@ class Progress:
     score_moments: RunningMoments = field(default_factory=RunningMoments)
     kl_coef: float = 0.0
     prompt_statistics: PromptStatistics = field(default_factory=PromptStatistics)
+    left_out: int = 0
 
     def to_dict(self) -> dict:
         return {
@@ -64,6 +71,7 @@ class Progress:
             "score_moments": asdict(self.score_moments),
             "kl_coef": self.kl_coef,
             "prompt_statistics": self.prompt_statistics.to_dict(),
+            "left_out": self.left_out,
         }
 
     @classmethod
@@ -74,6 +82,7 @@ class Progress:
             score_moments=RunningMoments(**saved["score_moments"]),
             kl_coef=saved["kl_coef"],
             prompt_statistics=PromptStatistics.from_dict(saved["prompt_statistics"]),
+            left_out=saved.get("left_out", 0),  # runs of before this was counted
         )
 
 
@@ -126,19 +135,22 @@ class Trainer:
         self.reference, self.parts, self.reward, self.captions = reference, parts, reward, captions
         self.sample_captions = sample_captions
         ppo, c = config.ppo, config.critic
-        self.actor = make_learner(actor, ppo.learning_rate, ppo.max_grad_norm, config)
-        self.critic = make_learner(critic, c.learning_rate, c.max_grad_norm, config) if critic else None
-        schedule = (ppo.warmup_iterations, config.num_iterations)
-        self.learning_rate = linear_schedule(ppo.learning_rate, *schedule)
-        self.critic_learning_rate = linear_schedule(c.learning_rate, *schedule)
-        self.progress = Progress(kl_coef=config.kl.kl_coef)
+        self.actor = make_learner(actor, ppo)
+        self.critic = make_learner(critic, c) if critic else None
+        schedule = (ppo.warmup_iterations, ppo.schedule, config.num_iterations)
+        self.learning_rate = learning_rates(ppo.learning_rate, *schedule)
+        self.critic_learning_rate = learning_rates(c.learning_rate, *schedule)
+        self.progress = Progress(
+            kl_coef=config.kl.kl_coef,
+            prompt_statistics=PromptStatistics(ppo.prompt_buffer_size, ppo.prompt_min_count),
+        )
 
     def run(self) -> None:
         """Trains to `num_iterations`, from wherever it stands.
 
         Raises:
-            ValueError: if a reward is not usable or no update is finite; what was learned until then is
-                saved first.
+            ValueError: if a reward is not usable, the policy has collapsed or updates are not finite; what
+                was learned until then is saved first.
         """
         start = self.progress.iteration
         bar = tqdm(total=self.config.num_iterations, initial=start, desc="PPO", unit="it", dynamic_ncols=True)
@@ -153,11 +165,15 @@ class Trainer:
                     # Nothing has been learned from this batch: the checkpoint is of the moment before it.
                     self.captions.load_state_dict(before[0])
                     self.progress = Progress.from_dict(before[1])
-                    self.save()
+                    self.save(spare=1)
                     raise
                 writer.write(metrics)
                 bar.set_postfix_str(_headline(metrics))
                 bar.update()
+                broken = broken_updates(metrics, self.config)
+                if broken is not None:
+                    self.save(spare=1)
+                    raise ValueError(broken)
                 done = self.progress.iteration
                 if done % self.config.checkpoint_every == 0 or done == self.config.num_iterations:
                     self.save()
@@ -170,9 +186,9 @@ class Trainer:
             rollout = self.collect()
         batch = rollout.batch
         with watch.phase("reward"):
-            result = check_result(
-                self.reward(as_float(batch.images), list(batch.captions)), len(batch), "of this run"
-            )
+            result = self.score(batch)
+        if result is None:
+            return self._leave_out(batch, watch)
         with watch.phase("scoring"):
             critic = self.critic.module if self.critic else None
             passes = score_passes(
@@ -186,6 +202,10 @@ class Trainer:
                 keep_ref_hidden=config.kl.placement == "loss" and config.kl.estimator == "exact",
             )
             scored = ScoredBatch(scores=result.total, reward_parts=result.parts, **passes)
+            described = policy_metrics(batch, scored)
+            check_collapse(described, config, iteration)
+            if not config.ppo.recompute_log_probs:
+                scored = replace(scored, old_log_probs=batch.sampler_log_probs)
         with watch.phase("update"):
             targets, numbers = self.targets(batch, scored)
             updates = self.update(rollout, scored, targets)
@@ -194,9 +214,10 @@ class Trainer:
             "iteration": iteration,
             "images": self.progress.images,
             **score_metrics(batch, scored, config),
-            **policy_metrics(batch, scored),
+            **described,
             **numbers,
             **updates,
+            "batches_left_out": 0,
             "captions_truncated": rollout.num_truncated / config.captions_per_iteration,
             **self.captions.metrics(),
             **watch.metrics(len(batch)),
@@ -218,6 +239,37 @@ class Trainer:
             noise,
             self.config.policy,
         )
+
+    def score(self, batch: RolloutBatch) -> RewardResult | None:
+        """What the reward says; None where it is not usable and `reward.bad_result` is to skip the batch.
+
+        Raises:
+            ValueError: it is not usable, and the run shall stop or has just left out others.
+        """
+        try:
+            result = self.reward(as_float(batch.images), list(batch.captions))
+            return check_result(result, len(batch), "of this run")
+        except ValueError as error:
+            left_out = self.progress.left_out + 1
+            if self.config.reward.bad_result == "stop" or left_out >= MAX_BATCHES_LEFT_OUT:
+                raise
+            warnings.warn(f"iteration {self.progress.iteration}: left out: {error}", stacklevel=2)
+            return None
+
+    def _leave_out(self, batch: RolloutBatch, watch: Stopwatch) -> dict:
+        """Ends an iteration that learns nothing; returns the metrics there are."""
+        progress = self.progress
+        progress.iteration += 1
+        progress.images += len(batch)
+        progress.left_out += 1
+        return {
+            "iteration": progress.iteration - 1,
+            "images": progress.images,
+            "batches_left_out": 1,
+            **self.captions.metrics(),
+            **watch.metrics(len(batch)),
+            "memory_gb": peak_memory_gb(self.parts.device),
+        }
 
     def targets(self, batch: RolloutBatch, scored: ScoredBatch) -> tuple[UpdateTargets, dict]:
         """Advantages and returns, and the numbers that describe them.
@@ -269,11 +321,7 @@ class Trainer:
         return self.progress.prompt_statistics.advantages(scores, batch.caption_ids)
 
     def update(self, rollout: Rollout, scored: ScoredBatch, targets: UpdateTargets) -> dict:
-        """The optimiser steps of the iteration.
-
-        Raises:
-            ValueError: if not one step had a finite gradient.
-        """
+        """The optimiser steps of the iteration; returns their metrics."""
         config, iteration = self.config, self.progress.iteration
         rates = {"learning_rate": self.learning_rate(iteration)}
         set_learning_rate(self.actor.optimizer, rates["learning_rate"])
@@ -294,19 +342,15 @@ class Trainer:
             train_actor,
             torch.Generator().manual_seed(config.seed * 1_000_003 + iteration),
         )
-        if train_actor and "gradient_norm" not in metrics:
-            raise ValueError(
-                f"iteration {iteration}: no gradient of the policy was finite; lower ppo.learning_rate "
-                "and go on from the checkpoint with --resume"
-            )
         return rates | metrics
 
     def _end_iteration(self, scored: ScoredBatch) -> None:
         progress, kl = self.progress, self.config.kl
         progress.iteration += 1
         progress.images += len(scored.scores)
+        progress.left_out = 0
         if kl.target is not None:
-            controller = AdaptiveKL(progress.kl_coef, kl.target, kl.horizon)
+            controller = AdaptiveKL(progress.kl_coef, kl.target, kl.horizon, kl.error_clip)
             measured = float(scored.kl.sum(dim=1).mean())
             progress.kl_coef = controller.update(measured, len(scored.scores)).kl_coef
 
@@ -315,7 +359,9 @@ class Trainer:
         """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard."""
         noise = NoiseSource(self.config.seed, "samples")
         rollout = collect(self.actor.module, self.parts, self.sample_captions, 1, noise, self.config.policy)
-        result = self.reward(as_float(rollout.batch.images), list(rollout.batch.captions))
+        result = self.score(rollout.batch)
+        if result is None:
+            return
         images = to_numpy(rollout.batch.images)
         if "nsfw_probability" in result.parts:
             flagged = result.parts["nsfw_probability"] > self.config.reward.unsafe_threshold
@@ -325,8 +371,13 @@ class Trainer:
         writer.write_images(done, "samples", images, columns=8)
         writer.flush()
 
-    def save(self) -> Path:
-        """Writes a checkpoint of everything that training carries on."""
+    def save(self, spare: int = 0) -> Path:
+        """Writes a checkpoint of everything that training carries on.
+
+        Args:
+            spare: how many more to keep than `keep_checkpoints`, so that the last one of a run that went
+                wrong does not take a good one's place.
+        """
         tensors = {"policy": self.actor.module.state_dict()}
         tensors["policy_optimizer"], actor_meta = flatten_optimizer(self.actor.optimizer)
         state = {
@@ -339,28 +390,35 @@ class Trainer:
             tensors["critic"] = self.critic.module.state_dict()
             tensors["critic_optimizer"], state["critic_optimizer"] = flatten_optimizer(self.critic.optimizer)
         return save_checkpoint(
-            self.run_dir, self.progress.iteration, tensors, state, self.config.keep_checkpoints
+            self.run_dir, self.progress.iteration, tensors, state, self.config.keep_checkpoints + spare
         )
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Goes back to where `save` stood."""
+        """Goes back to where `save` stood. Settings are today's, also those that a checkpoint mentions."""
         self.actor.module.load_state_dict(checkpoint.tensors["policy"])
-        restore_optimizer(
-            self.actor.optimizer, checkpoint.tensors["policy_optimizer"], checkpoint.state["policy_optimizer"]
-        )
+        _restore(self.actor, checkpoint, "policy_optimizer")
         if self.critic is not None:
             if "critic" not in checkpoint.tensors:
                 raise ValueError(
                     "ppo.advantage is gae, but the checkpoint holds no critic; resume with the run's settings"
                 )
             self.critic.module.load_state_dict(checkpoint.tensors["critic"])
-            restore_optimizer(
-                self.critic.optimizer,
-                checkpoint.tensors["critic_optimizer"],
-                checkpoint.state["critic_optimizer"],
-            )
-        self.progress = Progress.from_dict(checkpoint.state["progress"])
+            _restore(self.critic, checkpoint, "critic_optimizer")
+        ppo, kl, progress = self.config.ppo, self.config.kl, Progress.from_dict(checkpoint.state["progress"])
+        kept = progress.prompt_statistics.scores
+        progress.prompt_statistics = PromptStatistics(ppo.prompt_buffer_size, ppo.prompt_min_count, kept)
+        if kl.target is None:
+            progress.kl_coef = kl.kl_coef
+        self.progress = progress
         self.captions.load_state_dict(checkpoint.state["captions"])
+
+
+def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
+    """Puts a saved optimiser's state back, but not its settings."""
+    settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
+    restore_optimizer(learner.optimizer, checkpoint.tensors[name], checkpoint.state[name])
+    for group, (weight_decay, eps) in zip(learner.optimizer.param_groups, settings, strict=True):
+        group["weight_decay"], group["eps"] = weight_decay, eps
 
 
 def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> dict:

@@ -5,6 +5,7 @@ epochs of minibatches of microbatches. Losses are summed over microbatches and d
 tokens, so the microbatch size changes memory and not the update.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import Config
+from .config import Config, CriticConfig, PpoConfig
 from .models.bart import BartDecoder
 from .models.critic import Critic
 from .models.policy import PolicySettings
@@ -31,21 +32,30 @@ class Learner:
     optimizer: torch.optim.Optimizer
     max_grad_norm: float
 
-    def step(self) -> float | None:
-        """Clips, steps and clears the gradient; returns its norm, or None (and no step) if not finite."""
+    def step(self, loss: float) -> float | None:
+        """Clips, steps and clears the gradient.
+
+        Args:
+            loss: that the gradient is of. Where a clip has switched off the gradient, an infinite one has a
+                finite gradient.
+
+        Returns:
+            The gradient's norm before clipping; None, and no step, if it or the loss is not finite.
+        """
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
-        finite = bool(torch.isfinite(norm))
+        finite = bool(torch.isfinite(norm)) and math.isfinite(loss)
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm) if finite else None
 
 
-def make_learner(module: nn.Module, learning_rate: float, max_grad_norm: float, config: Config) -> Learner:
-    """A module with AdamW over its trainable parameters."""
-    ppo = config.ppo
-    optimizer = make_adamw(module.parameters(), learning_rate, ppo.weight_decay, eps=ppo.adam_eps)
-    return Learner(module, optimizer, max_grad_norm)
+def make_learner(module: nn.Module, settings: PpoConfig | CriticConfig) -> Learner:
+    """A module with AdamW over its trainable parameters, by the settings of the actor or of the critic."""
+    optimizer = make_adamw(
+        module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
+    )
+    return Learner(module, optimizer, settings.max_grad_norm)
 
 
 @torch.no_grad()
@@ -95,6 +105,23 @@ def score_passes(
     return {"values": None, "ref_hidden": kept} | {name: torch.cat(parts) for name, parts in columns.items()}
 
 
+@dataclass(frozen=True)
+class PolicyTerms:
+    """The actor's loss of some rows and what it is made of, per token [b, T].
+
+    Args:
+        loss: to be minimised, with gradient.
+        policy: the policy loss alone, before importance weights.
+        kl: the KL's part of the loss; None where it is not placed there.
+        entropy: the entropy's part; None where its coefficient is 0.
+    """
+
+    loss: Tensor
+    policy: PolicyLoss
+    kl: Tensor | None
+    entropy: Tensor | None
+
+
 def policy_terms(
     log_pi: Tensor,
     ref_log_pi: Tensor | None,
@@ -104,8 +131,8 @@ def policy_terms(
     targets: UpdateTargets,
     config: Config,
     kl_coef: float,
-) -> tuple[Tensor, PolicyLoss]:
-    """The actor's loss of some rows, per token [b, T], and what the policy loss logged.
+) -> PolicyTerms:
+    """The actor's loss of some rows.
 
     Args:
         log_pi: of the current weights, float32 [b, T, V], with gradient.
@@ -120,7 +147,9 @@ def policy_terms(
     log_probs = gather_log_probs(log_pi, batch.tokens[rows])
     old, advantages = scored.old_log_probs[rows], targets.advantages[rows]
     if config.ppo.objective == "score_function":
-        policy = score_function_loss(log_probs, advantages, old_log_probs=old)
+        policy = score_function_loss(
+            log_probs, advantages, old_log_probs=old, max_log_ratio=config.ppo.max_log_ratio
+        )
     else:
         policy = ppo_loss(
             log_probs,
@@ -129,19 +158,21 @@ def policy_terms(
             clip_range=config.ppo.clip_range,
             clip_range_high=config.ppo.clip_range_high,
             dual_clip=config.ppo.dual_clip,
+            max_log_ratio=config.ppo.max_log_ratio,
         )
-    loss = policy.loss
+    loss, kl_part, entropy_part = policy.loss, None, None
     if targets.token_weights is not None:
         loss = loss * targets.token_weights[rows]
     if config.kl.placement == "loss":
         if config.kl.estimator == "exact":
-            penalty = exact_kl(log_pi, ref_log_pi)
+            kl_part = kl_coef * exact_kl(log_pi, ref_log_pi)
         else:
-            penalty = kl_k2(log_probs, scored.ref_log_probs[rows])
-        loss = loss + kl_coef * penalty
+            kl_part = kl_coef * kl_k2(log_probs, scored.ref_log_probs[rows])
+        loss = loss + kl_part
     if config.ppo.entropy_coef:
-        loss = loss - config.ppo.entropy_coef * entropy(log_pi)
-    return loss, policy
+        entropy_part = -config.ppo.entropy_coef * entropy(log_pi)
+        loss = loss + entropy_part
+    return PolicyTerms(loss, policy, kl_part, entropy_part)
 
 
 def run_update(
@@ -180,23 +211,26 @@ def run_update(
         order = torch.randperm(len(batch), generator=generator).to(batch.tokens.device)
         for minibatch in order.split(config.ppo.minibatch_size):
             num_tokens = len(minibatch) * batch.tokens.shape[1]
+            actor_loss, critic_loss = 0.0, 0.0
             for rows in minibatch.split(config.ppo.microbatch_size):
                 text = prompts.select(batch.caption_index[rows])
                 if train_actor:
-                    log.add_policy(
-                        _actor_backward(
-                            actor, reference, rows, batch, text, scored, targets, config, kl_coef, num_tokens
-                        ),
-                        num_tokens,
+                    terms = _actor_backward(
+                        actor, reference, rows, batch, text, scored, targets, config, kl_coef, num_tokens
                     )
+                    actor_loss += log.add_policy(terms, num_tokens)
                 if critic is not None:
-                    loss = _critic_backward(critic, rows, batch, text, scored, targets, config, num_tokens)
-                    log.sums["value_loss"] += loss
+                    critic_loss += _critic_backward(
+                        critic, rows, batch, text, scored, targets, config, num_tokens
+                    )
             if train_actor:
-                log.add_step("gradient_norm", actor.step())
+                log.add_step("gradient_norm", actor.step(actor_loss))
             if critic is not None:
-                log.add_step("critic_gradient_norm", critic.step())
+                log.sums["value_loss"] += critic_loss
+                log.add_step("critic_gradient_norm", critic.step(critic_loss))
             log.end_minibatch()
+            if log.skipped and config.ppo.bad_step == "stop":
+                return log.metrics()
             if config.ppo.target_kl is not None and log.last_approx_kl > config.ppo.target_kl:
                 return log.metrics()
     return log.metrics()
@@ -213,17 +247,17 @@ def _actor_backward(
     config: Config,
     kl_coef: float,
     num_tokens: int,
-) -> PolicyLoss:
-    """Adds the gradient of one microbatch to the actor."""
+) -> PolicyTerms:
+    """Adds the gradient of one microbatch to the actor; returns its losses."""
     tokens = batch.tokens[rows]
     log_pi = log_pi_of_tokens(actor.module, tokens, text, config.policy)
     ref_log_pi = None
     if scored.ref_hidden is not None:
         with torch.no_grad():
             ref_log_pi = log_pi_of_hidden(reference, scored.ref_hidden.select(rows), config.policy)
-    loss, policy = policy_terms(log_pi, ref_log_pi, rows, batch, scored, targets, config, kl_coef)
-    (loss.sum() / num_tokens).backward()
-    return policy
+    terms = policy_terms(log_pi, ref_log_pi, rows, batch, scored, targets, config, kl_coef)
+    (terms.loss.sum() / num_tokens).backward()
+    return terms
 
 
 def _critic_backward(
@@ -258,15 +292,19 @@ class _UpdateLog:
         self.last_approx_kl = 0.0
         self._approx_kl = 0.0
 
-    def add_policy(self, policy: PolicyLoss, num_tokens: int) -> None:
-        """Adds one microbatch of a minibatch of `num_tokens` tokens."""
-        self.sums["policy_loss"] += float(policy.loss.detach().sum()) / num_tokens
+    def add_policy(self, terms: PolicyTerms, num_tokens: int) -> float:
+        """Adds one microbatch of a minibatch of `num_tokens` tokens; returns its part of the mean loss."""
+        policy = terms.policy
+        for name, part in (("policy", policy.loss), ("kl", terms.kl), ("entropy", terms.entropy)):
+            if part is not None:
+                self.sums[f"{name}_loss"] += float(part.detach().sum()) / num_tokens
         self.sums["clip_fraction"] += float(policy.clipped.sum()) / num_tokens
         self._approx_kl += float(policy.approx_kl.sum()) / num_tokens
         self.ratio_max = max(self.ratio_max or 0.0, float(policy.ratio.max()))
         if self.minibatches == 0:
             deviation = float((policy.ratio - 1).abs().max())
             self.first_deviation = max(self.first_deviation or 0.0, deviation)
+        return float(terms.loss.detach().sum()) / num_tokens
 
     def add_step(self, name: str, norm: float | None) -> None:
         if norm is None:
@@ -280,7 +318,7 @@ class _UpdateLog:
         self.minibatches += 1
 
     def metrics(self) -> dict[str, float | None]:
-        names = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
+        names = ("policy_loss", "kl_loss", "entropy_loss", "value_loss", "clip_fraction", "approx_kl")
         means = {name: self.sums[name] / self.minibatches if name in self.sums else None for name in names}
         norms = {name: sum(norms) / len(norms) for name, norms in self.steps.items()}
         return {
@@ -295,8 +333,18 @@ class _UpdateLog:
 LearningRate = Callable[[int], float]
 
 
-def linear_schedule(peak: float, warmup: int, num_iterations: int) -> LearningRate:
-    """Linear warm-up over `warmup` iterations, and linear decay to zero at `num_iterations`."""
-    return lambda iteration: (
-        peak * min(1.0, (iteration + 1) / max(1, warmup)) * (1 - iteration / num_iterations)
-    )
+def learning_rates(peak: float, warmup: int, schedule: str, num_iterations: int) -> LearningRate:
+    """Learning rate of each iteration.
+
+    Args:
+        peak: the largest.
+        warmup: iterations of linear warm-up to it.
+        schedule: "linear" decays to zero at `num_iterations`, during the warm-up too; "constant" does not.
+        num_iterations: of the run.
+    """
+
+    def rate(iteration: int) -> float:
+        decayed = 1 - iteration / num_iterations if schedule == "linear" else 1.0
+        return peak * min(1.0, (iteration + 1) / max(1, warmup)) * decayed
+
+    return rate

@@ -1,9 +1,11 @@
 """Settings: files, overrides, what is refused and with which words."""
 
+import ast
 import dataclasses
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ import yaml
 
 from dalle_ppo.config import (
     Config,
+    CriticConfig,
     ExtraReward,
+    KlConfig,
+    PpoConfig,
     load_config,
     parse_command_line,
     run_main,
@@ -185,6 +190,15 @@ REFUSED = [
     ("ppo.target_kl", "0"),
     ("ppo.importance_cap", "0"),
     ("ppo.max_grad_norm", "0"),
+    ("ppo.max_log_ratio", "0"),
+    ("ppo.min_entropy", "0"),
+    ("ppo.prompt_min_count", "0"),
+    ("ppo.prompt_min_count", "33"),  # more than are kept
+    ("ppo.prompt_buffer_size", "15"),  # fewer than are needed
+    ("kl.max_kl", "0"),
+    ("kl.error_clip", "0"),
+    ("critic.adam_eps", "0"),
+    ("critic.weight_decay", "-1"),
     ("ppo.advantage", "rloo"),  # one image a caption
     ("ppo.advantage", "group"),
     ("ppo.objective", "score_function"),  # two epochs
@@ -229,6 +243,11 @@ def test_combinations_that_are_allowed():
     parse("--kl.kl_coef", "0")
 
 
+def test_importance_weights_need_two_log_probs():
+    message = refused("--ppo.importance_cap", "2", "--ppo.recompute_log_probs", "false")
+    assert "ppo.importance_cap is 2" in message and "ppo.recompute_log_probs" in message
+
+
 def test_derived_sizes():
     config = parse("--rollout.rollout_batch_size", "24", "--ppo.minibatch_size", "8")
     assert (config.minibatches, config.captions_per_iteration) == (3, 24)
@@ -254,10 +273,47 @@ def test_every_setting_is_described(config_class):
 SETTINGS = sorted({f.name for config_class in CLASSES for f in dataclasses.fields(config_class)})
 
 
+@cache
+def attributes_read() -> set[str]:
+    """Names of all attributes that code outside config.py reads; comments and texts do not count."""
+    sources = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "config.py"]
+    return {
+        node.attr
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_read_by_some_code(name):
-    sources = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "config.py"]
-    assert any(re.search(rf"\.{name}\b", path.read_text(encoding="utf-8")) for path in sources)
+    """That those of the algorithm change what is learned is in test_settings_matter.py."""
+    assert name in attributes_read()
+
+
+def described_settings(config_class: type) -> dict[str, str]:
+    """What the docstring says of each setting, on one line."""
+    parts = re.split(r"^ {8}(\w+): ", config_class.__doc__, flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@pytest.mark.parametrize("config_class", [PpoConfig, KlConfig, CriticConfig], ids=lambda c: c.__name__)
+def test_settings_of_the_algorithm_give_their_default_and_its_source(config_class):
+    for f in dataclasses.fields(config_class):
+        text = described_settings(config_class)[f.name]
+        stated = re.search(r"Default (\S+?)[.,;:]?(?= |$)", text)
+        assert stated, f"{f.name}: no default in its description"
+        assert parse_default(stated[1]) == f.default, f"{f.name}: {stated[1]}"
+        source = r"arXiv \d{4}\.\d{5}|https?://|benchmarks/RESULTS\.md|docs/\w+\.md|our own"
+        assert re.search(source, text), f"{f.name}: no source"
+
+
+def parse_default(text: str) -> object:
+    """A default as the docstring writes it: YAML, and 1e-3 is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def test_help_and_settings_come_without_torch():

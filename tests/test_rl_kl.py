@@ -198,11 +198,18 @@ def test_adaptive_error_is_clipped_at_a_fifth_both_ways():
     assert controller.kl_coef == 1.0, "update must not change its own object"
 
 
-@pytest.mark.parametrize("field", ["kl_coef", "target", "horizon"])
+@pytest.mark.parametrize("field", ["kl_coef", "target", "horizon", "error_clip"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_adaptive_refuses_what_cannot_steer(field, value):
     with pytest.raises(ValueError, match=field):
         AdaptiveKL(**({"kl_coef": 0.1, "target": 10.0, "horizon": 1000.0} | {field: value}))
+
+
+def test_adaptive_error_clip_is_a_setting():
+    controller = AdaptiveKL(kl_coef=1.0, target=10.0, horizon=100.0, error_clip=0.5)
+    assert controller.update(100.0, 10).kl_coef == pytest.approx(1.05)
+    assert controller.update(0.0, 10).kl_coef == pytest.approx(0.95)
+    assert controller.update(13.0, 10).kl_coef == pytest.approx(1.03)
 
 
 def test_adaptive_refuses_a_coefficient_below_zero_and_a_kl_that_is_no_number():

@@ -12,7 +12,7 @@ from dalle_ppo.models.critic import Critic
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.rl.records import RolloutBatch, ScoredBatch, UpdateTargets
 from dalle_ppo.sampling import noise_keys, sample
-from dalle_ppo.update import Learner, linear_schedule, make_learner, run_update, score_passes
+from dalle_ppo.update import Learner, learning_rates, make_learner, run_update, score_passes
 
 POLICY = PolicySettings(guidance=2.0, temperature=1.5)
 COUNT, TOKENS = 8, TINY.num_image_tokens
@@ -67,7 +67,10 @@ class Setup:
         networks = (copy.deepcopy(self.actor), copy.deepcopy(self.critic))
         if sgd:
             return tuple(Learner(n, torch.optim.SGD(n.parameters(), **sgd), 1e9) for n in networks)
-        return tuple(make_learner(n, 1e-3, 1.0, self.config) for n in networks)
+        return tuple(
+            make_learner(n, PpoConfig(learning_rate=1e-3, adam_eps=self.config.ppo.adam_eps))
+            for n in networks
+        )
 
     def update(self, learners=None, scored=None, train_actor=True, kl_coef=0.1, **changes):
         """One iteration's updates; returns actor, critic and metrics."""
@@ -280,7 +283,7 @@ def test_reference_and_text_encoder_are_bit_identical_after_an_update():
     before = [copy.deepcopy(x.state_dict()) for x in (setup.reference, setup.encoder)]
     states = setup.prompts.text.states.clone()
     setup.config = replace(setup.config, kl=KlConfig(estimator="exact", placement="loss"))
-    setup.update((make_learner(setup.actor, 1e-2, 1.0, setup.config), setup.learners()[1]))
+    setup.update((make_learner(setup.actor, setup.config.ppo), setup.learners()[1]))
     for module, state in zip((setup.reference, setup.encoder), before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
         assert all(p.grad is None for p in module.parameters())
@@ -328,6 +331,40 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted():
     assert all(p.grad is None for learner in learners for p in learner.module.parameters())
 
 
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too():
+    """The square of a far return overflows, its slope does not."""
+    setup = Setup(torch.float32, minibatch_size=4)
+    returns = setup.targets.returns.clone()
+    returns[0, 0] = 3e19
+    learners = setup.learners()
+    *_, metrics = setup.update(learners, targets=replace(setup.targets, returns=returns))
+    steps = [int(next(iter(x.optimizer.state.values()))["step"]) for x in learners]
+    assert metrics["skipped_updates"] == 1 and steps == [2, 1]
+
+
+def test_bad_step_stop_makes_no_step_after_the_bad_one():
+    setup = Setup(minibatch_size=2, bad_step="stop")
+    advantages = setup.targets.advantages.clone()
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
+    advantages[order[2], 0] = float("nan")  # in the second minibatch
+    learners = setup.learners()
+    *_, metrics = setup.update(learners, targets=replace(setup.targets, advantages=advantages))
+    assert metrics["skipped_updates"] == 1
+    assert int(next(iter(learners[0].optimizer.state.values()))["step"]) == 1
+
+
+@pytest.mark.parametrize("estimator", ["k2", "exact"])
+def test_parts_of_the_loss_are_logged(estimator):
+    setup = Setup(entropy_coef=0.05, microbatch_size=3)
+    config = replace(setup.config, kl=KlConfig(estimator=estimator, placement="loss"))
+    scored = setup.score()
+    *_, metrics = setup.update(scored=scored, config=config, kl_coef=0.3)
+    kl = scored.kl if estimator == "exact" else (scored.old_log_probs - scored.ref_log_probs) ** 2 / 2
+    assert metrics["kl_loss"] == pytest.approx(0.3 * float(kl.mean()))
+    assert metrics["entropy_loss"] == pytest.approx(-0.05 * float(scored.entropy.mean()))
+    assert metrics["policy_loss"] == pytest.approx(-float(setup.targets.advantages.mean()))
+
+
 def test_target_kl_stops_an_iterations_updates():
     free = Setup(epochs=4, minibatch_size=4)
     stopped = Setup(epochs=4, minibatch_size=4, target_kl=1e-9)
@@ -349,13 +386,27 @@ def test_updates_raise_the_probability_of_what_earned_a_positive_advantage():
 
 def test_weight_decay_is_on_matrices_only():
     setup = Setup(weight_decay=0.1)
-    groups = make_learner(setup.actor, 1e-3, 1.0, setup.config).optimizer.param_groups
+    groups = make_learner(setup.actor, setup.config.ppo).optimizer.param_groups
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0] and groups[0]["eps"] == 1e-5
     assert {p.ndim for p in groups[0]["params"]} == {2} and {p.ndim for p in groups[1]["params"]} == {1}
     assert sum(len(g["params"]) for g in groups) == len(list(setup.actor.parameters()))
 
 
-def test_linear_schedule():
-    rate = linear_schedule(peak=1.0, warmup=2, num_iterations=10)
+def test_actor_and_critic_have_optimisers_of_their_own():
+    setup = Setup(weight_decay=0.1, learning_rate=2e-3)
+    settings = CriticConfig(learning_rate=5e-3, weight_decay=0.3, adam_eps=1e-7, max_grad_norm=0.2)
+    for learner, decay, rate, eps, norm in (
+        (make_learner(setup.critic, settings), 0.3, 5e-3, 1e-7, 0.2),
+        (make_learner(setup.actor, setup.config.ppo), 0.1, 2e-3, 1e-5, 1.0),
+    ):
+        group = learner.optimizer.param_groups[0]
+        assert (group["weight_decay"], group["lr"], group["eps"]) == (decay, rate, eps)
+        assert learner.max_grad_norm == norm
+
+
+def test_learning_rates():
+    rate = learning_rates(1.0, 2, "linear", 10)
     assert [rate(i) for i in (0, 1, 5, 9)] == pytest.approx([0.5, 0.9, 0.5, 0.1])
-    assert linear_schedule(2.0, 0, 4)(0) == 2.0
+    assert learning_rates(2.0, 0, "linear", 4)(0) == 2.0
+    rate = learning_rates(1.0, 4, "constant", 10)
+    assert [rate(i) for i in (0, 1, 3, 9)] == pytest.approx([0.25, 0.5, 1.0, 1.0])

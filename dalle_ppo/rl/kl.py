@@ -17,9 +17,6 @@ from .shapes import check_same_shape
 ESTIMATORS = ("k1", "k2", "k3", "exact")
 PLACEMENTS = ("reward", "loss")
 
-# Adaptive coefficient: one update sees at most this relative error (Ziegler et al. 2019, section 2.2).
-MAX_RELATIVE_ERROR = 0.2
-
 _REFUSED = {
     ("k1", "loss"): "its expected gradient is zero, so it adds noise and no penalty",
     ("k3", "loss"): "its gradient is that of the other divergence, KL(reference, policy)",
@@ -152,7 +149,8 @@ class AdaptiveKL:
     Args:
         kl_coef: current coefficient, > 0.
         target: wanted KL in nats per image (summed over the T tokens), > 0.
-        horizon: images over which a full error of 20 % is acted on; larger is slower, > 0.
+        horizon: images over which the whole relative error is acted on; larger is slower, > 0.
+        error_clip: largest relative error that one update acts on, > 0.
 
     Raises:
         ValueError: a value is not a positive finite number.
@@ -164,9 +162,10 @@ class AdaptiveKL:
     kl_coef: float
     target: float
     horizon: float
+    error_clip: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("kl_coef", "target", "horizon"):
+        for name in ("kl_coef", "target", "horizon", "error_clip"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"adaptive KL: {name} = {value} must be a positive finite number")
@@ -180,7 +179,7 @@ class AdaptiveKL:
 
         Returns:
             A controller whose `kl_coef` is multiplied by `1 + error * num_images / horizon`, with `error` the
-            relative distance from the target, clipped at 0.2 either way.
+            relative distance from the target, clipped at `error_clip` either way.
 
         Raises:
             ValueError: the KL is not finite, or the batch is so large against the horizon that the
@@ -189,11 +188,11 @@ class AdaptiveKL:
         """
         if not math.isfinite(kl_per_image_nats):
             raise ValueError(f"adaptive KL: the measured KL is {kl_per_image_nats}, it must be finite")
-        if MAX_RELATIVE_ERROR * num_images >= self.horizon:
+        if self.error_clip * num_images >= self.horizon:
             raise ValueError(
-                f"adaptive KL: horizon = {self.horizon} images must exceed {MAX_RELATIVE_ERROR} of a batch "
+                f"adaptive KL: horizon = {self.horizon} images must exceed {self.error_clip} of a batch "
                 f"of {num_images} images, or one update could make kl_coef negative: raise the horizon"
             )
         error = (kl_per_image_nats - self.target) / self.target
-        error = min(max(error, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
+        error = min(max(error, -self.error_clip), self.error_clip)
         return replace(self, kl_coef=self.kl_coef * (1.0 + error * num_images / self.horizon))

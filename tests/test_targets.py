@@ -1,0 +1,171 @@
+"""From scores to what an update learns from, against the formulas written out; classic mistakes by name."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
+
+from dalle_ppo.rl.records import RolloutBatch, ScoredBatch
+from dalle_ppo.trainer import Trainer
+
+COUNT, TOKENS = 8, 5
+PLAIN = {"ppo.whiten_advantages": False, "ppo.advantage_clip": None, "ppo.gae_lambda": 0.9, "ppo.gamma": 0.97}
+IN_REWARD = {"kl.estimator": "k1", "kl.placement": "reward", "kl.kl_coef": 0.3}
+CAPTIONS = np.arange(COUNT) // 4
+
+
+def trainer_of(**settings) -> Trainer:
+    return tiny_trainer(changed(TINY_CONFIG, {k.replace("__", "."): v for k, v in settings.items()}))
+
+
+def random_batch(seed: int = 0, spread: float = 10.0) -> tuple[RolloutBatch, ScoredBatch]:
+    """Scores far from mean 0 and deviation 1; log-probs, values and KL in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    log_probs = -normal(COUNT, TOKENS).abs()
+    batch = RolloutBatch(
+        captions=("",) * COUNT,
+        tags=("",) * COUNT,
+        caption_ids=tuple(map(str, CAPTIONS)),
+        caption_index=torch.from_numpy(CAPTIONS),
+        tokens=torch.zeros(COUNT, TOKENS, dtype=torch.int64),
+        sampler_log_probs=log_probs + 0.3 * normal(COUNT, TOKENS),
+        images=torch.zeros(COUNT, 3, 1, 1, dtype=torch.uint8),
+    )
+    scored = ScoredBatch(
+        scores=spread * normal(COUNT) - 7,
+        old_log_probs=log_probs,
+        ref_log_probs=log_probs + 0.5 * normal(COUNT, TOKENS),
+        kl=normal(COUNT, TOKENS).abs(),
+        entropy=normal(COUNT, TOKENS).abs(),
+        values=normal(COUNT, TOKENS),
+    )
+    return batch, scored
+
+
+def k1(scored: ScoredBatch) -> np.ndarray:
+    return (scored.old_log_probs - scored.ref_log_probs).numpy()
+
+
+def rewards_by_hand(scored: ScoredBatch, std: float, kl_coef: float) -> np.ndarray:
+    rewards = -kl_coef * k1(scored)
+    rewards[:, -1] += scored.scores.numpy() / std
+    return rewards
+
+
+def gae_by_hand(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np.ndarray:
+    """The double sum of arXiv 1506.02438, eq. 16."""
+    after = np.concatenate([values[:, 1:], np.zeros((len(values), 1))], axis=1)
+    deltas = rewards + gamma * after - values
+    steps = range(values.shape[1])
+    return np.stack([sum((gamma * lam) ** (u - t) * deltas[:, u] for u in steps if u >= t) for t in steps], 1)
+
+
+def assert_close(ours: torch.Tensor, by_hand: np.ndarray) -> None:
+    np.testing.assert_allclose(ours.numpy(), by_hand, rtol=1e-9, atol=1e-9)
+
+
+def test_kl_divided_by_the_scores_deviation():
+    """The score is divided, the KL is not: kl_coef is in units of the divided score."""
+    batch, scored = random_batch()
+    std = scored.scores.numpy().std()
+    targets, numbers = trainer_of(**PLAIN, **IN_REWARD).targets(batch, scored)
+    rewards = rewards_by_hand(scored, std, 0.3)
+    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.97, 0.9))
+    assert numbers["kl_coef_raw"] == pytest.approx(0.3 * std) and numbers["reward_scale"] == pytest.approx(
+        std
+    )
+    mistake = gae_by_hand(rewards_by_hand(scored, 1.0, 0.3) / std, scored.values.numpy(), 0.97, 0.9)
+    assert np.abs(mistake - targets.advantages.numpy()).max() > 0.1
+
+
+def test_kl_penalised_twice():
+    """With the KL in the loss, none of it is in the reward."""
+    batch, scored = random_batch()
+    targets, _ = trainer_of(**PLAIN, kl__kl_coef=0.3).targets(batch, scored)
+    rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
+    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.97, 0.9))
+
+
+def test_deviation_of_the_batch_alone():
+    """The deviation is that of all scores so far: a batch of equal scores is not blown up."""
+    trainer = trainer_of(**PLAIN)
+    first, second = random_batch(0), random_batch(1, spread=1.0)
+    trainer.targets(*first)
+    _, numbers = trainer.targets(*second)
+    everything = np.concatenate([first[1].scores.numpy(), second[1].scores.numpy()])
+    assert numbers["reward_scale"] == pytest.approx(everything.std())
+    assert abs(everything.std() - second[1].scores.numpy().std()) > 1
+
+
+def test_scores_are_left_alone_if_asked():
+    batch, scored = random_batch()
+    targets, numbers = trainer_of(**PLAIN, ppo__normalise_scores=False).targets(batch, scored)
+    rewards = rewards_by_hand(scored, 1.0, 0.0)
+    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.97, 0.9))
+    assert numbers["reward_scale"] == 1.0
+
+
+def test_returns_from_whitened_advantages():
+    """The critic's targets are rewards to come, whatever is done to the advantages afterwards."""
+    batch, scored = random_batch()
+    targets, _ = trainer_of(ppo__gae_lambda=1.0, ppo__advantage_clip=0.5).targets(batch, scored)
+    rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
+    assert_close(targets.returns, rewards[:, ::-1].cumsum(1)[:, ::-1])
+
+
+def test_advantages_clipped_before_whitening():
+    batch, scored = random_batch()
+    targets, _ = trainer_of(ppo__advantage_clip=1.0).targets(batch, scored)
+    rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
+    plain = gae_by_hand(rewards, scored.values.numpy(), 1.0, 1.0)
+    whitened = (plain - plain.mean()) / plain.std()
+    np.testing.assert_allclose(targets.advantages.numpy(), whitened.clip(-1, 1), atol=1e-7)
+    wrong = plain.clip(-1, 1)
+    wrong = (wrong - wrong.mean()) / wrong.std()
+    assert np.abs(wrong - targets.advantages.numpy()).max() > 0.1
+
+
+def test_kl_forgotten_without_a_critic():
+    """RLOO compares scores from which the image's whole KL has been taken, where it is in the reward."""
+    batch, scored = random_batch()
+    settings = PLAIN | IN_REWARD | {"ppo.advantage": "rloo", "rollout.samples_per_caption": 4}
+    targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
+    total = rewards_by_hand(scored, scored.scores.numpy().std(), 0.3).sum(1)
+    others = [np.mean(total[(CAPTIONS[i] == CAPTIONS) & (np.arange(COUNT) != i)]) for i in range(COUNT)]
+    assert_close(targets.advantages, np.repeat((total - others)[:, None], TOKENS, 1))
+    assert targets.returns is None
+
+
+def test_per_prompt_statistics_of_the_settings():
+    """Buffer and least count of 3: from the first batch on, a caption has its latest three scores."""
+    batch, scored = random_batch()
+    settings = PLAIN | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+    settings |= {"ppo.prompt_buffer_size": 3, "ppo.prompt_min_count": 3, "ppo.normalise_scores": False}
+    targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
+    scores = scored.scores.numpy()
+    kept = [scores[caption == CAPTIONS][-3:] for caption in CAPTIONS]
+    expected = [(scores[i] - kept[i].mean()) / (kept[i].std() + 1e-6) for i in range(COUNT)]
+    assert_close(targets.advantages, np.repeat(np.array(expected)[:, None], TOKENS, 1))
+
+
+def test_importance_weights_upside_down():
+    batch, scored = random_batch()
+    targets, _ = trainer_of(ppo__importance_cap=1.1).targets(batch, scored)
+    ratio = np.exp(scored.old_log_probs.numpy() - batch.sampler_log_probs.numpy())
+    assert_close(targets.token_weights, ratio.clip(max=1.1))
+    assert trainer_of().targets(batch, scored)[0].token_weights is None
+
+
+def test_kl_target_in_nats_a_token():
+    """The target is per image: the KL is summed over tokens before it is averaged over images."""
+    trainer = trainer_of(kl__target=10.0, kl__horizon=100, kl__kl_coef=1.0)
+    _, scored = random_batch()
+    scored = replace(scored, kl=torch.full((COUNT, TOKENS), 11.0 / TOKENS))
+    trainer._end_iteration(scored)
+    assert trainer.progress.kl_coef == pytest.approx(1 + 0.1 * COUNT / 100)

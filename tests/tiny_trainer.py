@@ -1,0 +1,131 @@
+"""A trainer whose networks are tiny, wired by `build_trainer` like a real one."""
+
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from tiny_models import TINY, tiny_bart
+from torch import Tensor
+
+from dalle_ppo import build
+from dalle_ppo.config import Config, PpoConfig, RolloutConfig
+from dalle_ppo.models.tokenizer import TextTokens
+from dalle_ppo.rewards.head_info import HeadInfo
+from dalle_ppo.rollout import FrozenParts
+from dalle_ppo.trainer import Trainer
+
+SIZE = 16
+# Large steps and no warm-up: two iterations change much.
+TINY_CONFIG = Config(
+    num_iterations=6,
+    rollout=RolloutConfig(rollout_batch_size=SIZE),
+    ppo=PpoConfig(
+        minibatch_size=8,
+        microbatch_size=8,
+        epochs=1,
+        learning_rate=0.01,
+        warmup_iterations=0,
+        trainable="all",
+        min_entropy=None,
+    ),
+)
+
+
+def number_of(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+class TinyTokenizer:
+    """Words to numbers by their hash."""
+
+    def encode(self, captions) -> TextTokens:
+        rows = torch.ones(len(captions), TINY.num_text_tokens, dtype=torch.int64)
+        for row, caption in zip(rows, captions, strict=True):
+            words = [3 + number_of(word) % (TINY.text_vocab_count - 3) for word in caption.split()]
+            codes = torch.tensor([0, *words[: TINY.num_text_tokens - 2], 2])
+            row[: len(codes)] = codes
+        return TextTokens(rows, 0)
+
+    def unconditional(self) -> Tensor:
+        return self.encode([""]).tokens[0]
+
+
+class TinyVqgan:
+    """Every token is a grey pixel."""
+
+    def decode_uint8(self, tokens: Tensor) -> Tensor:
+        grey = (tokens * 255 // (TINY.num_codes - 1)).to(torch.uint8)
+        return grey[:, None, None, :].expand(-1, 3, 2, -1)
+
+
+class TinyClip:
+    """Embeds images by the brightness of their halves and ends, captions by their hash."""
+
+    name, pretrained = "tiny", "test"
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        pixels = images[:, 0, 0, :] - 0.5
+        half = pixels.shape[1] // 2
+        first, second = pixels[:, :half].mean(1), pixels[:, half:].mean(1)
+        columns = torch.stack([first, second, pixels[:, 0], pixels[:, -1]], 1)
+        return torch.nn.functional.normalize(columns + 1e-3, dim=1)
+
+    def embed_texts(self, captions) -> Tensor:
+        numbers = torch.tensor([[number_of(f"{i} {text}") for i in range(4)] for text in captions])
+        return torch.nn.functional.normalize(numbers / 2**31 - 1, dim=1)
+
+
+class TinyDetector:
+    """Bright first halves are unsafe."""
+
+    info = HeadInfo("tiny", "test", 4, "probability")
+
+    def to(self, device) -> "TinyDetector":
+        return self
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        return torch.sigmoid(6 * embeddings[:, 0] - 1)
+
+
+def red(images: Tensor, captions) -> Tensor:
+    """A reward of one's own."""
+    return images[:, 0].mean(dim=(1, 2))
+
+
+def not_a_number(images: Tensor, captions) -> Tensor:
+    """One that is broken."""
+    return torch.full((len(images),), torch.nan)
+
+
+class NoWriter:
+    """Takes the place of TensorBoard."""
+
+    def write_histograms(self, *_) -> None:
+        pass
+
+
+def tiny_trainer(config: Config, run_dir: Path = Path("unused")) -> Trainer:
+    """`build_trainer` with a random model, CLIP and detector instead of the built-in world's."""
+    encoder, decoder = tiny_bart()
+    model = build.LoadedModel(
+        decoder, decoder, FrozenParts(TinyTokenizer(), encoder, TinyVqgan()), None, build.World(build.WEIGHTS)
+    )
+    with (
+        patch.object(build, "load_model", lambda *args: model),
+        patch.object(build, "load_clip", lambda *args: TinyClip()),
+        patch.object(build, "load_detector", lambda *args: TinyDetector()),
+    ):
+        return build.build_trainer(config, run_dir)
+
+
+def changed(config: Config, settings: dict[str, object]) -> Config:
+    """The settings with some of them, by dotted name, replaced."""
+    groups: dict[str, dict] = {}
+    for name, value in settings.items():
+        group, _, leaf = name.rpartition(".")
+        groups.setdefault(group, {})[leaf] = value
+    top = groups.pop("", {})
+    nested = {group: replace(getattr(config, group), **leaves) for group, leaves in groups.items()}
+    return replace(config, **top, **nested)
