@@ -181,15 +181,16 @@ class PpoConfig:
     Of each setting: its default, where it comes from, and when to change it.
 
     Args:
-        learning_rate: of the actor. Default 1.5e-3, measured for "cross_keys_values" of the built-in world
+        learning_rate: of the actor. Default 2.5e-3, measured for "cross_keys_values" of the built-in world
             (benchmarks/RESULTS.md). Lower it tenfold for all weights or large models, and when `kl` jumps.
         warmup_iterations: linear warm-up of both learning rates. Default 5; Adam's second moments are
             estimates of a few batches until then (arXiv 1910.04209). More with more weights.
         schedule: of both learning rates after the warm-up: "linear" decay to zero at `num_iterations`, or
             "constant". Default linear (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/,
             detail 4). Use constant where a run shall be prolonged.
-        epochs: passes over each batch. Default 2; 1 to 4 is usual (arXiv 1707.06347, arXiv 2006.05990). More
-            get more out of costly images, until `clip_fraction` passes 0.3.
+        epochs: passes over each batch. Default 1, measured on the built-in world (benchmarks/RESULTS.md); up
+            to 4 are usual (arXiv 1707.06347, arXiv 2006.05990). More get more out of costly images, until
+            `clip_fraction` passes 0.3.
         minibatch_size: images an optimiser step. Default 24, a quarter of the batch as in arXiv 1707.06347's
             code. Larger steps are less noisy and fewer.
         microbatch_size: images a forward pass. Default 24; changes memory, not numbers (docs/algorithm.md).
@@ -226,7 +227,7 @@ class PpoConfig:
             below the mean must not be the whole gradient. Off for an unbiased gradient (docs/algorithm.md).
         normalise_scores: divide scores by their running standard deviation. Default true (arXiv 2006.05990,
             with the mean left to the baseline). Off for a KL weight in raw scores.
-        entropy_coef: weight of the entropy bonus, per token. Default -0.05, measured on the built-in world
+        entropy_coef: weight of the entropy bonus, per token. Default -0.11, measured on the built-in world
             (benchmarks/RESULTS.md); 0 is usual. Below 0 it is a penalty: with the exact KL in
             the loss, what the reward does not care about is then held not where the reference had it but at
             that distribution to the power kl_coef / (kl_coef + entropy_coef). The noise of the gradient
@@ -256,10 +257,10 @@ class PpoConfig:
             image (docs/metrics.md). Raise it to stop earlier.
     """
 
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2.5e-3
     warmup_iterations: int = 5
     schedule: Literal["linear", "constant"] = "linear"
-    epochs: int = 2
+    epochs: int = 1
     minibatch_size: int = 24
     microbatch_size: int = 24
     objective: Literal["clip", "score_function"] = "clip"
@@ -276,7 +277,7 @@ class PpoConfig:
     whiten_advantages: bool = True
     advantage_clip: float | None = 5.0
     normalise_scores: bool = True
-    entropy_coef: float = -0.05
+    entropy_coef: float = -0.11
     max_grad_norm: float = 1.0
     target_kl: float | None = None
     importance_cap: float | None = None
@@ -321,7 +322,7 @@ class KlConfig:
     Of each setting: its default, where it comes from, and when to change it.
 
     Args:
-        kl_coef: its weight, in normalised score a nat. Default 0.12, measured on the built-in world
+        kl_coef: its weight, in normalised score a nat. Default 0.15, measured on the built-in world
             (benchmarks/RESULTS.md). Raise it when pictures lose what they had, lower it when the reward
             stalls; `kl_coef_raw` is the same in units of the score.
         estimator: "k1", "k2" or "exact" (http://joschu.net/blog/kl-approx.html). Default exact, over all
@@ -342,7 +343,7 @@ class KlConfig:
             more tokens.
     """
 
-    kl_coef: float = 0.12
+    kl_coef: float = 0.15
     estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
     placement: Literal["reward", "loss"] = "loss"
     target: float | None = None
@@ -456,7 +457,7 @@ class Config:
 
     run_dir: str | None = None
     seed: int = 0
-    num_iterations: int = 54
+    num_iterations: int = 85
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
     device: str = "auto"
