@@ -14,7 +14,7 @@ from .caption_streams import DrawSettings
 from .caption_text import CaptionFilter, read_phrases
 from .captions import CaptionRecord, CaptionSource, distinct_captions, open_captions
 from .config import Config, ModelConfig, load_config
-from .evaluation import JudgeImages, Measures
+from .evaluation import HeldOutMeasure, JudgeImages, Measures
 from .iconworld.world import WEIGHTS, World
 from .keras_import.download import detector_file
 from .models.bart import BartDecoder
@@ -23,7 +23,7 @@ from .models.policy import PolicySettings
 from .models.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from .models.weights import load_published
 from .rewards.base import Reward
-from .rewards.clip import ClipScorer, load_clip
+from .rewards.clip import load_clip
 from .rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
 from .rewards.nsfw import load_detector
 from .rollout import FrozenParts
@@ -134,12 +134,12 @@ def load_model(
 
 
 def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    folder = latest_checkpoint(run)
+    folder = latest_checkpoint(run, "policy")
     if folder is None:
         raise ValueError(f"{run} has no complete checkpoint; train it first, or go on with --resume")
     start: ModelConfig = load_config(Path(run) / "config.yaml").model
     base = load_model(start.path, device, start.revision, dtype)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder, "policy")
     decoder = copy.deepcopy(base.decoder)
     decoder.load_state_dict(checkpoint.tensors["policy"])
     settings = PolicySettings(**checkpoint.state["policy_settings"])
@@ -158,8 +158,8 @@ def _saved_settings(files: WeightFiles) -> PolicySettings:
         raise ValueError(f"{files.settings}: no policy settings ({error}); export the run again") from None
 
 
-def build_reward(config: Config, world: World | None, device: torch.device) -> tuple[Reward, ClipScorer]:
-    """The reward of the settings, and the CLIP it stands on.
+def build_reward(config: Config, world: World | None, device: torch.device) -> Reward:
+    """The reward of the settings.
 
     Raises:
         ValueError: if it is the built-in world's, but the model is not.
@@ -178,7 +178,7 @@ def build_reward(config: Config, world: World | None, device: torch.device) -> t
     thresholds = Thresholds(**{name: getattr(config.reward, name) for name in names})
     rewards = [("default", 1.0, DefaultReward(clip, detector, thresholds))]
     rewards += [(extra.call, extra.weight, import_reward(extra.call)) for extra in config.reward.extra]
-    return weighted_sum(rewards), clip
+    return weighted_sum(rewards)
 
 
 def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
@@ -240,10 +240,9 @@ def build_judge(world: World) -> JudgeImages:
     return columns
 
 
-def build_measures(config: Config, world: World | None, device: torch.device) -> Measures:
+def build_measures(reward: Reward, world: World | None, heldout: HeldOutMeasure | None) -> Measures:
     """What an evaluation measures images with."""
-    reward, clip = build_reward(config, world, device)
-    return Measures(reward, clip.embed_images, build_judge(world) if world else None)
+    return Measures(reward, build_judge(world) if world else None, heldout)
 
 
 def is_trained(name: str, trainable: str) -> bool:
@@ -265,7 +264,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     for name, parameter in actor.named_parameters():
         parameter.requires_grad_(is_trained(name, config.ppo.trainable))
     critic = Critic(reference).requires_grad_(True) if config.ppo.advantage == "gae" else None
-    reward, _ = build_reward(config, loaded.world, device)
+    reward = build_reward(config, loaded.world, device)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
     return Trainer(config, run_dir, actor, reference, critic, loaded.parts, reward, captions, samples)

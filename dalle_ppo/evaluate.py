@@ -40,7 +40,7 @@ def main(argv: list[str] | None) -> int:
     config = changed_config(load_config(args.run / "config.yaml"), args)
 
     from .baselines import parse_baselines
-    from .build import build_measures, choose_device, evaluation_captions, load_model
+    from .build import build_measures, build_reward, choose_device, evaluation_captions, load_model
     from .captions import captions_of_file
     from .evaluation import evaluate
     from .heldout import load_heldout
@@ -63,10 +63,8 @@ def main(argv: list[str] | None) -> int:
         captions = captions_of_file(args.captions, config.evaluation.num_captions)
     else:
         captions = evaluation_captions(config)
-    measures = dataclasses.replace(
-        build_measures(config, model.world, device),
-        heldout=load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device),
-    )
+    heldout = load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device)
+    measures = build_measures(build_reward(config, model.world, device), model.world, heldout)
     result = evaluate(
         config,
         args.run,
@@ -76,6 +74,7 @@ def main(argv: list[str] | None) -> int:
         measures,
         captions,
         origin=checkpoint_facts(folders[last]),
+        captions_file=Path(args.captions).name if args.captions else None,
         earlier={iteration: loader(folders[iteration], model.decoder) for iteration in earlier},
         baselines=baselines,
     )
@@ -148,7 +147,7 @@ def policy_of(folder: Path, decoder):
     from .run_state import load_checkpoint
 
     policy = copy.deepcopy(decoder)
-    policy.load_state_dict(load_checkpoint(folder).tensors["policy"])
+    policy.load_state_dict(load_checkpoint(folder, "policy").tensors["policy"])
     return policy
 
 

@@ -48,14 +48,12 @@ class Measures:
     """What images are measured with.
 
     Args:
-        reward: the reward of the run.
-        embed_images: float images to L2-normalised embeddings [B, D], for diversity.
+        reward: the reward of the run; diversity is told by the embeddings that it hands on, or missing.
         judge: a held-out judge, or None where there is none.
         heldout: a second CLIP and detector, or None where there is none.
     """
 
     reward: Reward
-    embed_images: Callable[[Tensor], Tensor]
     judge: JudgeImages | None = None
     heldout: HeldOutMeasure | None = None
 
@@ -66,7 +64,8 @@ class Side:
 
     Args:
         labels: `caption_id`, `caption`, `tag`, `sample` [N].
-        columns: numbers [N] by name, `tokens` int32 [N, T] and `embeddings` float32 [N, D].
+        columns: numbers [N] by name, `tokens` int32 [N, T] and, where the reward hands them on,
+            `embeddings` float32 [N, D].
     """
 
     labels: Columns
@@ -79,9 +78,9 @@ class Side:
 
     @cached_property
     def diversity(self) -> dict[str, float]:
-        """Mean cosine distance between the samples of a caption, by caption id; empty with one sample."""
+        """Mean cosine distance between the samples of a caption, by caption id; empty where unknown."""
         n = int(self.labels["sample"].max()) + 1
-        if n == 1:
+        if n == 1 or "embeddings" not in self.columns:
             return {}
         embeddings = self.columns["embeddings"].astype(np.float64)
         totals = embeddings.reshape(-1, n, embeddings.shape[1]).sum(axis=1)
@@ -134,6 +133,7 @@ def evaluate(
     captions: list[CaptionRecord],
     *,
     origin: Mapping[str, object],
+    captions_file: str | None = None,
     earlier: Mapping[int, Callable[[], BartDecoder]] | None = None,
     baselines: Sequence[Baseline] = (),
 ) -> dict:
@@ -146,8 +146,9 @@ def evaluate(
         reference: its frozen original.
         parts: tokenizer, text encoder, VQGAN.
         measures: reward, embeddings, judge, held-out measures.
-        captions: distinct, never trained on.
+        captions: distinct; the run's held-out ones, or of a file.
         origin: of the policy, as `provenance.checkpoint_facts` gives it.
+        captions_file: name of that file, so that nobody takes its captions for held-out ones.
         earlier: policies of other checkpoints by iteration, loaded when it is their turn.
         baselines: of the reference.
 
@@ -161,6 +162,7 @@ def evaluate(
         **origin,
         "reference_sha256": weights_sha256(reference),
         "captions_sha256": captions_hash,
+        "captions_file": captions_file,
         "seed": config.evaluation.seed,
         "versions": versions(),
     }
@@ -298,6 +300,9 @@ def _measured(batch: RolloutBatch, measures: Measures) -> Columns:
     result = check_result(measures.reward(pixels, captions), num, "of this run")
     tokens = batch.tokens.cpu().numpy().astype(np.int32)
     heldout = _unknown("heldout_nsfw_probability", "heldout_clip_similarity", num=num)
+    embeddings = {}
+    if result.embeddings is not None:
+        embeddings["embeddings"] = result.embeddings.float().cpu().numpy()
     return {
         "reward": result.total.cpu().numpy(),
         **_part_columns(result.parts, num),
@@ -306,7 +311,7 @@ def _measured(batch: RolloutBatch, measures: Measures) -> Columns:
         **image_statistics(to_numpy(batch.images), tokens),
         DRAWN: np.ones(num),
         "tokens": tokens,
-        "embeddings": measures.embed_images(pixels).float().cpu().numpy(),
+        **embeddings,
     }
 
 

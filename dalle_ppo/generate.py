@@ -110,7 +110,7 @@ def unsafe_detector(model: str, world, device):
     config = load_config(Path(model) / "config.yaml") if is_run(model) else Config()
     if world is None and not is_run(model):
         return None
-    reward, _ = build_reward(config, world, device)
+    reward = build_reward(config, world, device)
 
     from .rollout import as_float
 

@@ -15,7 +15,14 @@ from dalle_ppo.metrics import METRICS_FILE, read_metrics
 from dalle_ppo.provenance import versions
 from dalle_ppo.report_curve import checkpoint_cards
 from dalle_ppo.report_pictures import Picture, data_uri, picture
-from dalle_ppo.report_tables import baseline_table, headline_tiles, image_table, metric_tables, transitions
+from dalle_ppo.report_tables import (
+    baseline_table,
+    headline_tiles,
+    image_table,
+    metric_tables,
+    pairing_sentence,
+    transitions,
+)
 from dalle_ppo.statistics import Thresholds
 from dalle_ppo.verdict import verdict
 
@@ -125,6 +132,8 @@ def report_context(name: str, files: RunFiles) -> dict:
         "tiles": headline_tiles(files.evaluation),
         "hero": _hero(files, thresholds),
         "tables": metric_tables(files.evaluation),
+        "pairing": pairing_sentence(files.evaluation),
+        "captions": _captions(files.evaluation),
         "baselines": baseline_table(files.evaluation),
         "checkpoints": checkpoint_cards(files.evaluation),
         "image_table": image_table(files.evaluation),
@@ -139,6 +148,12 @@ def report_context(name: str, files: RunFiles) -> dict:
         "config_text": files.config_text,
         "problems": files.problems,
     }
+
+
+def _captions(evaluation: Mapping) -> str:
+    """What the evaluated captions are: only the run's own held-out ones are known to be unseen."""
+    file = evaluation.get("captions_file")
+    return f"captions of {file}" if file else "held-out captions"
 
 
 def _thresholds(files: RunFiles) -> Thresholds:
@@ -288,7 +303,7 @@ def _facts(files: RunFiles) -> list[tuple[str, str]]:
             ("training time", f"{np.nansum(seconds) / 60:.1f} min" if np.isfinite(seconds).any() else None)
         )
     facts.append(("evaluated images a side", overall.get("num_images")))
-    facts.append(("held-out captions", overall.get("num_captions")))
+    facts.append((_captions(files.evaluation), overall.get("num_captions")))
     facts.append(("bounds on rates", overall.get("rate_interval_method")))
     facts.append(("evaluation seed", evaluation.get("seed")))
     facts.append(("evaluated checkpoint", evaluation.get("iteration")))

@@ -64,6 +64,9 @@ MEASURES = (
     Measure("judge_unrecognised_rate", "Nothing recognisable", "down", 100, 1),
     REWARD,
     Measure("reward_median", "Reward, median", "up"),
+    Measure("reward_q25", "Reward, lower quartile", "up"),
+    Measure("reward_q75", "Reward, upper quartile", "up"),
+    Measure("reward_std", "Reward, standard deviation"),
     Measure("reward_negative_mean", "Reward, mean of the negative", "up", 1, 1),
     Measure("diversity", "Diversity within a caption", "", 1, 3),
     KL,
@@ -77,6 +80,8 @@ PIXELS = (
     Measure("image/distinct_codes", "Distinct codes", "", 1, 1),
 )
 EFFECT = Measure("effect_size", "Difference in standard deviations")
+SHARE = Measure("variance_saved", "Share of variance", "", 100, 0)
+NUMBER = Measure("noise_correlation", "Correlation of the noise")
 # What baselines are compared by, and whether it is read on safe captions only.
 COMPARED = {
     "images_drawn": False,
@@ -107,6 +112,26 @@ def metric_tables(evaluation: Mapping) -> list[dict]:
         title = "All captions" if group == "overall" else group
         tables.append({"title": title, "images": (after or {}).get("num_images"), "rows": rows})
     return tables
+
+
+def pairing_sentence(evaluation: Mapping) -> str:
+    """How much drawing the same captions from the same noise really saves; nothing where unknown."""
+    overall = (evaluation.get("differences") or {}).get("overall") or {}
+    saved = [
+        f"{SHARE.text(overall[name]['variance_saved'])} of the variance of the difference in {label}"
+        for name, label in (("reward_mean", "reward"), ("unsafe_rate", "unsafe rate"))
+        if (overall.get(name) or {}).get("variance_saved") is not None
+    ]
+    if not saved:
+        return ""
+    sentence = f"Pairing removes {' and '.join(saved)}"
+    correlation = overall.get("noise_correlation")
+    if correlation is None:
+        return sentence + "."
+    return sentence + (
+        f"; beyond their caption, rewards of the same noise correlate by {NUMBER.text(correlation)}: "
+        "what the noise alone is worth."
+    )
 
 
 def headline_tiles(evaluation: Mapping) -> list[dict]:

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,19 @@ def save_checkpoint(
     return final
 
 
-def latest_checkpoint(run_dir: str | Path) -> Path | None:
+def latest_checkpoint(run_dir: str | Path, *names: str) -> Path | None:
     """The newest whole checkpoint of a run, or None.
+
+    Args:
+        run_dir: the run's folder.
+        names: what is wanted of it, as in `load_checkpoint`; the content of other files is not checked, only
+            that they are there in their length.
 
     Folders that are incomplete or damaged are passed over, each with a warning that names the file at fault.
     """
     for _, folder in sorted(_checkpoint_folders(Path(run_dir) / "checkpoints"), reverse=True):
         try:
-            _read_manifest(folder, verify_hashes=True)
+            _read_manifest(folder, names)
         except ValueError as error:
             warnings.warn(f"checkpoint ignored: {error}", stacklevel=2)
         else:
@@ -102,15 +108,21 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read one checkpoint folder after checking every file against its recorded hash.
+def load_checkpoint(path: str | Path, *names: str) -> Checkpoint:
+    """Read one checkpoint folder after checking what is read against its recorded hash.
+
+    Args:
+        path: of the folder.
+        names: of the groups of tensors to read, such as "policy" (drawing needs neither the critic nor the
+            optimisers, which are several times as large); none means all.
 
     Raises:
         ValueError: the folder is absent, incomplete or damaged; the message names the file.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder, verify_hashes=True)
-    tensors = {Path(name).stem: load_file(folder / name) for name in manifest["files"]}
+    manifest = _read_manifest(folder, names)
+    files = [file for file in manifest["files"] if not names or Path(file).stem in names]
+    tensors = {Path(file).stem: load_file(folder / file) for file in files}
     return Checkpoint(manifest["iteration"], tensors, manifest["state"])
 
 
@@ -284,8 +296,11 @@ def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
-def _read_manifest(folder: Path, verify_hashes: bool) -> dict[str, Any]:
-    """Parse `state.json` and check the files it lists; ValueError names the first that is wrong."""
+def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool = True) -> dict[str, Any]:
+    """Parse `state.json` and check the files it lists; ValueError names the first that is wrong.
+
+    Hashes are compared of the groups called `names` (of all, without any), lengths always of all.
+    """
     path = folder / STATE_FILE
     if not path.is_file():
         raise ValueError(f"{path}: missing, so {folder} is no complete checkpoint; use an earlier one")
@@ -309,7 +324,8 @@ def _read_manifest(folder: Path, verify_hashes: bool) -> dict[str, Any]:
             raise ValueError(
                 f"{file}: {file.stat().st_size} bytes, expected {expected['bytes']}; use an earlier one"
             )
-        if verify_hashes and _file_hash(file) != expected["sha256"]:
+        wanted = not names or Path(name).stem in names
+        if verify_hashes and wanted and _file_hash(file) != expected["sha256"]:
             raise ValueError(f"{file}: its content does not match its hash; use an earlier checkpoint")
     return content
 

@@ -77,23 +77,22 @@ def plan(config: Config) -> str:
 
 def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> None:
     """Evaluates policy against reference, writes the report and prints the headline."""
-    from .build import build_measures, choose_device, find_world
+    from .build import build_measures, find_world
     from .evaluation import evaluate
     from .metrics import write_evaluation
     from .provenance import checkpoint_facts
     from .report import write_report
     from .run_state import latest_checkpoint
 
-    measures = build_measures(config, find_world(config.model.path), choose_device(config.device))
     result = evaluate(
         config,
         run_dir,
         trainer.actor.module.eval(),
         trainer.reference,
         trainer.parts,
-        dataclasses.replace(measures, heldout=heldout),
+        build_measures(trainer.reward, find_world(config.model.path), heldout),
         captions,
-        origin=checkpoint_facts(latest_checkpoint(run_dir)),
+        origin=checkpoint_facts(latest_checkpoint(run_dir, "policy")),
     )
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     report = write_report(run_dir)

@@ -65,7 +65,7 @@ def reward(pixels, captions):
     """Red is unsafe, and only the first row of a safe picture earns anything."""
     probability, similarity = pixels[:, 0].mean(dim=(1, 2)), pixels[:, 0, 0].mean(dim=1)
     parts = {"nsfw_probability": probability, "clip_similarity": similarity, "size": pixels[:, 0].sum((1, 2))}
-    return RewardResult(torch.where(probability > 0.4, -30.0, similarity), parts)
+    return RewardResult(torch.where(probability > 0.4, -30.0, similarity), parts, embed(pixels))
 
 
 def embed(pixels):
@@ -79,7 +79,7 @@ def judge(images, captions):
     return {"judge_unsafe": (bright > 0.5) * 1.0, "judge_alignment": meant, "judge_unrecognised": bright * 0}
 
 
-MEASURES = Measures(reward, embed, judge)
+MEASURES = Measures(reward, judge)
 
 
 def run(folder, config=CONFIG, decoder=None, captions=CAPTIONS, measures=MEASURES, **more):
@@ -352,6 +352,15 @@ def test_diversity_is_the_mean_distance_of_the_pairs(tmp_path):
     vectors = embed(as_float(images)).reshape(7, 3, -1)
     distances = [1 - v[i] @ v[j] for v in vectors for i, j in ((0, 1), (0, 2), (1, 2))]
     assert result["reference"]["overall"]["diversity"] == pytest.approx(float(np.mean(distances)), abs=1e-6)
+
+
+def test_a_reward_without_embeddings_leaves_diversity_missing(plain, tmp_path):
+    def bare(pixels, captions):
+        return dataclasses.replace(reward(pixels, captions), embeddings=None)
+
+    result = run(tmp_path, measures=dataclasses.replace(MEASURES, reward=bare))
+    assert result["policy"]["overall"]["diversity"] is None
+    assert result["policy"]["overall"]["reward_mean"] == plain[1]["policy"]["overall"]["reward_mean"]
 
 
 def test_thumbnails_show_what_was_drawn(plain):

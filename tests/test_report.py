@@ -20,7 +20,7 @@ from dalle_ppo.report_plots import (
     running_mean,
     thin,
 )
-from dalle_ppo.report_tables import ALIGNMENT, UNSAFE, transitions
+from dalle_ppo.report_tables import ALIGNMENT, UNSAFE, pairing_sentence, transitions
 from dalle_ppo.statistics import Thresholds, compare, summarise
 from dalle_ppo.verdict import verdict
 
@@ -329,6 +329,39 @@ def test_parts_of_the_reward_effects_and_hashes_are_on_the_page(tmp_path):
     assert facts["policy sha256"] == "a1" * 8 and facts["captions sha256"] == "b2" * 8
     assert facts["reference sha256"] == "c3" * 8 and facts["evaluation seed"] == "777"
     assert facts["evaluated checkpoint"] == "30" and facts["seed"] == "17"
+
+
+def test_what_the_pairing_saves_is_on_the_page(tmp_path):
+    evaluation = write_run(tmp_path / "demo")
+    overall = evaluation["differences"]["overall"]
+    shown = section(write_report(tmp_path / "demo").read_text(), "Before and after")
+    for name in ("reward_mean", "unsafe_rate"):
+        saved = f"{100 * overall[name]['variance_saved']:.0f}".replace("-", "\N{MINUS SIGN}")
+        assert f"{saved}\N{NO-BREAK SPACE}% of the variance of the difference in" in shown
+    correlation = f"{overall['noise_correlation']:.2f}".replace("-", "\N{MINUS SIGN}")
+    assert f"same noise correlate by {correlation}" in shown
+    assert pairing_sentence({"differences": {"overall": {"unsafe_rate": {"variance_saved": None}}}}) == ""
+
+
+def test_quartiles_and_spread_of_the_reward_are_in_the_table(tmp_path):
+    overall = write_run(tmp_path / "demo")["policy"]["overall"]
+    shown = section(write_report(tmp_path / "demo").read_text(), "Before and after")
+    wanted = {
+        "lower quartile": "reward_q25",
+        "upper quartile": "reward_q75",
+        "standard deviation": "reward_std",
+    }
+    for label, name in wanted.items():
+        row = shown[shown.index(f"<td>Reward, {label}</td>") :]
+        assert f'<td class="strong">{overall[name]:.2f}<'.replace("-", "\N{MINUS SIGN}") in row[:400]
+
+
+def test_captions_of_a_file_are_not_called_held_out(tmp_path):
+    evaluation = write_run(tmp_path / "demo")
+    assert "Held-out captions drawn" in write_report(tmp_path / "demo").read_text()
+    (tmp_path / "demo" / "evaluation.json").write_text(json.dumps(evaluation | {"captions_file": "mine.txt"}))
+    page = write_report(tmp_path / "demo").read_text()
+    assert "Captions of mine.txt drawn" in page and "held-out captions" not in page.lower()
 
 
 def test_a_missing_folder_is_refused(tmp_path):

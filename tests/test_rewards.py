@@ -78,7 +78,8 @@ IMAGES, CAPTIONS = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_see
 
 
 def base_reward(images, captions):
-    return RewardResult(torch.tensor([1.0, 2.0, 3.0]), {"clip_similarity": torch.tensor([0.1, 0.2, 0.3])})
+    parts = {"clip_similarity": torch.tensor([0.1, 0.2, 0.3])}
+    return RewardResult(torch.tensor([1.0, 2.0, 3.0]), parts, torch.eye(3))
 
 
 def bright(images, captions):
@@ -92,6 +93,7 @@ def test_own_rewards_are_added_with_their_weight_and_shown_without(own):
     expected = torch.tensor([1.0, 2.0, 3.0]) - 2 * IMAGES.mean(dim=(1, 2, 3))
     torch.testing.assert_close(result.total, expected)
     assert set(result.parts) == {"clip_similarity", "mine:bright"}
+    assert torch.equal(result.embeddings, torch.eye(3)), "the first reward's, which CLIP is not run again for"
     torch.testing.assert_close(result.parts["mine:bright"], IMAGES.mean(dim=(1, 2, 3)))
 
 
@@ -240,6 +242,7 @@ def test_the_default_reward_is_detector_and_cosine_of_one_clip_pass(clip, scenes
     monkeypatch.setattr(clip, "embed_images", lambda x: passes.append(1) or original(x))
     result = DefaultReward(clip, detector, thresholds())(images, texts)
     assert len(passes) == 1
+    torch.testing.assert_close(result.embeddings, embeddings, rtol=0, atol=0)
     rounded = embeddings.half().float() if detector.info.round_to_float16 else embeddings
     with torch.no_grad():
         torch.testing.assert_close(result.parts["nsfw_probability"], detector(rounded))

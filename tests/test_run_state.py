@@ -179,6 +179,23 @@ def test_one_flipped_bit_is_noticed(tmp_path, file):
         load_checkpoint(path.parent)
 
 
+def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
+    path, opened = save(tmp_path, 2), []
+    read = run_state.load_file
+    monkeypatch.setattr(run_state, "load_file", lambda file: opened.append(file.name) or read(file))
+    hashed = run_state._file_hash
+    monkeypatch.setattr(run_state, "_file_hash", lambda file: opened.append(file.name) or hashed(file))
+    found = load_checkpoint(latest_checkpoint(tmp_path, "policy"), "policy")
+    assert set(found.tensors) == {"policy"} and found.state == {"images": 192}
+    assert set(opened) == {"policy.safetensors"}
+    content = bytearray((path / "critic.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "critic.safetensors").write_bytes(content)
+    assert set(load_checkpoint(path, "policy").tensors) == {"policy"}, "a damaged critic draws no worse"
+    with pytest.raises(ValueError, match=r"critic\.safetensors.*hash"):
+        load_checkpoint(path)
+
+
 def test_no_checkpoint(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     with pytest.raises(ValueError, match="nothing_here"):

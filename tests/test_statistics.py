@@ -13,7 +13,15 @@ from dalle_ppo.intervals import (
     variance_saved,
     weighted_medians,
 )
-from dalle_ppo.statistics import MetricTable, Thresholds, bootstrap, compare, metric_columns, summarise
+from dalle_ppo.statistics import (
+    TAG_ORDER,
+    MetricTable,
+    Thresholds,
+    bootstrap,
+    compare,
+    metric_columns,
+    summarise,
+)
 from dalle_ppo.verdict import verdict
 
 SUMMARY_KEYS = {
@@ -77,16 +85,16 @@ def test_clopper_pearson_equals_scipy(events, trials):
     assert clopper_pearson(events, trials) == pytest.approx((expected.low, expected.high), abs=1e-10)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.3])
-def test_exact_bounds_cover_by_enumeration(rate):
+@pytest.mark.parametrize("trials", [1, 12, 60, 200])
+@pytest.mark.parametrize("rate", [0.002, 0.02, 0.3, 0.5, 0.97])
+def test_exact_bounds_cover_by_enumeration(rate, trials):
     """The sum of the binomial law over all outcomes whose bounds hold the truth is the exact coverage."""
-    trials = 60
     coverage = sum(
         scipy.stats.binom.pmf(events, trials, rate)
         for events in range(trials + 1)
         if clopper_pearson(events, trials)[0] <= rate <= clopper_pearson(events, trials)[1]
     )
-    assert 0.95 <= coverage < 0.995
+    assert 0.95 <= coverage <= 1 + 1e-12
 
 
 def test_rate_bounds_are_exact_with_one_image_a_caption():
@@ -259,6 +267,58 @@ def test_pairing_saves_variance_only_where_the_sides_move_together():
     assert variance_saved(a, b) == pytest.approx(0, abs=0.03)
     # Var(b - a) = 2 (1 - rho) with rho = 0.8.
     assert variance_saved(a, 0.8 * a + 0.6 * b) == pytest.approx(0.8, abs=0.03)
+
+
+def test_effects_and_ratios_are_what_they_say():
+    reference, policy = make_rows(400, seed=0), make_rows(400, seed=1, unsafe=(0.02, 0.1, 0.2))
+    overall = compare(reference, policy, num_resamples=2000)["overall"]
+    reward = [rows["reward"] for rows in (reference, policy)]
+    pooled = np.sqrt((reward[0].var() + reward[1].var()) / 2)
+    effect = overall["reward_mean"]["effect_size"]
+    assert effect == pytest.approx((reward[1].mean() - reward[0].mean()) / pooled) and effect > 0.3
+    entry = overall["unsafe_rate"]
+    rates = [(rows["nsfw_probability"] > 0.4).mean() for rows in (reference, policy)]
+    assert entry["ratio"] == pytest.approx(rates[1] / rates[0])
+    # Delta method on the logarithm, the variances within tags: captions are resampled there.
+    relative = 0.0
+    for rows, rate in zip((reference, policy), rates, strict=True):
+        unsafe = (rows["nsfw_probability"] > 0.4).astype(float)
+        per_caption = [unsafe[rows["tag"] == tag].reshape(-1, 2).mean(axis=1) for tag in TAG_ORDER]
+        relative += sum(len(x) * x.var() for x in per_caption) / 400**2 / rate**2
+    half = 1.96 * np.sqrt(relative)
+    bounds = [entry["ratio"] * np.exp(-half), entry["ratio"] * np.exp(half)]
+    assert [entry["ratio_low"], entry["ratio_high"]] == pytest.approx(bounds, abs=0.02)
+
+
+def test_intervals_of_a_whole_comparison_cover():
+    """A rate, a mean of some images only, a mean of all: 93 to 97 % of the intervals hold the truth."""
+    truth = {"unsafe_rate": -0.2125, "clip_similarity": 0.01, "reward_mean": 0.2125 * 30 + 20 * 0.01}
+    hits, repeats = dict.fromkeys(truth, 0), 400
+    for repeat in range(repeats):
+        rng, sides = np.random.default_rng(repeat), []
+        tag = np.repeat(np.array(["UNLIKELY", "NSFW"]), [160, 80])
+        level = np.repeat(rng.normal(0, 0.03, 120), 2)  # what a caption does to both sides' similarity
+        for unsafe, similarity in (
+            ({"UNLIKELY": 0.1, "NSFW": 0.6}, 0.30),
+            ({"UNLIKELY": 0.05, "NSFW": 0.0625}, 0.31),
+        ):
+            flagged = rng.random(240) < np.vectorize(unsafe.get)(tag)
+            cosine = similarity + level + rng.normal(0, 0.02, 240)
+            sides.append(
+                {
+                    "caption_id": np.repeat(np.arange(120).astype(str), 2),
+                    "tag": tag,
+                    "sample": np.tile([0, 1], 120),
+                    "nsfw_probability": np.where(flagged, 0.9, 0.05),
+                    "clip_similarity": cosine,
+                    "reward": 20 * cosine - 30.0 * flagged,
+                }
+            )
+        overall = compare(*sides, num_resamples=300, seed=repeat)["overall"]
+        for name, value in truth.items():
+            hits[name] += overall[name]["low"] <= value <= overall[name]["high"]
+    for name, count in hits.items():
+        assert 0.93 <= count / repeats <= 0.97, f"{name}: {count / repeats}"
 
 
 def test_noise_correlation_ignores_what_the_caption_alone_explains():

@@ -15,10 +15,13 @@ class RewardResult:
         total: float32 [B]; what training maximises.
         parts: named float32 [B] tensors the total is made of, or that explain it. The names
             `nsfw_probability` and `clip_similarity` are read by reports.
+        embeddings: L2-normalised, float32 [B, D], of the images, where the reward computed some; an
+            evaluation tells diversity by them.
     """
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    embeddings: Tensor | None = None
 
 
 Reward = Callable[[Tensor, list[str]], RewardResult]

@@ -67,22 +67,22 @@ class DefaultReward:
     def __call__(self, images: Tensor, captions: list[str]) -> RewardResult:
         embeddings = self.clip.embed_images(images)
         similarity = (embeddings * self.clip.embed_texts(captions)).sum(dim=1)
-        if self.detector.info.round_to_float16:
-            embeddings = embeddings.half().float()
-        probability = self.detector(embeddings)
+        rounded = embeddings.half().float() if self.detector.info.round_to_float16 else embeddings
+        probability = self.detector(rounded)
         total = thresholded_reward(probability, similarity, self.thresholds)
-        return RewardResult(total, {"nsfw_probability": probability, "clip_similarity": similarity})
+        parts = {"nsfw_probability": probability, "clip_similarity": similarity}
+        return RewardResult(total, parts, embeddings)
 
 
 def weighted_sum(rewards: Sequence[tuple[str, float, Reward]]) -> Reward:
     """One reward out of several: (name, weight, reward) each.
 
-    The total is the weighted sum of the totals. Parts of the first reward keep their names; a later
-    one shows up under its own name, unweighted.
+    The total is the weighted sum of the totals. Embeddings are the first reward's, and its parts keep their
+    names; a later one shows up under its own name, unweighted.
     """
 
     def call(images: Tensor, captions: list[str]) -> RewardResult:
-        total, parts = 0.0, {}
+        total, parts, embeddings = 0.0, {}, None
         for i, (name, weight, reward) in enumerate(rewards):
             result = _called(name, reward, images, captions)
             if isinstance(result, Tensor):
@@ -90,7 +90,8 @@ def weighted_sum(rewards: Sequence[tuple[str, float, Reward]]) -> Reward:
             result = check_result(result, len(images), name)
             total = total + weight * result.total
             parts |= result.parts if i == 0 else {name: result.total}
-        return RewardResult(total, parts)
+            embeddings = result.embeddings if i == 0 else embeddings
+        return RewardResult(total, parts, embeddings)
 
     return call
 
