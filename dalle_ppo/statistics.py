@@ -29,6 +29,7 @@ RATES = (
     "judge_unrecognised_rate",
     "heldout_unsafe_rate",
 )
+SHARES = (*RATES, "judge_alignment")
 FAMILIES = ("reward/", "image/")
 
 
@@ -292,9 +293,9 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
             }
             continue
         low, high = percentile_interval(draws[:, 1, k] - draws[:, 0, k], captions) or (None, None)
-        if name in RATES and low is not None and low == high:
+        if name in SHARES and low is not None and low == high:
             # No caption differs, so the bootstrap sees no spread; that is no proof of certainty.
-            unseen = clopper_pearson(0, captions)[1]
+            unseen = clopper_pearson(0, int((tables[0].counts[:, k] > 0).sum()))[1]
             low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
         spread = np.sqrt((np.nanvar(columns[0]) + np.nanvar(columns[1])) / 2)
         result[name] = {

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.compat.proto.node_def_pb2 import NodeDef
 
+from dalle_ppo.keras_import import verify as verification
 from dalle_ppo.keras_import.convert import convert
 from dalle_ppo.keras_import.download import detector_file, fetch
 from dalle_ppo.keras_import.graph_check import check_operations
@@ -340,6 +342,36 @@ def test_command_on_bad_input(tmp_path):
     result = _run(tmp_path / "missing.keras", tmp_path / "out.safetensors")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and "missing.keras" in result.stderr
+
+
+@pytest.mark.parametrize("largest, code, words", [(9e-7, 0, "verify: equal"), (1.1e-6, 1, "NOT equal")])
+def test_the_verification_is_printed_and_decides_the_exit_code(
+    largest, code, words, tmp_path, monkeypatch, capsys
+):
+    comparisons = [verification.Comparison("float32", 2048, 1e-8)]
+    comparisons.append(verification.Comparison("float16-representable", 2048, largest))
+    monkeypatch.setattr(verification, "verify", lambda source, out: comparisons)
+    arguments = [FIXTURES / "keras3.h5", tmp_path / "out.safetensors", "--verify"]
+    monkeypatch.setattr(sys, "argv", ["keras_nsfw_to_torch.py", *map(str, arguments)])
+    command = runpy.run_path(str(ROOT / "converters" / "keras_nsfw_to_torch.py"))
+    assert command["main"]() == code
+    printed = capsys.readouterr().out
+    assert (
+        words in printed
+        and "2048 embeddings, float16-representable" in printed
+        and f"{largest:.1e}" in printed
+    )
+
+
+def test_verifying_without_tensorflow_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
+    arguments = [FIXTURES / "category_saved_model.zip", tmp_path / "out.safetensors", "--verify"]
+    monkeypatch.setattr(sys, "argv", ["keras_nsfw_to_torch.py", *map(str, arguments)])
+    command = runpy.run_path(str(ROOT / "converters" / "keras_nsfw_to_torch.py"))
+    assert command["main"]() == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "pip install 'dalle_ppo[convert]'" in error
+    assert load_detector(tmp_path / "out.safetensors"), "converting needs no TensorFlow"
 
 
 # --- with TensorFlow

@@ -359,6 +359,11 @@ def test_identical_sides_are_not_worse_but_not_certain_either():
     rows = make_rows(seed=0)
     entry = compare(rows, rows, num_resamples=50)["overall"]["unsafe_rate"]
     assert entry["difference"] == 0 and entry["low"] < 0 < entry["high"]
+    # Half of the 24 captions are safe and all 12 as aligned as can be: a 13th might not be.
+    perfect = make_rows(24, align=1.0)
+    aligned = compare(perfect, perfect, num_resamples=50)["overall"]["judge_alignment"]
+    assert -aligned["low"] == aligned["high"] == pytest.approx(1 - 0.025 ** (1 / 12))
+    assert judged(perfect, perfect)["alignment"] == "unclear"
 
 
 def test_a_detector_that_is_pleased_while_the_judge_is_not_is_flagged():
