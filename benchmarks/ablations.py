@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "unguided-log-probs": {},
     "kl-k1-in-reward": {"kl.estimator": "k1", "kl.placement": "reward"},
     "kl-k2-in-loss": {"kl.estimator": "k2"},
-    "epochs-1": {"ppo.epochs": 1},
+    "epochs-2": {"ppo.epochs": 2},
     "epochs-4": {"ppo.epochs": 4},
     "raw-scores": {"ppo.normalise_scores": "false"},
 }
@@ -53,7 +53,7 @@ QUESTIONS = {
     "critic or none": ("critic-4-images-a-caption", "rloo", "grpo"),
     "log-probs of guided samples": (UNGUIDED,),
     "KL placement": ("kl-k1-in-reward", "kl-k2-in-loss"),
-    "epochs": ("epochs-1", "epochs-4"),
+    "epochs": ("epochs-2", "epochs-4"),
     "score normalisation": ("raw-scores",),
 }
 SHOWN = {"judge_unsafe_rate": "unsafe, judge", "judge_alignment": "alignment, judge"}
