@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_ppo.build import build_measures, build_trainer, choose_device, evaluation_captions, find_world
+from dalle_ppo.build import build_measures, build_trainer, evaluation_captions, find_world
 from dalle_ppo.config import Config, parse_command_line, run_main, to_yaml
 from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of
 from dalle_ppo.evaluation import evaluate
@@ -135,7 +135,7 @@ def run_cell(config: Config, name: str, run_dir: Path) -> dict:
         policy_of(folders[last], reference),
         reference,
         trainer.parts,
-        build_measures(config, find_world(config.model.path), choose_device(config.device)),
+        build_measures(trainer.reward, find_world(config.model.path), None),
         evaluation_captions(config),
         origin=checkpoint_facts(folders[last]),
         earlier={iteration: loader(folders[iteration], reference) for iteration in earlier if iteration},
