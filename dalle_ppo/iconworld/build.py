@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
 # Steps, peak learning rate and scenes of each round. The first learns to draw; the second, a warm restart on
 # fresh scenes, learns to read captions.
-DALLE_ROUNDS = ((3000, 1.5e-3, 100_000), (3500, 1.2e-3, 150_000))
+DALLE_ROUNDS = ((3000, 1.5e-3, 100_000), (4200, 1.2e-3, 150_000))
 
 
 def build_vqgan(out: Path, seed: int) -> None:
@@ -31,7 +31,7 @@ def build_vqgan(out: Path, seed: int) -> None:
     from .training import save_half
     from .vqgan import train_vqgan
 
-    encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=3000)
+    encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=2000)
     save_half(encoder, out / "vqgan_encoder.safetensors")
     save_half(decoder, out / "vqgan_decoder.safetensors")
 
