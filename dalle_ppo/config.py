@@ -160,10 +160,14 @@ class RolloutConfig:
     Args:
         rollout_batch_size: images an iteration.
         samples_per_caption: images of each caption; divides `rollout_batch_size`.
+        dtype: of the weights and caches that images are sampled with. Default float32, the trained weights
+            themselves. "bfloat16" halves what a GPU reads for each token; the images are then drawn by a
+            slightly different policy (`sampler_log_prob_gap`), which `ppo.importance_cap` corrects for.
     """
 
     rollout_batch_size: int = 96
     samples_per_caption: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         _at_least_one(self, "rollout", "rollout_batch_size", "samples_per_caption")

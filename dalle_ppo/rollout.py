@@ -87,6 +87,15 @@ def collect(
     return Rollout(batch, prompts, num_truncated)
 
 
+def as_bfloat16(decoder: BartDecoder) -> BartDecoder:
+    """A copy to sample from, with weights of half the size; the head's arithmetic stays in float32."""
+    with torch.device("meta"):
+        copy = BartDecoder(decoder.config)
+    weights = {name: value.to(torch.bfloat16) for name, value in decoder.state_dict().items()}
+    copy.load_state_dict(weights, strict=True, assign=True)
+    return copy.requires_grad_(False)
+
+
 def encode_captions(
     parts: FrozenParts, texts: Sequence[str], settings: PolicySettings
 ) -> tuple[Prompts, int]:

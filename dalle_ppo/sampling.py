@@ -6,8 +6,9 @@ reference log-probs, the entropy and the KL all call it, so they speak of the sa
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from .models.bart import (
     BartDecoder,
     BartEncoder,
     CrossStates,
-    SelfAttentionCache,
     TextStates,
     at_least_float32,
 )
+from .models.caches import Cache, StaticCache
 from .models.policy import PolicySettings
 from .rl.records import HiddenStates
+
+NUM_GRAPHS = 4  # recordings of a step, each reading the caches up to its own end
 
 
 @dataclass(frozen=True)
@@ -196,19 +199,19 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
-def gumbel_noise(keys: Tensor, position: int, num_codes: int) -> Tensor:
+def gumbel_noise(keys: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
     """Standard Gumbel noise of one position, a pure function of its arguments.
 
     Args:
         keys: int32 [N, 2], of `noise_keys`.
-        position: of the token, 0 .. T - 1.
+        position: of the token, 0 .. T - 1; also as a tensor [1].
         num_codes: V.
 
     Returns:
         float32 [N, V].
     """
     codes = torch.arange(num_codes, dtype=torch.int32, device=keys.device)
-    place = torch.full((1,), position * 0x632B + 0x1234567, dtype=torch.int32, device=keys.device)
+    place = torch.as_tensor(position, device=keys.device).to(torch.int32).view(1) * 0x632B + 0x1234567
     x = _mix(codes[None] * 0x3C6EF35 + _mix(keys[:, :1] + _mix(place)))
     x = _mix(x + keys[:, 1:])
     uniform = (((x >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23
@@ -238,29 +241,76 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
             f"{num_images} images do not divide among {branches[0].num_captions} captions; "
             "draw the same number for each"
         )
-    start = decoder.config.start_token if settings.start_token is None else settings.start_token
-    current = torch.full((num_images,), start, device=keys.device)
-    tokens = torch.empty((num_images, num_tokens), dtype=torch.long, device=keys.device)
-    log_probs = torch.empty((num_images, num_tokens), device=keys.device)
-    caches = decoder.new_cache(num_images, len(branches))
-    for position in range(num_tokens):
-        current, chosen = _sample_step(decoder, current, position, caches, branches, keys, settings)
-        tokens[:, position] = current
-        log_probs[:, position] = chosen
-    return Samples(tokens, log_probs)
+    drawing = _Drawing(decoder, branches, keys, settings)
+    if keys.device.type == "cuda":
+        draw_replayed(drawing, decoder.new_cache(num_images, len(branches), static=True), cuda_graph)
+    else:
+        caches = decoder.new_cache(num_images, len(branches))
+        for _ in range(num_tokens):
+            drawing.advance(caches)
+    return Samples(drawing.tokens, drawing.log_probs)
 
 
-def _sample_step(
-    decoder: BartDecoder,
-    current: Tensor,
-    position: int,
-    caches: list[SelfAttentionCache],
-    branches: list[CrossStates],
-    keys: Tensor,
-    settings: PolicySettings,
-) -> tuple[Tensor, Tensor]:
-    """The next token of every image and its log-prob, each [N]: the Gumbel maximum is a draw from pi."""
-    hidden = decoder.step(current, position, caches, branches)
-    log_pi = guided_log_pi(decoder, hidden[0], hidden[1] if settings.guided else None, settings)
-    tokens = (log_pi + gumbel_noise(keys, position, log_pi.shape[-1])).argmax(dim=-1)
-    return tokens, log_pi.gather(-1, tokens[:, None])[:, 0]
+class _Drawing:
+    """What one call of `sample` reads and writes. All of it stays where it is, as a CUDA graph needs it."""
+
+    def __init__(
+        self, decoder: BartDecoder, branches: list[CrossStates], keys: Tensor, settings: PolicySettings
+    ):
+        start = decoder.config.start_token if settings.start_token is None else settings.start_token
+        shape, device = (len(keys), decoder.config.num_image_tokens), keys.device
+        self.decoder, self.branches, self.keys, self.settings = decoder, branches, keys, settings
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.current = torch.full((len(keys),), start, device=device)
+        self.tokens = torch.empty(shape, dtype=torch.long, device=device)
+        self.log_probs = torch.empty(shape, device=device)
+
+    def advance(self, caches: list[Cache]) -> None:
+        """Draws the next token of every image: the Gumbel maximum is a draw from pi."""
+        hidden = self.decoder.step(self.current, self.position, caches, self.branches)
+        unconditional = hidden[1] if self.settings.guided else None
+        log_pi = guided_log_pi(self.decoder, hidden[0], unconditional, self.settings)
+        noise = gumbel_noise(self.keys, self.position, log_pi.shape[-1])
+        drawn = (log_pi + noise).argmax(dim=-1, keepdim=True)
+        self.current.copy_(drawn[:, 0])
+        self.tokens.index_copy_(1, self.position, drawn)
+        self.log_probs.index_copy_(1, self.position, log_pi.gather(-1, drawn).to(self.log_probs.dtype))
+        self.position += 1
+
+
+def draw_replayed(
+    drawing: _Drawing,
+    caches: list[StaticCache],
+    capture: Callable[[Callable[[], None]], Callable[[], None]],
+) -> None:
+    """Draws all tokens by replaying recorded steps.
+
+    Each of `NUM_GRAPHS` recordings serves its share of the sequence and reads the caches up to its end.
+    They live for this call only: recording costs as much as drawing a token, and outlives no weight.
+
+    Args:
+        drawing: filled in place.
+        caches: of `new_cache(..., static=True)`.
+        capture: records a step, without running it, and returns what runs it.
+    """
+    num_tokens = drawing.tokens.shape[1]
+    length = -(-num_tokens // NUM_GRAPHS)
+    replays = []  # kept until the device is through with them
+    for begin in range(0, num_tokens, length):
+        end = min(begin + length, num_tokens)
+        parts = [cache.first(end) for cache in caches]
+        if begin == 0:
+            drawing.advance(parts)  # a library's first call may allocate, which a recording cannot
+        replays.append(capture(partial(drawing.advance, parts)))
+        for _ in range(max(begin, 1), end):
+            replays[-1]()
+    if drawing.tokens.is_cuda:
+        torch.cuda.current_stream(drawing.tokens.device).synchronize()
+
+
+def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Records `step` as a CUDA graph: one launch runs its hundreds of kernels."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -36,7 +36,7 @@ from .rl.advantages import (
 from .rl.kl import AdaptiveKL, kl_k1
 from .rl.losses import truncated_importance_weights
 from .rl.records import RolloutBatch, ScoredBatch, UpdateTargets
-from .rollout import FrozenParts, NoiseSource, Rollout, as_float, collect
+from .rollout import FrozenParts, NoiseSource, Rollout, as_bfloat16, as_float, collect
 from .run_state import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
 from .update import Learner, learning_rates, make_learner, run_update, score_passes
 
@@ -231,8 +231,9 @@ class Trainer:
         """Draws the iteration's images from the policy."""
         records = self.captions.next_batch(self.config.captions_per_iteration)
         noise = NoiseSource(self.config.seed, "rollout", self.progress.iteration)
+        actor = self.actor.module
         return collect(
-            self.actor.module,
+            as_bfloat16(actor) if self.config.rollout.dtype == "bfloat16" else actor,
             self.parts,
             records,
             self.config.rollout.samples_per_caption,

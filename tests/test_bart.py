@@ -52,15 +52,16 @@ def test_logits_at_every_position_are_those_of_the_packages_one_token_loop(start
 
 
 @torch.no_grad()
-def test_cached_step_equals_teacher_forcing():
+@pytest.mark.parametrize("static", [False, True])
+def test_cached_step_equals_teacher_forcing(static):
     encoder, decoder = tiny_bart(dtype=torch.float64)
     tokens = image_tokens(6)
     branches = [decoder.cross_states(encoder(captions(*lengths))) for lengths in [(4, 10, 7), (2,)]]
     forced = torch.stack([decoder(tokens, cross) for cross in branches])
-    caches = decoder.new_cache(6, len(branches))
+    caches = decoder.new_cache(6, len(branches), static)
     current = torch.full((6,), TINY.start_token)
     for t in range(tokens.shape[1]):
-        hidden = decoder.step(current, t, caches, branches)
+        hidden = decoder.step(current, torch.tensor([t]), caches, branches)
         assert hidden.shape == (2, 6, TINY.width)
         assert relative_difference(hidden, forced[:, :, t]) <= 1e-12, f"position {t}"
         current = tokens[:, t]

@@ -41,7 +41,7 @@ def test_cache_bytes_are_those_of_the_cache(dtype, settings, branches):
         rows = 5 if i == 0 else branches * 5
         token = torch.zeros(rows, config.num_heads, 1, config.width // config.num_heads, dtype=dtype)
         for position in range(config.num_image_tokens):
-            cache.write(token, token, position)
+            cache.write(token, token, torch.tensor([position]))
     assert plan.cache_bytes * 5 == sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
     assert (plan.batch_size, plan.microbatch_size) == (5, 5)
 

@@ -15,6 +15,8 @@ from tiny_models import TINY, captions, image_tokens, relative_difference, tiny_
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.sampling import (
     Prompts,
+    _Drawing,
+    draw_replayed,
     encode_prompts,
     gather_log_probs,
     guided_log_pi,
@@ -366,3 +368,31 @@ def test_guidance_of_one_needs_no_unconditional_caption():
     assert prompts.unconditional is None
     log_pi = log_pi_of_tokens(decoder, tokens, prompts, settings)
     assert relative_difference(log_pi, logits_of(decoder, tokens, prompts.text).log_softmax(-1)) < 1e-12
+
+
+@pytest.mark.parametrize("settings", [PolicySettings(guidance=3.0), PolicySettings(guidance=1.0, top_k=5)])
+def test_replayed_steps_draw_the_same_tokens(settings):
+    """All of the CUDA path but the recording: each stands in for itself, run once more for each token."""
+    encoder, decoder = tiny_bart(replace(TINY, num_image_tokens=10))
+    prompts, keys, recorded = tiny_prompts(encoder, settings, 4, 9), keys_of(6), []
+    branches = [decoder.cross_states(prompts.text)]
+    if settings.guided:
+        branches.append(decoder.cross_states(prompts.unconditional))
+
+    def capture(step):
+        recorded.append(step.args[0][0].keys.shape[2])  # how far the first layer reads
+        return step
+
+    drawing = _Drawing(decoder, branches, keys, settings)
+    buffers = [drawing.tokens, drawing.log_probs, drawing.current, drawing.position]
+    with torch.no_grad():
+        draw_replayed(drawing, decoder.new_cache(6, len(branches), static=True), capture)
+    expected = sample(decoder, prompts, keys, settings)
+    assert torch.equal(drawing.tokens, expected.tokens)
+    assert relative_difference(drawing.log_probs, expected.log_probs) <= 1e-6
+    assert recorded == [3, 6, 9, 10]
+    # A graph writes where it was recorded: no buffer may be replaced.
+    for before, after in zip(
+        buffers, [drawing.tokens, drawing.log_probs, drawing.current, drawing.position], strict=True
+    ):
+        assert before is after

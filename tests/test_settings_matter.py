@@ -22,6 +22,7 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "policy.detach_unconditional": (True, {}),
     "rollout.rollout_batch_size": (8, {}),
     "rollout.samples_per_caption": (2, {}),
+    "rollout.dtype": ("bfloat16", {}),
     "reward.unsafe_threshold": (0.7, {}),
     "reward.unsure_threshold": (0.3, {}),
     "reward.unsafe_penalty": (-5.0, {}),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .caches import Cache, GrowingCache, StaticCache
 from .presets import BartConfig
 
 PAD_TOKEN = 1
@@ -80,40 +81,6 @@ class Attention(nn.Module):
         if mask is not None:
             scores.masked_fill_(~mask, -torch.inf)
         return self.out_proj((scores.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
-
-
-class SelfAttentionCache:
-    """Keys and values of the tokens that one decoder layer has seen, written in place.
-
-    On CPUs the buffers grow by an eighth of the sequence at a time: the start of a long buffer is read at
-    half the speed of a short one. Elsewhere they have their full length from the beginning.
-
-    Args:
-        num_images: N, rows of the buffers.
-        config: sizes.
-        like: a tensor of the buffers' dtype and device.
-    """
-
-    def __init__(self, num_images: int, config: BartConfig, like: Tensor):
-        self.num_tokens = config.num_image_tokens
-        self.growth = -(-self.num_tokens // 8) if like.device.type == "cpu" else self.num_tokens
-        self.keys = self.values = like.new_empty(
-            num_images, config.num_heads, 0, config.width // config.num_heads
-        )
-
-    def write(self, keys: Tensor, values: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Adds one token's keys and values [N, H, 1, D / H]; returns those of all tokens up to it."""
-        if position == self.keys.shape[2]:
-            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
-        self.keys[:, :, position : position + 1] = keys
-        self.values[:, :, position : position + 1] = values
-        return self.keys[:, :, : position + 1], self.values[:, :, : position + 1]
-
-    def _grown(self, buffer: Tensor) -> Tensor:
-        num_images, num_heads, length, width = buffer.shape
-        longer = buffer.new_empty(num_images, num_heads, min(length + self.growth, self.num_tokens), width)
-        longer[:, :, :length] = buffer
-        return longer
 
 
 @dataclass(frozen=True)
@@ -223,11 +190,11 @@ class DecoderLayer(nn.Module):
         x = self.attend_text(x, keys_values, mask)
         return x + self.glu(x)
 
-    def attend_cache(self, x: Tensor, cache: SelfAttentionCache, position: int) -> Tensor:
+    def attend_cache(self, x: Tensor, cache: Cache, position: Tensor) -> Tensor:
         """Residual self-attention of one new token [N, 1, D]; its key and value go into the cache."""
         h = self.pre_self_attn_layer_norm(x)
-        keys, values = cache.write(*self.self_attn.keys_values(h), position)
-        return x + self.self_attn_layer_norm(self.self_attn.attend_step(h, keys, values))
+        seen = cache.write(*self.self_attn.keys_values(h), position)
+        return x + self.self_attn_layer_norm(self.self_attn.attend_step(h, *seen))
 
 
 class BartDecoder(nn.Module):
@@ -251,9 +218,9 @@ class BartDecoder(nn.Module):
 
     def cross_states(self, text: TextStates) -> CrossStates:
         """Cross-attention keys and values of M captions, computed once, and laid out as they are read."""
-        keys_values = []
+        keys_values, states = [], text.states.to(self.embed_positions.weight.dtype)
         for layer in self.layers:
-            keys, values = layer.encoder_attn.keys_values(text.states)
+            keys, values = layer.encoder_attn.keys_values(states)
             keys_values.append((keys.contiguous(), values.contiguous()))
         return CrossStates(tuple(keys_values), text.mask[:, None, None, :])
 
@@ -276,24 +243,24 @@ class BartDecoder(nn.Module):
             x = layer(x, keys_values, cross.mask)
         return self.final_ln(x)
 
-    def new_cache(self, num_images: int, num_branches: int) -> list[SelfAttentionCache]:
-        """Empty self-attention caches, one a layer.
+    def new_cache(self, num_images: int, num_branches: int, static: bool = False) -> list[Cache]:
+        """Empty self-attention caches, one a layer; static ones for CUDA graphs.
 
         The branches of an image part ways at the first caption they read: the first layer's self-attention
         comes before, so its cache is shared.
         """
         c, like = self.config, self.embed_positions.weight
         rows = [num_images] + [num_branches * num_images] * (c.num_layers - 1)
-        return [SelfAttentionCache(num, c, like) for num in rows]
+        return [(StaticCache.empty if static else GrowingCache)(num, c, like) for num in rows]
 
     def step(
-        self, tokens: Tensor, position: int, caches: list[SelfAttentionCache], branches: list[CrossStates]
+        self, tokens: Tensor, position: Tensor, caches: list[Cache], branches: list[CrossStates]
     ) -> Tensor:
         """One cached step of all branches together.
 
         Args:
             tokens: the token before `position`, int64 [N].
-            position: 0 .. T - 1.
+            position: 0 .. T - 1, int64 [1].
             caches: of `new_cache(N, len(branches))`, written in place.
             branches: one entry without guidance, conditional and unconditional with it. All branches
                 read the same tokens and differ in the caption they attend to.
