@@ -40,8 +40,10 @@ SETTINGS: dict[str, dict[str, object]] = {
     "rloo": FOUR | {"ppo.advantage": "rloo"},
     "grpo": FOUR | {"ppo.advantage": "group"},
     "unguided-log-probs": {},
-    "kl-k1-in-reward": {"kl.estimator": "k1", "kl.placement": "reward"},
-    "kl-k2-in-loss": {"kl.estimator": "k2"},
+    # The default's entropy penalty belongs to the exact KL in the loss: here all do without.
+    "kl-exact-in-loss-plain": {"ppo.entropy_coef": 0.0},
+    "kl-k1-in-reward-plain": {"kl.estimator": "k1", "kl.placement": "reward", "ppo.entropy_coef": 0.0},
+    "kl-k2-in-loss-plain": {"kl.estimator": "k2", "ppo.entropy_coef": 0.0},
     "epochs-2": {"ppo.epochs": 2},
     "epochs-4": {"ppo.epochs": 4},
     "raw-scores": {"ppo.normalise_scores": "false"},
@@ -52,7 +54,7 @@ QUESTIONS = {
     "GAE's lambda, critic warm-up": ("lambda-0.95", "lambda-0.95-warm-up-10", "warm-up-10"),
     "critic or none": ("critic-4-images-a-caption", "rloo", "grpo"),
     "log-probs of guided samples": (UNGUIDED,),
-    "KL placement": ("kl-k1-in-reward", "kl-k2-in-loss"),
+    "KL placement": ("kl-exact-in-loss-plain", "kl-k1-in-reward-plain", "kl-k2-in-loss-plain"),
     "epochs": ("epochs-2", "epochs-4"),
     "score normalisation": ("raw-scores",),
 }

@@ -71,7 +71,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name}, but this machine has no CUDA; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -259,6 +261,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     """Everything that training needs; nothing is written."""
     device = choose_device(config.device)
     loaded = load_model(config.model.path, device, config.model.revision)
+    config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
     reference = loaded.decoder.eval().requires_grad_(False)
     actor = copy.deepcopy(reference)
     for name, parameter in actor.named_parameters():

@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from .models.policy import PolicySettings
+from .rl.kl_placement import check_kl_placement
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,8 @@ class PpoConfig:
             (benchmarks/RESULTS.md); 0 is usual. Below 0 it is a penalty: with the exact KL in
             the loss, what the reward does not care about is then held not where the reference had it but at
             that distribution to the power kl_coef / (kl_coef + entropy_coef). The noise of the gradient
-            flattens the policy, so that it draws more by mistake; this takes it back without noise.
+            flattens the policy, so that it draws more by mistake; this takes it back without noise. The sum
+            of both must be above 0. Set it to 0 with another kl.kl_coef or kl.placement, or with kl.target.
         max_grad_norm: the actor's gradient is clipped to it. Default 1.0 (arXiv 2006.05990 finds 0.5 to 1).
             Lower it when single batches throw the policy off.
         target_kl: stop an iteration's updates when KL(old, new) exceeds it, in nats a token; null is never.
@@ -356,12 +358,7 @@ class KlConfig:
     max_kl: float | None = 100.0
 
     def __post_init__(self) -> None:
-        # The reasons stand in rl.kl.check_kl_placement; this file must not import torch.
-        if (self.placement, self.estimator) not in (("reward", "k1"), ("loss", "k2"), ("loss", "exact")):
-            raise ValueError(
-                f"kl.estimator {self.estimator} with kl.placement {self.placement} has the wrong gradient; "
-                "use k1 with reward, or k2 or exact with loss"
-            )
+        check_kl_placement(self.estimator, self.placement)
         _not_negative(self, "kl", "kl_coef")
         _positive(self, "kl", "target", "error_clip", "max_kl")
         if self.target is not None and not self.kl_coef > 0:
@@ -494,6 +491,7 @@ class Config:
                 f"ppo.advantage {self.ppo.advantage} compares images of one caption; "
                 "set rollout.samples_per_caption to at least 2"
             )
+        self._check_entropy_penalty()
         if self.rollout.rollout_batch_size % self.ppo.minibatch_size:
             raise ValueError(
                 f"ppo.minibatch_size is {self.ppo.minibatch_size}; it must divide "
@@ -504,6 +502,23 @@ class Config:
             raise ValueError(
                 f"kl.horizon is {self.kl.horizon} images; it must exceed kl.error_clip * "
                 f"rollout.rollout_batch_size = {largest_step:g}, or one batch could turn kl_coef negative"
+            )
+
+    def _check_entropy_penalty(self) -> None:
+        """What holds a policy against an entropy penalty is the KL: without enough of it, every token becomes
+        certain whatever the reward."""
+        entropy_coef, kl = self.ppo.entropy_coef, self.kl
+        if entropy_coef >= 0:
+            return
+        if kl.kl_coef + entropy_coef <= 0:
+            raise ValueError(
+                f"kl.kl_coef is {kl.kl_coef:g} and ppo.entropy_coef {entropy_coef:g}; their sum must be "
+                "above 0, or nothing holds the policy's entropy: set ppo.entropy_coef to 0"
+            )
+        if kl.target is not None:
+            raise ValueError(
+                f"kl.target is {kl.target:g}: it moves kl.kl_coef, which a ppo.entropy_coef below 0 "
+                f"({entropy_coef:g}) needs to stay above it; set ppo.entropy_coef to 0"
             )
 
     @property

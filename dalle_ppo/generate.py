@@ -97,9 +97,7 @@ def choose_settings(args: argparse.Namespace, model):
     names = ("guidance", "temperature", "top_k", "start_token")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = dataclasses.replace(model.settings or PolicySettings(), **given)
-    last = model.decoder.config.image_vocab_count
-    if settings.start_token is not None and not 0 <= settings.start_token <= last:
-        raise ValueError(f"--start_token is {settings.start_token}; the model knows 0 to {last}")
+    settings.check_start_token(model.decoder.config.image_vocab_count)
     return settings
 
 

@@ -23,6 +23,7 @@ METRICS: dict[str, str] = {
     "clip_similarity": "Mean cosine of caption and image over images at or below the lower threshold (0.1).",
     "kl": "Exact KL(policy, reference) in nats per image on the policy's own samples.",
     "kl_k1": "The same KL estimated by log pi - log pi_ref of the drawn tokens, in nats per image.",
+    "kl_k3": "The same estimated by r - 1 - log r, r = pi_ref / pi of the drawn tokens, in nats per image.",
     "kl_coef": "Weight of the KL penalty, in units of the normalised score.",
     "kl_coef_raw": "Weight of the KL penalty in raw reward units: kl_coef times reward_scale.",
     "reward_scale": "Running standard deviation that the scores are divided by.",
@@ -32,7 +33,9 @@ METRICS: dict[str, str] = {
     "kl_loss": "Mean KL term of the loss, where the KL penalty is placed there.",
     "entropy_loss": "Mean entropy term of the loss.",
     "clip_fraction": "Share of tokens whose ratio left the clip range.",
-    "ratio_first_minibatch_max_deviation": "Largest |ratio - 1| in the first minibatch; 0 up to rounding.",
+    "ratio_first_minibatch_max_deviation": "Largest |ratio - 1| in the first minibatch; 0 up to rounding, "
+    "which dropout anywhere would not leave.",
+    "reference_changes": "Tensors of the reference whose bits are not those it began with; always 0.",
     "ratio_max": "Largest ratio of new to old token probability in the iteration.",
     "approx_kl": "Mean k3 estimate of KL(old policy, new policy) per token, over the iteration's updates.",
     "sampler_log_prob_gap": "Mean |log-prob of the cached sampler - of the training forward|, per token.",
@@ -86,6 +89,7 @@ TENSORBOARD_GROUPS: dict[str, tuple[str, ...]] = {
     "1_goal": ("unsafe_rate", "reward_mean", "clip_similarity", "kl", "entropy", "reward_median"),
     "2_health": (
         "ratio_first_minibatch_max_deviation",
+        "reference_changes",
         "explained_variance",
         "clip_fraction",
         "approx_kl",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .caption_prefetch import PrefetchedCaptions
@@ -33,7 +33,7 @@ from .rl.advantages import (
     token_rewards,
     whiten,
 )
-from .rl.kl import AdaptiveKL, kl_k1
+from .rl.kl import AdaptiveKL, kl_k1, kl_k3
 from .rl.losses import truncated_importance_weights
 from .rl.records import RolloutBatch, ScoredBatch, UpdateTargets
 from .rollout import FrozenParts, NoiseSource, Rollout, as_bfloat16, as_float, collect
@@ -134,6 +134,7 @@ class Trainer:
         self.config, self.run_dir = config, run_dir
         self.reference, self.parts, self.reward, self.captions = reference, parts, reward, captions
         self.sample_captions = sample_captions
+        self.reference_fingerprint = fingerprint(reference)
         ppo, c = config.ppo, config.critic
         self.actor = make_learner(actor, ppo)
         self.critic = make_learner(critic, c) if critic else None
@@ -218,6 +219,7 @@ class Trainer:
             **numbers,
             **updates,
             "batches_left_out": 0,
+            "reference_changes": self.reference_changes(),
             "captions_truncated": rollout.num_truncated / config.captions_per_iteration,
             **self.captions.metrics(),
             **watch.metrics(len(batch)),
@@ -240,6 +242,11 @@ class Trainer:
             noise,
             self.config.policy,
         )
+
+    def reference_changes(self) -> int:
+        """Tensors of the reference whose bits are no longer those it began with."""
+        now = fingerprint(self.reference)
+        return sum(a != b for a, b in zip(now, self.reference_fingerprint, strict=True))
 
     def score(self, batch: RolloutBatch) -> RewardResult | None:
         """What the reward says; None where it is not usable and `reward.bad_result` is to skip the batch.
@@ -422,6 +429,11 @@ def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
         group["weight_decay"], group["eps"] = weight_decay, eps
 
 
+def fingerprint(module: nn.Module) -> list[int]:
+    """A number for each tensor of a module that is another one when any of its bits changes alone."""
+    return [int(torch.hash_tensor(tensor)) for tensor in module.state_dict().values()]
+
+
 def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> dict:
     """Metrics of the raw scores, overall and by caption tag; docs/metrics.md defines them."""
     scores = scored.scores.cpu().numpy()
@@ -457,7 +469,8 @@ def policy_metrics(batch: RolloutBatch, scored: ScoredBatch) -> dict:
     gap = (batch.sampler_log_probs - scored.old_log_probs).abs().mean()
     return {
         "kl": scored.kl.sum(dim=1).mean().item(),
-        "kl_k1": (scored.old_log_probs - scored.ref_log_probs).sum(dim=1).mean().item(),
+        "kl_k1": kl_k1(scored.old_log_probs, scored.ref_log_probs).sum(dim=1).mean().item(),
+        "kl_k3": kl_k3(scored.old_log_probs, scored.ref_log_probs).sum(dim=1).mean().item(),
         "entropy": scored.entropy.sum(dim=1).mean().item(),
         "sampler_log_prob_gap": gap.item(),
     }

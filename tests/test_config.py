@@ -80,7 +80,14 @@ def test_the_resolved_copy_comes_back_the_same(tmp_path):
     config = parse(
         *("--run_dir", "runs/été", "--captions.shares", '{"NSFW": 0.25, "OTHER": 0.75}', "--seed", "9"),
         *("--ppo.adam_eps", "1e-9", "--ppo.learning_rate", "3.1e-05", "--ppo.dual_clip", "null"),
-        *("--reward.extra", '[{call: "mine:bright", weight: -0.5}]', "--kl.target", "30.0"),
+        *(
+            "--reward.extra",
+            '[{call: "mine:bright", weight: -0.5}]',
+            "--kl.target",
+            "30.0",
+            "--ppo.entropy_coef",
+            "0",
+        ),
         *("--ppo.normalise_scores", "false", "--policy.start_token", "1023"),
     )
     path = tmp_path / "config.yaml"
@@ -216,7 +223,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("name, value", REFUSED)
 def test_impossible_values_name_the_setting_and_what_it_is(name, value):
-    more = ["--kl.target", "30"] if name == "kl.horizon" else []
+    more = ["--kl.target", "30", "--ppo.entropy_coef", "0"] if name == "kl.horizon" else []
     message = refused(f"--{name}", value, *more)
     assert name.split(".")[-1] in message and value.rstrip("0") in message
 
@@ -224,13 +231,13 @@ def test_impossible_values_name_the_setting_and_what_it_is(name, value):
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
 @pytest.mark.parametrize("placement", ["reward", "loss"])
 def test_kl_placements_are_those_with_the_right_gradient(estimator, placement):
-    from dalle_ppo.rl.kl import check_kl_placement
+    from dalle_ppo.rl.kl_placement import check_kl_placement
 
     argv = ["--kl.estimator", estimator, "--kl.placement", placement]
     try:
         check_kl_placement(estimator, placement)
-    except ValueError:
-        assert estimator in refused(*argv)
+    except ValueError as error:
+        assert str(error) in refused(*argv), "the reason is told"
     else:
         assert parse(*argv).kl.estimator == estimator
 
@@ -240,7 +247,28 @@ def test_combinations_that_are_allowed():
     parse("--ppo.objective", "score_function", "--ppo.epochs", "1", "--ppo.minibatch_size", "96")
     parse("--ppo.clip_range_high", "0.28", "--ppo.dual_clip", "null")
     parse("--reward.unsafe_threshold", "1", "--reward.unsure_threshold", "1")
-    parse("--kl.kl_coef", "0")
+    parse("--kl.kl_coef", "0", "--ppo.entropy_coef", "0")
+    parse("--kl.kl_coef", "0.3", "--ppo.entropy_coef", "-0.29")
+    parse("--kl.target", "30", "--ppo.entropy_coef", "0")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--kl.kl_coef", "0.05"], "kl.kl_coef is 0.05 and ppo.entropy_coef -0.175"),
+        (["--ppo.entropy_coef", "-0.22"], "their sum must be above 0"),
+        (["--kl.target", "30"], "kl.target is 30"),
+    ],
+)
+def test_an_entropy_penalty_needs_a_kl_that_holds_against_it(argv, words):
+    message = refused(*argv)
+    assert words in message and "set ppo.entropy_coef to 0" in message
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("name", ["policy.guidance", "policy.temperature"])
+def test_a_policy_is_made_of_numbers(name, value):
+    assert name in refused(f"--{name}", f".{value}")
 
 
 def test_importance_weights_need_two_log_probs():

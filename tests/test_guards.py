@@ -75,14 +75,14 @@ def test_a_policy_past_a_bound_stops_the_run_with_a_checkpoint(
 
 
 def test_a_policy_that_collapses_for_real_is_caught_by_the_default_bounds(tmp_path):
-    """A large entropy penalty and nothing against it makes every token certain."""
+    """A large entropy penalty and a KL that hardly holds against it make every token certain."""
     trainer = trainer_of(
         tmp_path,
         num_iterations=40,
         ppo__min_entropy=1.0,
         ppo__entropy_coef=-20.0,
         ppo__learning_rate=0.05,
-        kl__kl_coef=0.0,
+        kl__kl_coef=20.01,
     )
     assert "its entropy is" in stopped(trainer)
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["entropy"] >= 1.0
@@ -232,6 +232,29 @@ def test_an_iteration_without_one_good_step_stops_the_run_in_any_case(network, w
     resumed(tmp_path).run()
 
 
+def test_a_reward_made_of_a_network_may_want_gradients(tmp_path):
+    """What it returns is no leaf of a graph: the numbers are logged and nothing is kept of it."""
+    trainer, taste = trainer_of(tmp_path), torch.nn.Linear(1, 1)
+
+    def own(images, captions):
+        assert not torch.is_grad_enabled()
+        return taste(images.mean(dim=(1, 2, 3))[:, None])[:, 0]
+
+    trainer.reward = weighted_sum([("default", 1.0, trainer.reward), ("own", 1.0, own)])
+    trainer.run()
+    assert "reward/own" in untimed(tmp_path)[-1]
+
+
+def test_a_reference_that_changes_is_counted(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.run()
+    assert {record["reference_changes"] for record in untimed(tmp_path)} == {0}
+    with torch.no_grad():
+        trainer.reference.final_ln.bias[0].add_(1e-6)
+        trainer.reference.embed_tokens.weight[2, 3].mul_(-1)
+    assert trainer.reference_changes() == 2
+
+
 def test_the_critics_warm_up_is_no_broken_policy(tmp_path):
     trainer = trainer_of(tmp_path, critic__warmup_iterations=2)
     break_one_step(trainer, 0, "returns")
@@ -258,7 +281,7 @@ def test_a_resumed_run_goes_by_todays_settings(tmp_path):
 
 
 def test_a_resumed_run_keeps_an_adaptive_coefficient(tmp_path):
-    settings = {"kl__target": 1.0, "kl__horizon": 50}
+    settings = {"kl__target": 1.0, "kl__horizon": 50, "ppo__entropy_coef": 0.0}
     first = trainer_of(tmp_path, num_iterations=2, **settings)
     first.run()
     assert first.progress.kl_coef != first.config.kl.kl_coef

@@ -8,7 +8,8 @@ import scipy.special
 import scipy.stats
 import torch
 
-from dalle_ppo.rl.kl import AdaptiveKL, check_kl_placement, entropy, exact_kl, kl_k1, kl_k2, kl_k3
+from dalle_ppo.rl.kl import AdaptiveKL, entropy, exact_kl, kl_k1, kl_k2, kl_k3
+from dalle_ppo.rl.kl_placement import check_kl_placement
 
 
 def random_log_pi(*shape: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:

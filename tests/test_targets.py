@@ -164,7 +164,7 @@ def test_importance_weights_upside_down():
 
 def test_kl_target_in_nats_a_token():
     """The target is per image: the KL is summed over tokens before it is averaged over images."""
-    trainer = trainer_of(kl__target=10.0, kl__horizon=100, kl__kl_coef=1.0)
+    trainer = trainer_of(kl__target=10.0, kl__horizon=100, kl__kl_coef=1.0, ppo__entropy_coef=0.0)
     _, scored = random_batch()
     scored = replace(scored, kl=torch.full((COUNT, TOKENS), 11.0 / TOKENS))
     trainer._end_iteration(scored)

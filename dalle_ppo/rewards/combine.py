@@ -97,9 +97,13 @@ def weighted_sum(rewards: Sequence[tuple[str, float, Reward]]) -> Reward:
 
 
 def _called(name: str, reward: Reward, images: Tensor, captions: list[str]) -> RewardResult | Tensor:
-    """Calls a reward; what it raises becomes a ValueError that names it and the line at fault."""
+    """Calls a reward, without gradients: a model that scores images would keep its whole graph.
+
+    What it raises becomes a ValueError that names it and the line at fault.
+    """
     try:
-        return reward(images, captions)
+        with torch.no_grad():
+            return reward(images, captions)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
@@ -122,6 +126,11 @@ def import_reward(call: str) -> Callable:
         raise ValueError(
             f"reward.extra: module {module_name} of {call!r} cannot be imported ({error}); "
             "run from the folder that holds it, or install it"
+        ) from error
+    except Exception as error:  # whatever the user's own code does while it is imported
+        raise ValueError(
+            f"reward.extra: module {module_name} of {call!r} raised {type(error).__name__} while it was "
+            f"imported: {error}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
