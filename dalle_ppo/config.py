@@ -164,14 +164,18 @@ class RolloutConfig:
         dtype: of the weights and caches that images are sampled with. Default float32, the trained weights
             themselves. "bfloat16" halves what a GPU reads for each token; the images are then drawn by a
             slightly different policy (`sampler_log_prob_gap`), which `ppo.importance_cap` corrects for.
+        memory_gb: for what sampling and decoding hold beside the weights; batches that need more are drawn in
+            parts, also in evaluations. Default null, no bound. Set it when drawing runs out of memory.
     """
 
     rollout_batch_size: int = 96
     samples_per_caption: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         _at_least_one(self, "rollout", "rollout_batch_size", "samples_per_caption")
+        _positive(self, "rollout", "memory_gb")
         if self.rollout_batch_size % self.samples_per_caption:
             raise ValueError(
                 f"rollout.rollout_batch_size is {self.rollout_batch_size}; it must be a multiple of "

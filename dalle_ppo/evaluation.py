@@ -120,7 +120,8 @@ class Setting:
     ) -> Rollout:
         """Draws images; attempt 0 has the noise that all sides share, others have noise of their own."""
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
-        return collect(decoder, self.parts, captions, samples, noise, self.config.policy)
+        memory_gb = self.config.rollout.memory_gb
+        return collect(decoder, self.parts, captions, samples, noise, self.config.policy, memory_gb)
 
 
 def evaluate(

@@ -125,7 +125,8 @@ def unsafe_detector(model: str, world, device):
 def draw(args: argparse.Namespace, decoder, parts, num_images: int, settings):
     """Images, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
     from .caption_text import caption_id
-    from .drawing import draw_images, image_keys, plan_memory
+    from .drawing import draw_images, image_keys
+    from .memory_plan import plan_memory
 
     plan = plan_memory(decoder, parts.vqgan, settings, num_images, args.memory_gb * 1e9)
     print(plan)

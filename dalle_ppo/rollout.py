@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from .captions import CaptionRecord
+from .memory_plan import plan_memory
 from .models.bart import BartDecoder, BartEncoder
 from .models.policy import PolicySettings
 from .models.tokenizer import TextTokenizer
 from .models.vqgan import VqganDecoder
 from .rl.records import RolloutBatch
-from .sampling import Prompts, encode_prompts, noise_keys, sample
+from .sampling import Prompts, Samples, encode_prompts, noise_keys, sample
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def collect(
     samples_per_caption: int,
     noise: NoiseSource,
     settings: PolicySettings,
+    memory_gb: float | None = None,
 ) -> Rollout:
     """Draws `samples_per_caption` images of each caption.
 
@@ -64,6 +66,10 @@ def collect(
         samples_per_caption: n; the batch has B = M n images, those of a caption side by side.
         noise: of the sampler.
         settings: of the policy.
+        memory_gb: for caches and activations; the batch is drawn in parts that fit. None draws it at once.
+
+    Raises:
+        ValueError: if not even one image fits.
     """
     prompts, num_truncated = encode_captions(parts, [c.text for c in captions], settings)
     rows = [caption for caption in captions for _ in range(samples_per_caption)]
@@ -74,7 +80,13 @@ def collect(
         seen[caption.id] += 1
     ids = tuple(caption.id for caption in rows)
     keys = noise_keys(noise.seed, noise.stream, noise.iteration, ids, sample_index).to(parts.device)
-    samples = sample(decoder, prompts, keys, settings)
+    if memory_gb is None:
+        samples = sample(decoder, prompts, keys, settings)
+        images = parts.vqgan.decode_uint8(samples.tokens)
+    else:
+        plan = plan_memory(decoder, parts.vqgan, settings, len(rows), memory_gb * 1e9)
+        samples = sample_in_parts(decoder, prompts, keys, settings, plan.batch_size)
+        images = parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
     batch = RolloutBatch(
         captions=tuple(caption.text for caption in rows),
         tags=tuple(caption.tag for caption in rows),
@@ -82,9 +94,24 @@ def collect(
         caption_index=torch.arange(len(captions), device=parts.device).repeat_interleave(samples_per_caption),
         tokens=samples.tokens,
         sampler_log_probs=samples.log_probs,
-        images=parts.vqgan.decode_uint8(samples.tokens),
+        images=images,
     )
     return Rollout(batch, prompts, num_truncated)
+
+
+def sample_in_parts(
+    decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, batch_size: int
+) -> Samples:
+    """`sample`, at most `batch_size` images at a time; no image depends on where the batch is cut."""
+    num_captions = len(prompts.text.mask)
+    per_caption = len(keys) // num_captions
+    at_once = max(1, batch_size // per_caption)  # whole captions, where as many images fit
+    drawn = []
+    for captions in torch.arange(num_captions, device=keys.device).split(at_once):
+        few = prompts.select(captions)
+        of_these = keys[captions[0] * per_caption : (captions[-1] + 1) * per_caption]
+        drawn += [sample(decoder, few, part, settings) for part in of_these.split(batch_size)]
+    return Samples(torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn]))
 
 
 def as_bfloat16(decoder: BartDecoder) -> BartDecoder:

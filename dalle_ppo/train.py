@@ -37,6 +37,7 @@ def main(argv: list[str] | None) -> int:
 
     # Everything that can be wrong with the settings is found before the folder is touched.
     trainer = build_trainer(config, run_dir)
+    memory_plan = trainer.memory_plan()
     captions, heldout = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
@@ -48,6 +49,8 @@ def main(argv: list[str] | None) -> int:
     settings = by_dotted_name(dataclasses.asdict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
     print(plan(config), flush=True)
+    if memory_plan is not None:
+        print(memory_plan, flush=True)
     trainer.run()
     if config.evaluation.at_end:
         finish(trainer, config, run_dir, captions, heldout)

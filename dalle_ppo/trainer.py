@@ -16,6 +16,7 @@ from .caption_prefetch import PrefetchedCaptions
 from .captions import CaptionRecord, CaptionSource
 from .config import Config
 from .guards import broken_updates, check_collapse
+from .memory_plan import MemoryPlan, plan_memory
 from .metrics import MetricsWriter
 from .models.bart import BartDecoder
 from .models.critic import Critic
@@ -241,12 +242,25 @@ class Trainer:
             self.config.rollout.samples_per_caption,
             noise,
             self.config.policy,
+            self.config.rollout.memory_gb,
         )
 
     def reference_changes(self) -> int:
         """Tensors of the reference whose bits are no longer those it began with."""
         now = fingerprint(self.reference)
         return sum(a != b for a, b in zip(now, self.reference_fingerprint, strict=True))
+
+    def memory_plan(self) -> MemoryPlan | None:
+        """How a rollout is split to fit `rollout.memory_gb`.
+
+        Raises:
+            ValueError: not even one image fits.
+        """
+        rollout = self.config.rollout
+        if rollout.memory_gb is None:
+            return None
+        sizes = rollout.rollout_batch_size, rollout.memory_gb * 1e9
+        return plan_memory(self.actor.module, self.parts.vqgan, self.config.policy, *sizes)
 
     def score(self, batch: RolloutBatch) -> RewardResult | None:
         """What the reward says; None where it is not usable and `reward.bad_result` is to skip the batch.

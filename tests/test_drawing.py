@@ -1,6 +1,7 @@
 """Many images within a budget of memory, and `generate` with DALL·E mini's weights."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,14 +9,16 @@ import torch
 from memory_peak import peak_growth
 from PIL import Image
 from published_models import SMALL, SMALL_VQGAN, random_published, reduce_presets, write_published
-from tiny_models import tiny_bart
+from tiny_models import TINY, tiny_bart, tiny_prompts
 
 from dalle_ppo import generate
 from dalle_ppo.build import choose_device, load_model
-from dalle_ppo.drawing import draw_images, image_keys, plan_memory
+from dalle_ppo.drawing import draw_images, image_keys
+from dalle_ppo.memory_plan import plan_memory
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.models.presets import VqganConfig
 from dalle_ppo.models.vqgan import VqganDecoder
+from dalle_ppo.sampling import sample
 
 CPU = torch.device("cpu")
 GUIDED, PLAIN = PolicySettings(guidance=3.0), PolicySettings(guidance=1.0)
@@ -54,7 +57,7 @@ def test_a_batch_is_split_to_fit():
         assert plan.microbatch_size == int(budget / whole.pixel_bytes)
         assert plan.batch_size * plan.image_bytes <= budget
         assert plan.batch_size == 100 or (plan.batch_size + 1) * plan.image_bytes > budget
-    with pytest.raises(ValueError, match=r"--memory_gb is 0\.001; one image needs 0\.0419"):
+    with pytest.raises(ValueError, match=r"memory_gb is 0\.001; one image needs 0\.0419"):
         plan_memory(decoder, VqganDecoder(WIDE), GUIDED, 1, 1e6)
 
 
@@ -68,6 +71,21 @@ def test_decoding_stays_within_its_plan():
     grown, _ = peak_growth(lambda: vqgan.decode_uint8(tokens, plan.microbatch_size))
     planned = plan.microbatch_size * plan.pixel_bytes
     assert planned / 3 < grown < planned
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [GUIDED, PLAIN], ids=["guided", "plain"])
+def test_sampling_stays_within_its_plan(settings):
+    shape = replace(TINY, width=256, num_heads=4, num_layers=4, num_image_tokens=128)
+    encoder, decoder = tiny_bart(shape)
+    plan, prompts = (
+        plan_memory(decoder, VqganDecoder(WIDE), settings, 24, 1e9),
+        tiny_prompts(encoder, settings, 8),
+    )
+    sample(decoder, prompts, image_keys(0, "warm", 1), settings)
+    grown, _ = peak_growth(lambda: sample(decoder, prompts, image_keys(0, "a", 24), settings))
+    assert plan.batch_size == 24
+    assert plan.batch_size * plan.cache_bytes / 2 < grown < 1.5 * plan.batch_size * plan.image_bytes
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +154,7 @@ def test_any_caption_is_drawn(caption, cut, mini, tmp_path, cli):
         (("--memory_gb", "0"), "--memory_gb is 0"),
         (("--memory_gb", "0.0001"), "one image needs"),
         (("--dtype", "int8"), "--dtype"),
+        (("--device", "mps"), "device is 'mps'; use auto, cpu, cuda or cuda:N"),
         (("--out", "a.psx"), "a.psx: .psx is no kind of picture"),
         (("--device", "cuda:99"), "device is cuda:99, but this machine has"),
     ],

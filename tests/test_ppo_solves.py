@@ -2,14 +2,24 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from tiny_models import TINY
+from tiny_trainer import NoWriter, tiny_trainer
 from torch import Tensor
 
+from dalle_ppo.captions import CaptionRecord
+from dalle_ppo.config import Config, CriticConfig, KlConfig, PpoConfig, RolloutConfig
+from dalle_ppo.rewards.base import RewardResult
 from dalle_ppo.rl.advantages import gae, rloo, token_rewards, whiten
 from dalle_ppo.rl.kl import kl_k1
 from dalle_ppo.rl.losses import ppo_loss, value_loss
+from dalle_ppo.rollout import encode_captions
+from dalle_ppo.sampling import gather_log_probs, log_pi_of_tokens
 
 CODES = 5
 GUIDANCE = 2.0
@@ -147,3 +157,73 @@ def test_kl_regularised_optimum(critic):
     reached = sequence_probabilities(tables, sequences)
     assert (optimum * (optimum / start).log()).sum() > 0.5, "the optimum is far from the start"
     assert (optimum * (optimum / reached).log()).sum() < 0.005
+
+
+# --- the trainer itself: sampler, networks, critic, scoring passes, optimisers
+
+PAY = torch.tensor([[1.0, -0.5, 0.3, -1.0], [-0.6, 0.9, -0.2, 0.4]])
+ONE_CAPTION = CaptionRecord("a", "a red boat", "UNLIKELY")
+
+
+def trained_policy(num_tokens: int, **settings) -> tuple[Tensor, Tensor, Tensor]:
+    """All sequences, and their probabilities before and after training on what their codes pay."""
+    shape = replace(TINY, num_image_tokens=num_tokens, num_codes=4)
+    config = Config(
+        num_iterations=120,
+        rollout=RolloutConfig(rollout_batch_size=128),
+        ppo=PpoConfig(
+            learning_rate=5e-3,
+            warmup_iterations=0,
+            minibatch_size=64,
+            microbatch_size=64,
+            whiten_advantages=False,
+            advantage_clip=None,
+            normalise_scores=False,
+            trainable="all",
+            min_entropy=None,
+            entropy_coef=settings.pop("entropy_coef", 0.0),
+        ),
+        kl=KlConfig(**settings),
+        critic=CriticConfig(learning_rate=5e-3),
+    )
+    trainer = tiny_trainer(config, Path("unused"), shape)
+    sequences = torch.tensor(list(itertools.product(range(4), repeat=num_tokens)))
+
+    def reward(images: Tensor, captions: list[str]) -> RewardResult:
+        codes = (images[:, 0, 0] * 3).round().long()
+        return RewardResult(PAY[torch.arange(num_tokens), codes].sum(1))
+
+    def probabilities() -> Tensor:
+        prompts, _ = encode_captions(trainer.parts, [ONE_CAPTION.text], config.policy)
+        with torch.no_grad():
+            log_pi = log_pi_of_tokens(trainer.actor.module, sequences, prompts, config.policy)
+        return gather_log_probs(log_pi, sequences).double().sum(1).exp()
+
+    trainer.reward = reward
+    before = probabilities()
+    with patch.object(trainer.captions, "next_batch", lambda count: [ONE_CAPTION] * count):
+        for _ in range(config.num_iterations):
+            trainer.iterate(NoWriter())
+    return sequences, before, probabilities()
+
+
+@pytest.mark.parametrize(
+    "num_tokens, settings",
+    [
+        (2, {"estimator": "k1", "placement": "reward"}),
+        (1, {"estimator": "k1", "placement": "reward"}),
+        (1, {"estimator": "exact", "placement": "loss"}),
+        (1, {"estimator": "k2", "placement": "loss"}),
+        (1, {"estimator": "exact", "placement": "loss", "entropy_coef": -0.3}),
+        (1, {"estimator": "exact", "placement": "loss", "entropy_coef": 0.3}),
+    ],
+)
+def test_the_trainer_reaches_the_regularised_optimum(num_tokens, settings):
+    """Of `E[pay] - c KL + e H`, per token: proportional to `(ref^c exp(pay))^(1 / (c + e))`."""
+    c, e = 0.8, settings.get("entropy_coef", 0.0)
+    sequences, start, reached = trained_policy(num_tokens, kl_coef=c, **settings)
+    pay = PAY[torch.arange(num_tokens), sequences].sum(1).double()
+    optimum = torch.softmax((c * start.log() + pay) / (c + e), 0)
+    assert start.sum() == pytest.approx(1, abs=1e-5), "no other sequence can be drawn"
+    assert (optimum * (optimum / start).log()).sum() > 0.2, "the optimum is far from the start"
+    assert (optimum * (optimum / reached).log()).sum() < 0.01

@@ -13,6 +13,7 @@ from min_dalle_reference import PackageLoop, package_decoder, package_encoder
 from tiny_models import TINY, captions, image_tokens, relative_difference, tiny_bart, tiny_prompts
 
 from dalle_ppo.models.policy import PolicySettings
+from dalle_ppo.rollout import sample_in_parts
 from dalle_ppo.sampling import (
     Prompts,
     _Drawing,
@@ -368,6 +369,25 @@ def test_guidance_of_one_needs_no_unconditional_caption():
     assert prompts.unconditional is None
     log_pi = log_pi_of_tokens(decoder, tokens, prompts, settings)
     assert relative_difference(log_pi, logits_of(decoder, tokens, prompts.text).log_softmax(-1)) < 1e-12
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 12])
+def test_no_image_depends_on_where_a_batch_is_cut(batch_size):
+    """Three captions of four images, in float64: parts of a caption, whole ones, several."""
+    settings = PolicySettings(guidance=3.0)
+    encoder, decoder = tiny_bart(dtype=torch.float64)
+    prompts, keys, sizes = tiny_prompts(encoder, settings, 4, 10, 7), keys_of(12), []
+
+    def counted(decoder, prompts, keys, settings):
+        sizes.append(len(keys))
+        return sample(decoder, prompts, keys, settings)
+
+    with patch("dalle_ppo.rollout.sample", counted):
+        parts = sample_in_parts(decoder, prompts, keys, settings, batch_size)
+    whole = sample(decoder, prompts, keys, settings)
+    assert torch.equal(parts.tokens, whole.tokens)
+    assert relative_difference(parts.log_probs, whole.log_probs) <= 1e-6
+    assert sum(sizes) == 12 and max(sizes) <= batch_size
 
 
 @pytest.mark.parametrize("settings", [PolicySettings(guidance=3.0), PolicySettings(guidance=1.0, top_k=5)])

@@ -77,6 +77,7 @@ EXEMPT = {
     "policy.top_k": "training refuses it, test_config.py holds that",
     "reward.detector": "names a file; test_nsfw_detector.py reads several",
     "ppo.microbatch_size": "changes memory and nothing else, test_update.py holds that",
+    "rollout.memory_gb": "changes memory and nothing else, test_sampling.py holds that",
     "ppo.bad_step": "matters where a step is not finite, see test_guards.py",
 }
 STOPS = ("ppo.min_entropy", "kl.max_kl")

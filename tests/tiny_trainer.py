@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dalle_ppo import build
 from dalle_ppo.config import Config, PpoConfig, RolloutConfig
+from dalle_ppo.models.presets import BartConfig
 from dalle_ppo.models.tokenizer import TextTokens
 from dalle_ppo.rewards.head_info import HeadInfo
 from dalle_ppo.rollout import FrozenParts
@@ -55,8 +56,11 @@ class TinyTokenizer:
 class TinyVqgan:
     """Every token is a grey pixel."""
 
-    def decode_uint8(self, tokens: Tensor) -> Tensor:
-        grey = (tokens * 255 // (TINY.num_codes - 1)).to(torch.uint8)
+    def __init__(self, num_codes: int = TINY.num_codes):
+        self.num_codes = num_codes
+
+    def decode_uint8(self, tokens: Tensor, microbatch_size: int | None = None) -> Tensor:
+        grey = (tokens * 255 // (self.num_codes - 1)).to(torch.uint8)
         return grey[:, None, None, :].expand(-1, 3, 2, -1)
 
 
@@ -106,12 +110,11 @@ class NoWriter:
         pass
 
 
-def tiny_trainer(config: Config, run_dir: Path = Path("unused")) -> Trainer:
+def tiny_trainer(config: Config, run_dir: Path = Path("unused"), shape: BartConfig = TINY) -> Trainer:
     """`build_trainer` with a random model, CLIP and detector instead of the built-in world's."""
-    encoder, decoder = tiny_bart()
-    model = build.LoadedModel(
-        decoder, decoder, FrozenParts(TinyTokenizer(), encoder, TinyVqgan()), None, build.World(build.WEIGHTS)
-    )
+    encoder, decoder = tiny_bart(shape)
+    parts = FrozenParts(TinyTokenizer(), encoder, TinyVqgan(shape.num_codes))
+    model = build.LoadedModel(decoder, decoder, parts, None, build.World(build.WEIGHTS))
     with (
         patch.object(build, "load_model", lambda *args: model),
         patch.object(build, "load_clip", lambda *args: TinyClip()),

@@ -1,0 +1,250 @@
+"""Plants each classic mistake in a copy of the project and shows the test that catches it.
+
+    python benchmarks/planted_mistakes.py            # five minutes; prints the table of docs/algorithm.md
+
+Exits with 1 if a mistake goes unseen. Needs the `test` extra.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One line of the project, what stands there when it is made, and the tests that shall see it.
+
+    Args:
+        what: in words.
+        file: below `dalle_ppo`.
+        right: a piece of that file, found once.
+        wrong: what is planted in its place.
+        tests: pytest's name of a file or a test, below `tests`.
+    """
+
+    what: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+RIGHT_RECURRENCE = "running = deltas[:, t] + gamma * gae_lambda * running"
+SCORED_TOKENS = 'columns["old_log_probs"].append(gather_log_probs(log_pi, tokens))'
+PLANTED = (
+    Mistake(
+        "tokens are drawn again where the drawn ones should be scored",
+        "update.py",
+        SCORED_TOKENS,
+        'columns["old_log_probs"].append(gather_log_probs(log_pi, torch.multinomial('
+        "log_pi.exp().flatten(0, 1), 1).view_as(tokens)))",
+        "test_update.py::test_old_log_probs_are_those_of_the_drawn_tokens_not_of_resampled_ones",
+    ),
+    Mistake(
+        "log-probs without guidance of images drawn with it",
+        "update.py",
+        "log_pi = log_pi_of_tokens(actor, tokens, text, settings)",
+        "log_pi = log_pi_of_tokens(actor, tokens, text, replace(settings, guidance=1.0))",
+        "test_update.py::test_no_score_forgets_guidance_or_temperature_and_none_is_of_another_row",
+    ),
+    Mistake(
+        "temperature forgotten in the reference",
+        "update.py",
+        "ref_log_pi = log_pi_of_hidden(reference, hidden, settings)",
+        "ref_log_pi = log_pi_of_hidden(reference, hidden, replace(settings, temperature=1.0))",
+        "test_update.py::test_no_score_forgets_guidance_or_temperature_and_none_is_of_another_row",
+    ),
+    Mistake(
+        "temperature divides before guidance's base is added",
+        "sampling.py",
+        "logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature",
+        "logits = _guided_logits(decoder, conditional / settings.temperature, unconditional, settings)",
+        "test_sampling.py::test_guided_log_pi_is_the_enumerated_distribution",
+    ),
+    Mistake(
+        "the reward is added at every token",
+        "rl/advantages.py",
+        "rewards[:, -1] += scores",
+        "rewards += scores[:, None]",
+        "test_rl_advantages.py::test_reward_added_at_every_token",
+    ),
+    Mistake(
+        "GAE's exponent is wrong",
+        "rl/advantages.py",
+        RIGHT_RECURRENCE,
+        "running = deltas[:, t] + (gamma * gae_lambda) ** (deltas.shape[1] - t) * running",
+        "test_rl_advantages.py::test_wrong_gae_exponent",
+    ),
+    Mistake(
+        "GAE bootstraps from a value after the last token",
+        "rl/advantages.py",
+        "torch.zeros_like(values[:, :1])], dim=1)",
+        "values[:, -1:]], dim=1)",
+        "test_rl_advantages.py::test_gae_lambda_one_is_monte_carlo",
+    ),
+    Mistake(
+        "advantages are whitened image by image",
+        "rl/advantages.py",
+        "centred = x - x.mean()",
+        "centred = x - x.mean(dim=-1, keepdim=True)",
+        "test_rl_advantages.py::test_per_sequence_whitening_erases_the_score",
+    ),
+    Mistake(
+        "returns are made of whitened advantages",
+        "trainer.py",
+        "returns = advantages + scored.values",
+        "returns = whiten(advantages) + scored.values",
+        "test_targets.py::test_returns_from_whitened_advantages",
+    ),
+    Mistake(
+        "RLOO's baseline includes the image itself",
+        "rl/advantages.py",
+        "return total / (same.sum(1) - 1)",
+        "return total / same.sum(1)",
+        "test_rl_advantages.py::test_rloo_baseline_that_includes_the_image_itself",
+    ),
+    Mistake(
+        "the clip is a minimum where losses are compared",
+        "rl/losses.py",
+        "loss = torch.maximum(free, bounded)",
+        "loss = torch.minimum(free, bounded)",
+        "test_rl_losses.py::test_clip_cases_on_both_signs_of_the_advantage",
+    ),
+    Mistake(
+        "dual clip acts on positive advantages too",
+        "rl/losses.py",
+        "dual_clipped = (advantages < 0) & (loss > ceiling)",
+        "dual_clipped = loss > ceiling",
+        "test_rl_losses.py::test_dual_clip_on_the_wrong_sign",
+    ),
+    Mistake(
+        "the value clip is relative, not in units of the returns",
+        "rl/losses.py",
+        "near = old_values + (values - old_values).clamp(-value_clip, value_clip)",
+        "near = old_values + (values - old_values).clamp(-value_clip * old_values.abs(), "
+        "value_clip * old_values.abs())",
+        "test_rl_losses.py",
+    ),
+    Mistake(
+        "gradient flows into the advantages",
+        "rl/losses.py",
+        "advantages = advantages.detach()",
+        "advantages = advantages",
+        "test_rl_losses.py::test_gradient_leaking_into_the_old_policy_or_the_advantages",
+    ),
+    Mistake(
+        "the KL the wrong way round",
+        "rl/kl.py",
+        "return (log_pi.exp() * log_ratio).sum(-1)",
+        "return (ref_log_pi.exp() * -log_ratio).sum(-1)",
+        "test_rl_kl.py",
+    ),
+    Mistake(
+        "the KL is divided by the score's deviation",
+        "trainer.py",
+        "rewards = token_rewards(scored.scores / scale, k1, kl_coef)",
+        "rewards = token_rewards(scored.scores, k1, kl_coef) / scale",
+        "test_targets.py::test_kl_divided_by_the_scores_deviation",
+    ),
+    Mistake(
+        "the KL is penalised twice, in the reward and in the loss",
+        "trainer.py",
+        'kl_coef = progress.kl_coef if self.config.kl.placement == "reward" else 0.0',
+        "kl_coef = progress.kl_coef",
+        "test_targets.py::test_kl_penalised_twice",
+    ),
+    Mistake(
+        "kl.target counts nats a token",
+        "trainer.py",
+        "measured = float(scored.kl.sum(dim=1).mean())",
+        "measured = float(scored.kl.mean())",
+        "test_targets.py::test_kl_target_in_nats_a_token",
+    ),
+    Mistake(
+        "the entropy bonus has the sign of a penalty",
+        "update.py",
+        "entropy_part = -config.ppo.entropy_coef * entropy(log_pi)",
+        "entropy_part = config.ppo.entropy_coef * entropy(log_pi)",
+        "test_update.py::test_step_is_the_gradient_of_the_written_out_loss",
+    ),
+    Mistake(
+        "a microbatch is averaged by its own size",
+        "update.py",
+        "(terms.loss.sum() / num_tokens).backward()",
+        "terms.loss.mean().backward()",
+        "test_update.py::test_any_microbatch_size_gives_the_same_update",
+    ),
+    Mistake(
+        "the first minibatch is drawn with replacement",
+        "update.py",
+        "order = torch.randperm(len(batch), generator=generator).to(batch.tokens.device)",
+        "order = torch.randint(len(batch), (len(batch),), generator=generator).to(batch.tokens.device)",
+        "test_update.py::test_every_image_is_visited_once_an_epoch",
+    ),
+    Mistake(
+        "noise does not depend on the sample",
+        "sampling.py",
+        "|{caption}|{sample}",
+        "|{caption}|0",
+        "test_sampling.py",
+    ),
+    Mistake(
+        "no image that is above both thresholds is unsafe",
+        "rewards/combine.py",
+        "return torch.where(probability > t.unsafe_threshold, t.unsafe_penalty, score).float()",
+        "return score.float()",
+        "test_rewards.py",
+    ),
+)
+
+
+def plant(mistake: Mistake, folder: Path) -> None:
+    """Writes the project with the mistake into `folder`."""
+    for name in ("dalle_ppo", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("docs", "configs", "converters", "README.md", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    path = folder / "dalle_ppo" / mistake.file
+    text = path.read_text(encoding="utf-8").replace(mistake.right, mistake.wrong)
+    if "replace(settings" in mistake.wrong:
+        text = text.replace("from dataclasses import ", "from dataclasses import replace, ", 1)
+    path.write_text(text, encoding="utf-8")
+
+
+def catching_test(mistake: Mistake) -> str | None:
+    """The first test that fails with the mistake; None if all pass.
+
+    Raises:
+        RuntimeError: if pytest could not run them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plant(mistake, Path(folder))
+        call = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", f"tests/{mistake.tests}"]
+        environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    if done.returncode != 1 or not failed:
+        raise RuntimeError(f"{mistake.what}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return failed[0].removeprefix("FAILED tests/").split(" - ")[0].split("[")[0]
+
+
+def main() -> int:
+    caught = [catching_test(mistake) for mistake in tqdm(PLANTED, unit="mistake")]
+    print("| mistake | seen by |\n|---|---|")
+    for mistake, test in zip(PLANTED, caught, strict=True):
+        print(f"| {mistake.what} | {f'`{test}`' if test else '**nothing**'} |")
+    return 0 if all(caught) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""How many images are sampled and decoded at a time, so that caches and activations fit."""
+
+from dataclasses import dataclass
+
+from .models.bart import BartDecoder
+from .models.policy import PolicySettings
+from .models.vqgan import VqganDecoder
+
+# Full-resolution maps that live at once in the VQGAN's last block (the published one was measured at 5.5, a
+# shallow one at 7.7), and vectors over all codes in one step of the sampler.
+PIXEL_MAPS = 10
+CODE_VECTORS = 10
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How many images are sampled, and how many decoded, at a time.
+
+    Args:
+        cache_bytes: self-attention cache of one image.
+        image_bytes: cache and everything else the sampler holds of one image.
+        pixel_bytes: what the VQGAN holds of one image.
+        batch_size: images sampled together.
+        microbatch_size: images decoded together.
+    """
+
+    cache_bytes: int
+    image_bytes: int
+    pixel_bytes: int
+    batch_size: int
+    microbatch_size: int
+
+    def __str__(self) -> str:
+        return (
+            f"cache {self.cache_bytes / 1e6:.1f} MB an image; {self.batch_size} sampled at a time "
+            f"({self.batch_size * self.image_bytes / 1e9:.2f} GB), {self.microbatch_size} decoded at a time "
+            f"({self.microbatch_size * self.pixel_bytes / 1e9:.2f} GB)"
+        )
+
+
+def plan_memory(
+    decoder: BartDecoder, vqgan: VqganDecoder, settings: PolicySettings, num_images: int, budget: float
+) -> MemoryPlan:
+    """Splits a batch so that caches and activations fit.
+
+    Args:
+        decoder: the policy's.
+        vqgan: what decodes its tokens.
+        settings: guidance doubles the cache of all layers but the first.
+        num_images: wanted.
+        budget: bytes beside the weights.
+
+    Raises:
+        ValueError: if not even one image fits.
+    """
+    config, pixels = decoder.config, vqgan.config
+    layers = 1 + (config.num_layers - 1) * (2 if settings.guided else 1)
+    item = decoder.embed_positions.weight.element_size()
+    cache = layers * 2 * config.num_image_tokens * config.width * item
+    image = cache + CODE_VECTORS * 4 * config.num_codes
+    pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
+    batch_size, microbatch_size = int(budget // image), int(budget // pixel_bytes)
+    if min(batch_size, microbatch_size) < 1:
+        raise ValueError(
+            f"memory_gb is {budget / 1e9:g}; one image needs {max(image, pixel_bytes) / 1e9:.3g} beside "
+            "the weights"
+        )
+    return MemoryPlan(
+        cache, image, pixel_bytes, min(batch_size, num_images), min(microbatch_size, num_images)
+    )
