@@ -445,7 +445,7 @@ def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
 
 def fingerprint(module: nn.Module) -> list[int]:
     """A number for each tensor of a module that is another one when any of its bits changes alone."""
-    return [int(torch.hash_tensor(tensor)) for tensor in module.state_dict().values()]
+    return [int(torch.hash_tensor(tensor).view(torch.int64)) for tensor in module.state_dict().values()]
 
 
 def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> dict:
