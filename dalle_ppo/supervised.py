@@ -80,22 +80,31 @@ def next_token_loss(
     return F.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())
 
 
-def length_groups(lengths: Tensor) -> list[Tensor]:
-    """Splits a batch in two, short and long captions, where that leaves the least padding.
+def random_batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of each batch, endlessly; no row comes again before all have come.
 
-    Captions are read up to the longest of a batch: one that is over-long would make all others as long.
+    Captions more than twice as long as the median come in batches of their own: all of a batch are read up to
+    its longest.
 
     Args:
-        lengths: tokens of each caption, int64 [B].
+        lengths: tokens of each caption, int64 [P].
+        batch_size: rows a batch, B.
+        generator: of the order.
 
     Returns:
-        One or two index tensors, each row in one of them.
+        int64 [B] each.
     """
-    order = lengths.argsort()
-    short = torch.arange(1, len(order) + 1, device=lengths.device)
-    read = short * lengths[order] + (len(order) - short) * lengths.max()
-    cut = int(read.argmin()) + 1
-    return [group for group in order.tensor_split([cut]) if len(group) > 0]
+    is_long = lengths > 2 * lengths.median()
+    waiting = [torch.empty(0, dtype=torch.long)] * 2
+    while True:
+        while max(len(rows) for rows in waiting) < batch_size:
+            order = torch.randperm(len(lengths), generator=generator)
+            new = order[~is_long[order]], order[is_long[order]]
+            waiting = [torch.cat(rows) for rows in zip(waiting, new, strict=True)]
+        full = [len(rows) if len(rows) >= batch_size else 0 for rows in waiting]
+        kind = int(torch.rand(1, generator=generator) * sum(full) < full[1])
+        yield waiting[kind][:batch_size]
+        waiting[kind] = waiting[kind][batch_size:]
 
 
 def train_supervised(
@@ -125,11 +134,8 @@ def train_supervised(
     modules = [encoder, decoder] if config.train_encoder else [decoder]
     params = [p for module in modules for p in module.parameters()]
     optimizer = make_adamw(params, config.learning_rate, config.weight_decay, betas=(0.9, 0.98))
-    order = torch.empty(0, dtype=torch.long)
-    for step in range(config.num_steps):
-        while len(order) < config.batch_size:
-            order = torch.cat([order, torch.randperm(len(pairs), generator=generator)])
-        rows, order = order[: config.batch_size], order[config.batch_size :]
+    batches = random_batches((pairs.text_tokens != PAD_TOKEN).sum(dim=1), config.batch_size, generator)
+    for step, rows in zip(range(config.num_steps), batches, strict=False):
         text, image = pairs.text_tokens[rows].to(device), pairs.image_tokens[rows].to(device)
         dropped = torch.rand(len(rows), generator=generator) < config.caption_dropout
         text = torch.where(dropped.to(device)[:, None], unconditional_tokens.to(device), text)
@@ -138,12 +144,10 @@ def train_supervised(
         )
         set_learning_rate(optimizer, learning_rate)
         optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        for group in length_groups((text != PAD_TOKEN).sum(dim=1)):
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-                part = next_token_loss(encoder, decoder, text[group], image[group]) * len(group) / len(text)
-            part.backward()
-            loss += float(part.detach())
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            mean_loss = next_token_loss(encoder, decoder, text, image)
+        mean_loss.backward()
+        loss = float(mean_loss.detach())
         if not math.isfinite(loss):
             raise ValueError(f"the loss became {loss} at step {step}; lower learning_rate")
         nn.utils.clip_grad_norm_(params, config.max_grad_norm)

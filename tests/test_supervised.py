@@ -1,6 +1,7 @@
 """Supervised training: the loss against a loop, caption dropout, the order of the data, learning."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -11,8 +12,8 @@ from dalle_ppo import supervised
 from dalle_ppo.supervised import (
     SupervisedConfig,
     TokenPairs,
-    length_groups,
     next_token_loss,
+    random_batches,
     train_supervised,
 )
 
@@ -49,7 +50,6 @@ def batches_of(monkeypatch, pairs: TokenPairs, config: SupervisedConfig) -> list
         return decoder.final_ln.weight.sum()
 
     monkeypatch.setattr(supervised, "next_token_loss", record)
-    monkeypatch.setattr(supervised, "length_groups", lambda lengths: [torch.arange(len(lengths))])
     list(train_supervised(*tiny_bart(), pairs, EMPTY, config))
     return seen
 
@@ -86,32 +86,20 @@ def test_batches_are_full_even_when_larger_than_the_data(monkeypatch):
     assert [len(text) for text, _ in batches] == [8] * 4
 
 
-@pytest.mark.parametrize("lengths", [[64, 9, 12, 7, 10], [5, 5, 5], [3], [64, 60, 2, 62]])
-def test_no_split_in_two_leaves_less_padding(lengths):
-    groups = length_groups(torch.tensor(lengths))
-    assert sorted(torch.cat(groups).tolist()) == list(range(len(lengths)))
-    read = sum(len(group) * max(lengths[i] for i in group) for group in groups)
-    ordered = sorted(lengths)
-    costs = [
-        cut * max(ordered[:cut], default=0) + (len(lengths) - cut) * max(ordered[cut:], default=0)
-        for cut in range(len(lengths) + 1)
-    ]
-    assert read == min(costs)
-
-
-def test_a_step_in_two_groups_is_the_step_of_the_whole_batch(monkeypatch):
-    config = SupervisedConfig(num_steps=2, batch_size=6, caption_dropout=0.3)
-    results = []
-    for groups in (length_groups, lambda lengths: [torch.arange(len(lengths))]):
-        encoder, decoder = tiny_bart(dtype=torch.float64)
-        monkeypatch.setattr(supervised, "length_groups", groups)
-        losses = [
-            numbers["loss"] for numbers in train_supervised(encoder, decoder, pairs_of(6), EMPTY, config)
-        ]
-        results.append((losses, torch.cat([p.detach().flatten() for p in decoder.parameters()])))
-    (losses, weights), (whole_losses, whole_weights) = results
-    assert losses == pytest.approx(whole_losses, rel=1e-10)
-    assert (weights - whole_weights).abs().max() < 1e-9
+def test_overlong_captions_come_in_batches_of_their_own():
+    """Two epochs, nearly, of 400 captions, 58 of them long; in each, both kinds come in a random mix."""
+    lengths = torch.full((400,), 10)
+    lengths[::7][:57], lengths[5:8] = 64, torch.tensor([20, 21, 22])  # more than 20 is long
+    batches = itertools.islice(random_batches(lengths, 8, torch.Generator().manual_seed(0)), 98)
+    rows = list(batches)
+    kinds = torch.tensor([int((lengths[batch] > 20).sum()) for batch in rows])
+    assert set(kinds.tolist()) == {0, 8}, "no batch is mixed"
+    for kind, count in ((True, 58), (False, 342)):
+        drawn = torch.cat([batch for batch in rows if bool(lengths[batch[0]] > 20) == kind])
+        times = torch.bincount(drawn, minlength=400)[(lengths > 20) == kind]
+        assert len(times) == count and times.max() - times.min() <= 1
+    places = (kinds == 8).nonzero()[:, 0]
+    assert places.diff().max() < 40 and places.diff().float().std() > 1, "spread over the epoch, at random"
 
 
 def test_training_memorises_a_few_pairs():

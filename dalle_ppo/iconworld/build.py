@@ -31,7 +31,7 @@ def build_vqgan(out: Path, seed: int) -> None:
     from .training import save_half
     from .vqgan import train_vqgan
 
-    encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=2000)
+    encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=3000)
     save_half(encoder, out / "vqgan_encoder.safetensors")
     save_half(decoder, out / "vqgan_decoder.safetensors")
 
