@@ -47,6 +47,8 @@ def main(argv: list[str] | None) -> int:
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
     print(plan(config), flush=True)
     trainer.run()
+    if trainer.progress.captions_truncated:
+        print(truncation(trainer.progress.captions_truncated, trainer.parts.tokenizer.text_token_count))
     if config.evaluation.at_end:
         finish(trainer, config, run_dir, captions, heldout)
     return 0
@@ -88,6 +90,12 @@ def plan(config: Config) -> str:
         f"({config.captions_per_iteration} captions, {config.ppo.epochs} x {config.minibatches} optimiser "
         f"steps each), {images} images in all, into {config.run_dir}"
     )
+
+
+def truncation(num_truncated: int, text_token_count: int) -> str:
+    """How many captions of a run the text encoder did not read to their end, in one line."""
+    which = "1 training caption was" if num_truncated == 1 else f"{num_truncated} training captions were"
+    return f"{which} longer than {text_token_count} tokens and cut"
 
 
 def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> None:
