@@ -5,7 +5,7 @@
 
 For 16 images and for 1: seconds with and without pixels, the ratio, peak memory beside the weights, and the
 share of the rate that bare matrix products of the same shapes and weights reach on this machine. Then the
-same for teacher-forced log-probs. CPU only.
+same for teacher-forced log-probs, and where a step's time goes. CPU only.
 
 Both sides share one copy of the weights. The package attends over all 256 positions at each of its steps, so
 they take equally long, and `--package_steps` may time fewer of them.
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from dalle_ppo.sampling import encode_prompts, log_pi_of_tokens, noise_keys, sam
 # The one place where the package is imported, with its switches put back.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from min_dalle_reference import PackageLoop, package, package_decoder, package_encoder
+from step_parts import step_seconds, step_table
 
 SETTINGS = PolicySettings(guidance=16.0, top_k=256, start_token=16383)
 CAPTION_LENGTH = 14
@@ -205,14 +207,28 @@ def compare(models: Models, num_images: int, package_steps: int) -> tuple[list[s
     return rows, ours.seconds
 
 
-def share_of_limit(models: Models, num_images: int, seconds: float, image_flops: int) -> str:
+@torch.no_grad()
+def flops_to_draw(models: Models) -> tuple[int, int]:
+    """Of `draw_tokens`: encoder and cross-attention keys and values, once; and the rest, for each image."""
+
+    def shared() -> None:
+        caption, unconditional = text_tokens(models.config)
+        prompts = encode_prompts(models.encoder, caption[None], unconditional, SETTINGS)
+        for text in (prompts.text, prompts.unconditional):
+            models.decoder.cross_states(text)
+
+    once = flops_of(shared)
+    return once, flops_of(lambda: draw_tokens(models, 1)) - once
+
+
+def share_of_limit(models: Models, num_images: int, seconds: float, flops: int) -> str:
     """The sampler's rate of operations against that of its bare matrix products."""
     bare = step_matmuls(models, 2 * num_images)
     limit = flops_of(bare) / seconds_of(bare, 5)
-    return share_row(f"sampler, {num_images} images", image_flops, image_flops * num_images / seconds, limit)
+    return share_row(f"sampler, {num_images} images", flops / num_images, flops / seconds, limit)
 
 
-def share_row(name: str, image_flops: int, rate: float, limit: float) -> str:
+def share_row(name: str, image_flops: float, rate: float, limit: float) -> str:
     return f"| {name} | {image_flops / 1e9:.0f} | {rate / 1e9:.0f} | {limit / 1e9:.0f} | {rate / limit:.0%} |"
 
 
@@ -232,7 +248,7 @@ def share_of_teacher_forcing(models: Models, num_images: int) -> str:
     limit = 2 * inputs.numel() * weight.shape[0] / seconds_of(lambda: F.linear(inputs, weight), 5)
     flops = flops_of(score)
     return share_row(
-        f"log-probs, {num_images} images", flops // num_images, flops / seconds_of(score, 2), limit
+        f"log-probs, {num_images} images", flops / num_images, flops / seconds_of(score, 2), limit
     )
 
 
@@ -259,7 +275,7 @@ def main() -> None:
     args, config = parse_arguments()
     torch.set_num_threads(args.threads)
     models = build_models(config)
-    image_flops = flops_of(lambda: draw_tokens(models, 1))  # warms up, too
+    once, each = flops_to_draw(models)  # warms up, too
     print(f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}")
     print(f"width {config.width}, {config.num_layers} layers, {resident('VmRSS') / 1e9:.1f} GB resident\n")
     print("| images | what | ours, s an image | package, s an image | ratio | ours, GB | package, GB |")
@@ -270,8 +286,11 @@ def main() -> None:
         print("\n".join(rows), flush=True)
     print("\n| | GFLOP an image | ours, GFLOP/s | bare products, GFLOP/s | share |\n|---|---|---|---|---|")
     for num_images in args.images:
-        print(share_of_limit(models, num_images, seconds[num_images], image_flops), flush=True)
-    print(share_of_teacher_forcing(models, max(args.images)))
+        flops = once + num_images * each
+        print(share_of_limit(models, num_images, seconds[num_images], flops), flush=True)
+    print(share_of_teacher_forcing(models, max(args.images)), flush=True)
+    steps = {n: step_seconds(partial(draw_tokens, models, n), config.num_image_tokens) for n in args.images}
+    print(f"\n{step_table(steps)}")
 
 
 if __name__ == "__main__":

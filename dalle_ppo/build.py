@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -257,10 +257,26 @@ def is_trained(name: str, trainable: str) -> bool:
     return any(part in name for part in parts[trainable])
 
 
+def pinned(config: Config, files: WeightFiles | None) -> Config:
+    """The settings with the commit of the hub's weights as `model.revision`.
+
+    A branch may move, and whoever resumes, evaluates or exports the run later or elsewhere needs the same
+    weights.
+    """
+    if config.model.path not in PUBLISHED or files is None:
+        return config
+    return replace(config, model=replace(config.model, revision=files.commit))
+
+
 def build_trainer(config: Config, run_dir: Path) -> Trainer:
-    """Everything that training needs; nothing is written."""
+    """Everything that training needs; nothing is written.
+
+    Returns:
+        A trainer whose `config` names the commit of weights that came from the hub.
+    """
     device = choose_device(config.device)
     loaded = load_model(config.model.path, device, config.model.revision)
+    config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
     reference = loaded.decoder.eval().requires_grad_(False)
     actor = copy.deepcopy(reference)

@@ -29,7 +29,8 @@ class ModelConfig:
             folder of them; a folder of `pretrain`; or a run's, whose policy is then the starting point and
             the reference. With mini and Mega set policy.guidance, too: 1.5 suits the built-in world, 10 to 16
             is usual for them.
-        revision: commit of hub repository kuprel/min-dalle for "mini" and "mega"; null is its main branch.
+        revision: commit of hub repository kuprel/min-dalle for "mini" and "mega"; null is its main branch. A
+            run's config.yaml holds the commit that this led to, and every later step loads that one.
     """
 
     path: str = "builtin"

@@ -164,6 +164,7 @@ def evaluate(
         "reference_sha256": weights_sha256(reference),
         "captions_sha256": captions_hash,
         "captions_file": captions_file,
+        "captions_truncated": parts.tokenizer.encode([c.text for c in captions]).num_truncated,
         "seed": config.evaluation.seed,
         "versions": versions(),
     }

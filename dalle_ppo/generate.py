@@ -78,11 +78,10 @@ def main(argv: list[str] | None) -> int:
     model = load_model(args.model, device, args.revision, getattr(torch, args.dtype))
     settings = choose_settings(args, model)
     detect = unsafe_detector(args.model, model.world, device)
-    grids = []
-    for decoder in [model.decoder] + ([model.reference] if args.compare else []):
-        images = draw(args, decoder, model.parts, num_images, settings)
-        grids.append(grid_of(images, args.caption, detect, args.show_unsafe))
-    write_picture(args.out, grids, images.shape[-1])
+    decoders = [model.decoder, model.reference] if args.compare else [model.decoder]
+    drawn = draw(args, decoders, model.parts, num_images, settings)
+    grids = [grid_of(images, args.caption, detect, args.show_unsafe) for images in drawn]
+    write_picture(args.out, grids, drawn[0].shape[-1])
     return 0
 
 
@@ -102,11 +101,12 @@ def choose_settings(args: argparse.Namespace, model):
 
 
 def unsafe_detector(model: str, world, device):
-    """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None where the model comes without a detector."""
+    """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, and a line, where there is no detector."""
     from .build import build_reward, is_run
 
     config = load_config(Path(model) / "config.yaml") if is_run(model) else Config()
     if world is None and not is_run(model):
+        print("images are not checked: these weights come without an NSFW detector")
         return None
     reward = build_reward(config, world, device)
 
@@ -122,19 +122,19 @@ def unsafe_detector(model: str, world, device):
     return detect
 
 
-def draw(args: argparse.Namespace, decoder, parts, num_images: int, settings):
-    """Images, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
+def draw(args: argparse.Namespace, decoders: list, parts, num_images: int, settings) -> list:
+    """Each decoder's images with the same noise, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
     from .caption_text import caption_id
     from .drawing import draw_images, image_keys
     from .memory_plan import plan_memory
 
-    plan = plan_memory(decoder, parts.vqgan, settings, num_images, args.memory_gb * 1e9)
+    plan = plan_memory(decoders[0], parts.vqgan, settings, num_images, args.memory_gb * 1e9)
     print(plan)
     keys = image_keys(args.seed, caption_id(args.caption), num_images)
-    images, was_cut = draw_images(decoder, parts, args.caption, keys, settings, plan)
-    if was_cut:
+    drawn = [draw_images(decoder, parts, args.caption, keys, settings, plan) for decoder in decoders]
+    if any(was_cut for _, was_cut in drawn):
         print(f"the caption is longer than {parts.tokenizer.text_token_count} tokens and was cut")
-    return images
+    return [images for images, _ in drawn]
 
 
 def grid_of(images, caption: str, detect, show_unsafe: bool):
@@ -145,9 +145,7 @@ def grid_of(images, caption: str, detect, show_unsafe: bool):
     from .pictures import blur_unsafe, to_numpy
 
     pixels = to_numpy(images)
-    if detect is None:
-        print("images are not checked: these weights come without an NSFW detector")
-    else:
+    if detect is not None:
         flagged = np.array(detect(images, caption))
         print(f"{int(flagged.sum())} of {len(pixels)} images flagged unsafe")
         if not show_unsafe:

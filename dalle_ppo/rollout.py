@@ -62,7 +62,9 @@ def collect(
     Args:
         decoder: actor or reference.
         parts: tokenizer, text encoder, VQGAN.
-        captions: M of them; one that stands in the list twice gets other noise the second time.
+        captions: M of them. One that stands in the list twice gets other noise the second time, and is
+            encoded twice: the images of a row of `prompts` are neighbours, so merging the two would reorder
+            the batch.
         samples_per_caption: n; the batch has B = M n images, those of a caption side by side.
         noise: of the sampler.
         settings: of the policy.

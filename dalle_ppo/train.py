@@ -5,7 +5,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from .config import Config, parse_command_line, run_main, to_yaml
+from .config import Config, load_config, parse_command_line, run_main, to_yaml
 
 DESCRIPTION = """Fine-tunes a text-to-image model with token-level PPO, evaluates it against the model it
 started from, and writes a folder with checkpoints, metrics and report.html. Without arguments it trains the
@@ -25,10 +25,7 @@ def main(argv: list[str] | None) -> int:
         config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
     run_dir = Path(config.run_dir)
     if flags["resume"] and (run_dir / "config.yaml").is_file():
-        # What the command line does not say is as the run was started, not as the defaults are.
-        given = ["--config", str(run_dir / "config.yaml"), *(sys.argv[1:] if argv is None else argv)]
-        config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
-        config = dataclasses.replace(config, run_dir=str(run_dir))
+        config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
     from .build import build_trainer, choose_device, evaluation_captions
     from .heldout import load_heldout
@@ -38,6 +35,7 @@ def main(argv: list[str] | None) -> int:
     # Everything that can be wrong with the settings is found before the folder is touched.
     trainer = build_trainer(config, run_dir)
     memory_plan = trainer.memory_plan()
+    config = trainer.config  # with the commit of the weights, where they came from the hub
     captions, heldout = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
@@ -52,9 +50,28 @@ def main(argv: list[str] | None) -> int:
     if memory_plan is not None:
         print(memory_plan, flush=True)
     trainer.run()
+    if trainer.progress.captions_truncated:
+        print(truncation(trainer.progress.captions_truncated, trainer.parts.tokenizer.text_token_count))
     if config.evaluation.at_end:
         finish(trainer, config, run_dir, captions, heldout)
     return 0
+
+
+def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
+    """Settings and flags to go on with: what the command line does not say is as the run was started.
+
+    Args:
+        run_dir: the run's folder, with its `config.yaml`.
+        argv: the command line.
+    """
+    saved = run_dir / "config.yaml"
+    given = ["--config", str(saved), *argv]
+    config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
+    model = load_config(saved).model
+    if config.model.revision is None and config.model.path == model.path:
+        # The file that the run was started with may say null where the run wrote the commit it found.
+        config = dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, run_dir=str(run_dir)), flags
 
 
 def by_dotted_name(settings: dict, prefix: str = "") -> dict[str, object]:
@@ -76,6 +93,12 @@ def plan(config: Config) -> str:
         f"({config.captions_per_iteration} captions, {config.ppo.epochs} x {config.minibatches} optimiser "
         f"steps each), {images} images in all, into {config.run_dir}"
     )
+
+
+def truncation(num_truncated: int, text_token_count: int) -> str:
+    """How many captions of a run the text encoder did not read to their end, in one line."""
+    which = "1 training caption was" if num_truncated == 1 else f"{num_truncated} training captions were"
+    return f"{which} longer than {text_token_count} tokens and cut"
 
 
 def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> None:

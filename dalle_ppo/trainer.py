@@ -56,6 +56,7 @@ class Progress:
         kl_coef: current weight of the KL.
         prompt_statistics: scores of each caption, for the "per_prompt" advantage.
         left_out: batches in a row, up to now, whose reward was not usable.
+        captions_truncated: captions so far that were longer than the text encoder reads.
     """
 
     iteration: int = 0
@@ -64,6 +65,7 @@ class Progress:
     kl_coef: float = 0.0
     prompt_statistics: PromptStatistics = field(default_factory=PromptStatistics)
     left_out: int = 0
+    captions_truncated: int = 0
 
     def to_dict(self) -> dict:
         return {
@@ -73,6 +75,7 @@ class Progress:
             "kl_coef": self.kl_coef,
             "prompt_statistics": self.prompt_statistics.to_dict(),
             "left_out": self.left_out,
+            "captions_truncated": self.captions_truncated,
         }
 
     @classmethod
@@ -83,7 +86,9 @@ class Progress:
             score_moments=RunningMoments(**saved["score_moments"]),
             kl_coef=saved["kl_coef"],
             prompt_statistics=PromptStatistics.from_dict(saved["prompt_statistics"]),
-            left_out=saved.get("left_out", 0),  # runs of before this was counted
+            # Absent from runs of before these were counted.
+            left_out=saved.get("left_out", 0),
+            captions_truncated=saved.get("captions_truncated", 0),
         )
 
 
@@ -186,6 +191,7 @@ class Trainer:
         config, watch, iteration = self.config, Stopwatch(), self.progress.iteration
         with watch.phase("rollout"):
             rollout = self.collect()
+        self.progress.captions_truncated += rollout.num_truncated
         batch = rollout.batch
         with watch.phase("reward"):
             result = self.score(batch)

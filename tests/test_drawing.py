@@ -145,6 +145,13 @@ def test_any_caption_is_drawn(caption, cut, mini, tmp_path, cli):
     assert printed.count("longer than 64 tokens and was cut") == cut
 
 
+def test_what_is_true_of_both_sides_is_said_once(mini, tmp_path, cli):
+    arguments = ("--model", mini, "--num_images", "1", "--compare")
+    _, printed = draw(cli, tmp_path / "a.png", *arguments, caption="boat " * 2500)
+    for words in ("sampled at a time", "longer than 64 tokens and was cut", "images are not checked"):
+        assert printed.count(words) == 1, words
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

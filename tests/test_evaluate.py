@@ -381,6 +381,23 @@ def test_the_result_says_what_it_came_from(plain, tmp_path):
     assert json.loads((folder / "evaluation.json").read_text()) == result
 
 
+class ShortTokenizer(Tokenizer):
+    """Captions of the numbers 4, 5 and 6 are too long for it."""
+
+    def encode(self, captions):
+        long = sum(text.endswith(("4", "5", "6")) for text in captions)
+        return TextTokens(super().encode(captions).tokens, long)
+
+
+def test_cut_captions_are_counted_once_whatever_is_drawn_of_them(plain, tmp_path):
+    parts = dataclasses.replace(PARTS, tokenizer=ShortTokenizer())
+    more = {"origin": ORIGIN, "baselines": parse_baselines("best_of_2"), "earlier": {3: lambda: policy(8)}}
+    result = evaluate(CONFIG, tmp_path, policy(7), REFERENCE, parts, MEASURES, CAPTIONS, **more)
+    assert result["captions_truncated"] == 3
+    assert json.loads((tmp_path / "evaluation.json").read_text())["captions_truncated"] == 3
+    assert plain[1]["captions_truncated"] == 0
+
+
 def test_heldout_measures_stand_beside_the_reward_s(plain, tmp_path):
     def heldout(pixels, captions):
         return {

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
+from tiny_trainer import TINY_CONFIG, TinyTokenizer, changed, tiny_trainer
 
 from dalle_ppo.metrics import read_metrics
+from dalle_ppo.models.tokenizer import TextTokens
 from dalle_ppo.rewards.combine import weighted_sum
 from dalle_ppo.run_state import latest_checkpoint, load_checkpoint
 from dalle_ppo.trainer import Trainer
@@ -286,6 +287,21 @@ def test_a_resumed_run_keeps_an_adaptive_coefficient(tmp_path):
     first.run()
     assert first.progress.kl_coef != first.config.kl.kl_coef
     assert resumed(tmp_path, **settings).progress.kl_coef == first.progress.kl_coef
+
+
+def test_cut_captions_are_counted_through_a_resume(tmp_path, monkeypatch):
+    encode = TinyTokenizer.encode
+
+    def cut_three(self, captions):
+        return TextTokens(encode(self, captions).tokens, 3)
+
+    monkeypatch.setattr(TinyTokenizer, "encode", cut_three)
+    trainer_of(tmp_path, num_iterations=2).run()
+    trainer = resumed(tmp_path)
+    assert trainer.progress.captions_truncated == 6
+    trainer.run()
+    assert trainer.progress.captions_truncated == 12, "samples that are drawn to look at do not count"
+    assert {record["captions_truncated"] for record in untimed(tmp_path)} == {3 / 16}
 
 
 def test_nothing_is_warned_of_in_a_run_that_is_well(tmp_path):

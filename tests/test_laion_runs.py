@@ -95,11 +95,13 @@ def test_one_iteration_runs_to_its_report(laion_run):
     assert (laion_run.run_dir / "report.html").is_file() and (laion_run.run_dir / "samples").is_dir()
 
 
-def test_nothing_else_was_changed(laion_run):
+def test_nothing_else_was_changed_and_the_weights_are_pinned(laion_run):
     saved = yaml.safe_load((laion_run.run_dir / "config.yaml").read_text(encoding="utf-8"))
     written = yaml.safe_load(to_yaml(load(laion_run.size)))
     saved, written = (train.by_dotted_name(settings) for settings in (saved, written))
-    assert {name for name in written if saved[name] != written[name]} == {"run_dir", *OVERRIDES}
+    changed = {name for name in written if saved[name] != written[name]}
+    assert changed == {"run_dir", "model.revision", *OVERRIDES}
+    assert saved["model.revision"] == laion_standins.COMMIT
 
 
 def test_its_metrics_are_those_of_laions_captions(laion_run):

@@ -364,6 +364,15 @@ def test_captions_of_a_file_are_not_called_held_out(tmp_path):
     assert "Captions of mine.txt drawn" in page and "held-out captions" not in page.lower()
 
 
+def test_cut_captions_are_on_the_page_if_there_are_any(tmp_path):
+    evaluation = write_run(tmp_path / "demo")
+    for cut, shown in ((0, []), (1234, ["1,234"])):
+        changed = json.dumps(evaluation | {"captions_truncated": cut})
+        (tmp_path / "demo" / "evaluation.json").write_text(changed)
+        page = write_report(tmp_path / "demo").read_text()
+        assert re.findall(r"<dt>captions cut [^<]*</dt><dd>([^<]+)</dd>", page) == shown
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         write_report(tmp_path / "nothing")

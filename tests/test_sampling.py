@@ -1,16 +1,14 @@
-"""The policy's distribution and the sampler, against enumeration, scipy and the `min_dalle` package."""
+"""The policy's distribution and the sampler, against enumeration and scipy."""
 
 import itertools
 import math
 from dataclasses import replace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from min_dalle_reference import PackageLoop, package_decoder, package_encoder
-from tiny_models import TINY, captions, image_tokens, relative_difference, tiny_bart, tiny_prompts
+from tiny_models import TINY, image_tokens, relative_difference, tiny_bart, tiny_prompts
 
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.rollout import sample_in_parts
@@ -18,7 +16,6 @@ from dalle_ppo.sampling import (
     Prompts,
     _Drawing,
     draw_replayed,
-    encode_prompts,
     gather_log_probs,
     guided_log_pi,
     gumbel_noise,
@@ -269,31 +266,6 @@ def test_images_that_do_not_divide_among_captions_are_refused():
         sample(decoder, tiny_prompts(encoder, settings, 4, 5), keys_of(5), settings)
 
 
-@torch.no_grad()
-def test_tokens_are_the_packages_for_the_same_noise():
-    config = replace(
-        TINY, width=32, num_text_tokens=64, image_vocab_count=63, num_codes=64, num_image_tokens=16
-    )
-    encoder, decoder = tiny_bart(config, seed=8)
-    decoder.lm_head.weight.mul_(0.15)  # guidance 16 on large logits would leave one code
-    settings = PolicySettings(guidance=16.0, top_k=10, start_token=config.image_vocab_count - 1)
-    text = captions(5, 9, 3, 64, 12, 30, 7, 8, config=config)
-    empty = captions(2, config=config)[0]
-    keys = noise_keys(0, "generate", 0, [str(i) for i in range(8) for _ in range(2)], [0, 1] * 8)
-    ours = sample(decoder, encode_prompts(encoder, text, empty, settings), keys, settings)
-    assert -ours.log_probs.mean() > 0.5, "the draw must matter"
-    their_encoder, their_decoder = package_encoder(encoder, config), package_decoder(decoder, config)
-    package_settings = torch.tensor([settings.temperature, settings.top_k, settings.guidance])
-    for i, caption in enumerate(text):
-        loop = PackageLoop(their_encoder, their_decoder, caption, empty, 2)
-        current = torch.full((2,), config.image_vocab_count - 1)
-        for t in range(config.num_image_tokens):
-            race = gumbel_noise(keys[2 * i : 2 * i + 2], t, config.num_codes)
-            with patch("torch.multinomial", lambda p, n, race=race: (p.log() + race).argmax(-1)[:, None]):
-                current = loop.sample(current, t, package_settings)
-            assert torch.equal(current, ours.tokens[2 * i : 2 * i + 2, t]), f"caption {i}, token {t}"
-
-
 def objective(decoder, tokens, prompts: Prompts, settings: PolicySettings) -> torch.Tensor:
     log_pi = log_pi_of_tokens(decoder, tokens, prompts, settings)
     weights = torch.linspace(-1, 2, tokens.numel(), dtype=torch.float64).view(tokens.shape)
@@ -347,6 +319,24 @@ def test_gradient_flows_through_both_branches_unless_the_unconditional_is_detach
     through_one = slope(decoder, direction, lambda: by_hand(frozen))
     assert abs(through_both - through_one) > 0.05 * abs(through_both)
     assert autograd == pytest.approx(through_one if detach else through_both, rel=1e-6)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_gradcheck_of_the_guided_distribution(detach):
+    settings = PolicySettings(guidance=3.0, temperature=0.8, detach_unconditional=detach)
+    _, decoder = tiny_bart(dtype=torch.float64)
+    c, u = (random_hidden(3, seed=seed).requires_grad_() for seed in (1, 2))
+
+    def of_both(c, u):
+        return guided_log_pi(decoder, c, u, settings)
+
+    if detach:
+        assert torch.autograd.gradcheck(lambda c: of_both(c, u), c)
+    else:
+        assert torch.autograd.gradcheck(of_both, (c, u))
+    to_c, to_u = torch.autograd.grad(of_both(c, u)[:, 0].sum(), (c, u), allow_unused=True)
+    assert to_c.abs().min() > 0
+    assert to_u is None if detach else to_u.abs().min() > 0
 
 
 @torch.no_grad()

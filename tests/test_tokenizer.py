@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,46 @@ def test_files_round_trip_and_are_the_packages_layout(tmp_path, small_bpe):
     (tmp_path / "vocab.json").write_text("[1, 2")
     with pytest.raises(ValueError, match=r"vocab\.json"):
         TextTokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
+@pytest.mark.parametrize(
+    "name, spoil, words",
+    [
+        ("merges", lambda text: text[:-3], "does not end with a line break, so it is cut short"),
+        ("merges", lambda text: text.rstrip("\n"), "does not end with a line break, so it is cut short"),
+        ("merges", lambda text: "", "does not end with a line break, so it is cut short"),
+        ("merges", lambda text: text + "b\n", "line 4 is 'b', expected two subwords"),
+        ("merges", lambda text: text + "\n", "line 4 is '', expected two subwords"),
+        ("merges", lambda text: text + "a b c\n", "line 4 is 'a b c', expected two subwords"),
+        ("merges", lambda text: text + "b a\n", "line 4, 'b a', makes a subword that the vocabulary lacks"),
+        ("vocab", lambda text: text.replace("5", "5.0"), "'b' has id 5.0, expected an integer"),
+        ("vocab", lambda text: text.replace("5", '"5"'), "'b' has id '5', expected an integer"),
+        ("vocab", lambda text: text.replace("5", "null"), "'b' has id None, expected an integer"),
+        ("vocab", lambda text: text.replace("5", "true"), "'b' has id True, expected an integer"),
+        ("vocab", lambda text: text.replace("5", "-5"), "'b' has id -5, expected an integer of 0 or more"),
+        ("vocab", lambda text: "[1]", "holds a list, expected an object"),
+        ("vocab", lambda text: text[:-9], "cannot be read"),
+    ],
+)
+def test_files_that_are_cut_or_wrong_cost_one_line(name, spoil, words, tmp_path):
+    files = {"vocab": tmp_path / "vocab.json", "merges": tmp_path / "merges.txt"}
+    files["vocab"].write_text(
+        '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "aab": 7}'
+    )
+    files["merges"].write_text("#version: 0.2\na b\na ab\n")
+    assert TextTokenizer.from_files(*files.values()).tokenize("ab aab")[1:-1] == [3, 6, 3, 7]
+    files[name].write_text(spoil(files[name].read_text()))
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        TextTokenizer.from_files(*files.values())
+    assert str(files[name]) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_half_a_merges_file_would_give_other_ids(small_bpe, tmp_path):
+    """Why it is refused: read as the package reads it, it loads."""
+    vocab, merges = small_bpe
+    half = "\n".join(["#version: 0.2", *merges, ""])[:150]
+    read = package_tokenizer_class()(vocab, half.split("\n")[1:-1])
+    assert read.tokenize(TEXTS[0]) != TextTokenizer(vocab, merges).tokenize(TEXTS[0])
 
 
 def test_missing_special_token_is_named():

@@ -91,8 +91,19 @@ def test_it_says_what_it_does_and_what_came_of_it(tiny_run):
     assert any(line.startswith("unsafe rate ") and " -> " in line for line in lines)
     assert any(line.startswith("alignment ") and " -> " in line for line in lines)
     assert lines[-1] == f"report: {tiny_run.run_dir / 'report.html'}"
+    assert not any("and cut" in line for line in lines), "no caption was too long"
     for shown in ("reward", "KL", "img/s"):
         assert shown in tiny_run.outcome.err
+
+
+def test_captions_that_were_cut_are_told_once_at_the_end(tmp_path, cli, monkeypatch):
+    def run(trainer):
+        trainer.progress.captions_truncated = 17
+
+    monkeypatch.setattr(Trainer, "run", run)
+    outcome = cli(train.main, *tiny_arguments(tmp_path / "run", evaluation__at_end="false"))
+    assert outcome.out.splitlines()[-1] == "17 training captions were longer than 64 tokens and cut"
+    assert train.truncation(1, 64) == "1 training caption was longer than 64 tokens and cut"
 
 
 def test_the_resolved_settings_are_saved(tiny_run):

@@ -1,5 +1,8 @@
 """Published weights from the hub: the real client against a small server on this machine."""
 
+import io
+import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,9 +12,10 @@ import torch
 from huggingface_hub import constants
 from published_models import LAYOUTS, MEGA, MINI, random_published, reduce_presets, write_published
 
-from dalle_ppo import generate, train
-from dalle_ppo.build import load_model
-from dalle_ppo.models.weight_files import download
+from dalle_ppo import build, generate, train
+from dalle_ppo.build import build_trainer, load_model
+from dalle_ppo.config import Config, EvaluationConfig, ModelConfig, to_yaml
+from dalle_ppo.models.weight_files import download, find_weight_files
 
 COMMIT, LATER = "a" * 40, "b" * 40
 CPU = torch.device("cpu")
@@ -94,7 +98,7 @@ def hub(weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize("preset", ["mini", "mega"])
 def test_a_model_is_fetched_once_and_then_taken_from_the_cache(preset, hub, monkeypatch, capsys):
     first = load_model(preset, CPU)
-    assert first.files.preset == preset and first.world is None
+    assert first.files.preset == preset and first.files.commit == COMMIT and first.world is None
     assert f"kuprel/min-dalle at {COMMIT}" in capsys.readouterr().err
     assert sorted(hub.files_sent()) == sorted(LAYOUTS["hub", preset])
     hub.requests.clear()
@@ -133,8 +137,61 @@ def test_all_files_are_of_one_commit(hub):
 
 
 def test_a_pinned_revision_is_what_is_fetched(hub):
-    assert download("mini", LATER).decoder.parent.name == LATER
+    files = download("mini", LATER)
+    assert files.decoder.parent.name == files.commit == LATER
     assert all(f" {LATER} " in request for request in hub.requests)
+
+
+def test_a_run_goes_on_with_the_commit_it_began_with(hub, tmp_path, monkeypatch):
+    """The branch moves, and the cache is another machine's: every later step loads as this does."""
+    monkeypatch.setattr(build, "build_reward", lambda *arguments: None)
+    run_dir = tmp_path / "run"
+    config = Config(model=ModelConfig("mini"), evaluation=EvaluationConfig(num_captions=2))
+    trainer = build_trainer(config, run_dir)
+    assert trainer.config.model == ModelConfig("mini", COMMIT)
+    trainer.save()
+    (run_dir / "config.yaml").write_text(to_yaml(trainer.config), encoding="utf-8")
+    hub.commit = LATER
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert load_model(str(run_dir), CPU).files.commit == COMMIT
+    assert hub.requests and all(f" {COMMIT} " in request for request in hub.requests)
+    assert load_model("mini", CPU).files.commit == LATER
+
+
+def test_resuming_with_the_file_of_the_start_keeps_the_commit(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"model: {{path: mini, revision: {COMMIT}}}\n")
+    start = tmp_path / "start.yaml"
+    start.write_text("model: {path: mini, revision: null}\n")
+
+    def revision(*argv: str) -> str | None:
+        return train.resumed_settings(tmp_path, ["--resume", *argv])[0].model.revision
+
+    assert revision() == revision("--config", str(start)) == COMMIT
+    assert revision("--config", str(start), "--model.revision", LATER) == LATER
+    assert revision("--model.path", "mega", "--model.revision", "null") is None
+
+
+def test_files_of_a_folder_are_of_no_commit(hub, weights):
+    files = find_weight_files(weights / "mini")
+    assert files.commit is None
+    config = Config(model=ModelConfig(str(weights / "mini")))
+    assert build.pinned(config, files) == build.pinned(config, None) == config
+
+
+class Terminal(io.StringIO):
+    """Standard error of somebody who looks at it; bars are for them."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_each_file_has_a_progress_bar(hub, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    download("mini")
+    shown = sys.stderr.getvalue()
+    for name in LAYOUTS["hub", "mini"]:
+        assert re.search(rf"{re.escape(name)}: +100%\|[#\u2588]+\|", shown), shown
 
 
 def test_the_revision_is_a_setting(hub, tmp_path, cli):

@@ -1,5 +1,6 @@
 """Weights of DALL·E mini and Mega: layouts, strictness, damage, memory, safetensors."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from memory_peak import peak_growth
 from published_models import (
     MEGA,
+    MERGES,
     MINI,
     NO_SCALE,
     VOCAB,
@@ -122,7 +124,21 @@ def test_missing_files_are_listed_and_other_folders_are_none(mini, tmp_path):
 def test_a_vocabulary_of_another_model(mini, tmp_path):
     write_published(tmp_path, mini)
     (tmp_path / "vocab_mini.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 90000}')
+    (tmp_path / "merges_mini.txt").write_text("#version: 0.2\n")
     with pytest.raises(ValueError, match=r"vocab_mini\.json: 90001 ids .* at most"):
+        load_model(str(tmp_path), CPU)
+
+
+def test_entries_that_no_merge_makes_may_lie_past_the_encoders_rows(mini, tmp_path):
+    """As in mini's published vocabulary: 50 265 ids, the last of them `<mask>`, for 50 264 rows."""
+    write_published(tmp_path, mini)
+    rows = MINI.text_vocab_count
+    (tmp_path / "vocab_mini.json").write_text(json.dumps(VOCAB | {"<mask>": rows}), encoding="utf8")
+    tokenizer = load_model(str(tmp_path), CPU).parts.tokenizer
+    assert max(max(tokenizer.tokenize(text)) for text in ("<mask>", "a <mask> boat")) < rows
+    merged = MERGES[-1].replace(" ", "")
+    (tmp_path / "vocab_mini.json").write_text(json.dumps(VOCAB | {merged: rows}), encoding="utf8")
+    with pytest.raises(ValueError, match=rf"vocab_mini\.json: {rows + 1} ids"):
         load_model(str(tmp_path), CPU)
 
 

@@ -72,25 +72,30 @@ class TextTokenizer:
         """Read `vocab.json` and `merges.txt` (a header line, then one merge a line, then a line break).
 
         Raises:
-            ValueError: a file is absent or is no such vocabulary.
+            ValueError: naming the file that is absent, cut short or no such vocabulary.
         """
         try:
             vocab = json.loads(Path(vocab_json).read_text(encoding="utf8"))
-            merges = Path(merges_txt).read_text(encoding="utf8").split("\n")[1:-1]
+            text = Path(merges_txt).read_text(encoding="utf8")
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"tokenizer files {vocab_json}, {merges_txt}: cannot be read ({error})"
             ) from error
-        if not isinstance(vocab, dict):
-            raise ValueError(
-                f"{vocab_json}: holds a {type(vocab).__name__}, expected an object of subword to id"
-            )
-        return cls(vocab, merges, text_token_count)
+        _check_vocab(vocab, vocab_json)
+        _check_merges(text, vocab, merges_txt)
+        return cls(vocab, text.split("\n")[1:-1], text_token_count)
 
     @property
     def vocab_size(self) -> int:
-        """Rows an embedding needs: the largest id plus one."""
-        return max(self.vocab.values()) + 1
+        """Rows an embedding needs: one more than the largest id that a caption can turn into.
+
+        Published vocabularies have entries that no merge makes, such as `<mask>`: mini's lists 50 265 ids,
+        one more than its encoder has rows (https://github.com/kuprel/min-dalle/issues/93).
+        """
+        products = ("".join(pair) for pair in self._rank)
+        single = (entry for entry in self.vocab if len(entry) == 1)
+        reached = {*SPECIAL_TOKENS, *single, *products}
+        return max(self.vocab[entry] for entry in reached if entry in self.vocab) + 1
 
     def tokenize(self, caption: str) -> list[int]:
         """Ids of one caption with begin and end token, neither cut nor padded."""
@@ -125,6 +130,30 @@ class TextTokenizer:
     def _encode_word(self, word: str) -> tuple[int, ...]:
         subwords = merge_word([WORD_START, *word], self._rank)
         return tuple(self.vocab.get(subword, self.unknown_id) for subword in subwords)
+
+
+def _check_vocab(vocab: object, path: str | Path) -> None:
+    if not isinstance(vocab, dict):
+        raise ValueError(f"{path}: holds a {type(vocab).__name__}, expected an object of subword to id")
+    for subword, number in vocab.items():
+        # type(), as True is an int to isinstance.
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{path}: {subword!r} has id {number!r}, expected an integer of 0 or more")
+
+
+def _check_merges(text: str, vocab: dict[str, int], path: str | Path) -> None:
+    """Half a file would load as well as a whole one, and give other ids."""
+    if not text.endswith("\n"):
+        raise ValueError(f"{path}: does not end with a line break, so it is cut short; fetch it again")
+    for number, line in enumerate(text.split("\n")[1:-1], start=2):
+        symbols = line.split()
+        if len(symbols) != 2:
+            raise ValueError(f"{path}: line {number} is {line!r}, expected two subwords to merge")
+        if "".join(symbols) not in vocab:
+            raise ValueError(
+                f"{path}: line {number}, {line!r}, makes a subword that the vocabulary lacks; the two files "
+                "do not belong together"
+            )
 
 
 def normalise(caption: str) -> str:

@@ -4,14 +4,13 @@ Source: https://github.com/kuprel/min-dalle/blob/main/min_dalle/min_dalle.py nam
     repository.
 """
 
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 HUB_REPO = "kuprel/min-dalle"
 # A branch, not a commit: no source at hand records the repository's commits, and a wrong one would load
-# nothing. Every download says which commit it got; `model.revision` pins it.
+# nothing. `WeightFiles.commit` says which one it led to, and a run keeps that as its `model.revision`.
 HUB_REVISION = "main"
 
 HUB_NAMES = {
@@ -59,6 +58,7 @@ class WeightFiles:
         vocab: of the text tokenizer.
         merges: of the text tokenizer.
         settings: policy settings beside them; None for published weights.
+        commit: of the hub's repository; None for files of a folder.
     """
 
     preset: str
@@ -68,6 +68,7 @@ class WeightFiles:
     vocab: Path
     merges: Path
     settings: Path | None = None
+    commit: str | None = None
 
 
 def find_weight_files(path: str | Path) -> WeightFiles | None:
@@ -136,7 +137,8 @@ def download(preset: str, revision: str | None = None) -> WeightFiles:
         revision: commit, tag or branch of the repository; default `HUB_REVISION`.
 
     Returns:
-        Files in `huggingface_hub`'s cache. HF_HUB_OFFLINE and HF_HOME are honoured.
+        Files in `huggingface_hub`'s cache, and the commit they are of. HF_HUB_OFFLINE and HF_HOME are
+        honoured.
 
     Raises:
         ValueError: if there is no connection and no copy, or the hub refuses.
@@ -164,10 +166,9 @@ def _fetch(preset: str, revision: str, only_cached: bool) -> WeightFiles:
     for part, name in sorted(HUB_NAMES[preset].items(), reverse=True):  # the small ones first
         files[part] = Path(hf_hub_download(HUB_REPO, name, revision=revision, local_files_only=only_cached))
         # A branch may move between two files; all of them come from the first one's commit.
-        commit = files[part].parent.name
-        revision = commit if re.fullmatch(r"[0-9a-f]{40}", commit) else revision
+        revision = files[part].parent.name
     print(f"DALL·E {preset}: {HUB_REPO} at {revision}", file=sys.stderr)
-    return WeightFiles(preset, **files)
+    return WeightFiles(preset, **files, commit=revision)
 
 
 def _explain_download(preset: str, revision: str, error: Exception) -> str:

@@ -1,0 +1,91 @@
+"""Where a step of the sampler spends its time: seconds by part of the network.
+
+Functions are timed, not kernels: a kernel does not say which part of the network it serves. For CPUs, where a
+function returns when its work is done.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from unittest.mock import patch
+
+from torch import nn
+
+from dalle_ppo import sampling
+from dalle_ppo.models.bart import GLU, BartDecoder, DecoderLayer
+
+STEP = "the rest: embeddings, argmax, Python"
+# Function, and the part that its time counts for.
+PARTS = (
+    (nn.Linear, "forward", "projections and GLU products"),
+    (DecoderLayer, "attend_cache", "self attention and cache, without projections"),
+    (DecoderLayer, "attend_text", "cross attention, without projections"),
+    (nn.LayerNorm, "forward", "norms"),
+    (GLU, "forward", "GELU and gate"),
+    (BartDecoder, "head", "head"),
+    (sampling, "guided_log_pi", "guidance, top-k, softmax"),
+    (sampling, "gumbel_noise", "noise"),
+    (sampling._Drawing, "advance", STEP),
+)
+
+
+class PartTimer:
+    """Seconds of a step by part. What a part calls of another one counts as the other's."""
+
+    def __init__(self) -> None:
+        self.seconds = {part: 0.0 for _, _, part in PARTS}
+        self.running: list[str] = []
+        self.last = 0.0
+
+    def switch(self) -> None:
+        """Books the time since the last switch for the part that is running."""
+        now = time.perf_counter()
+        if self.running:
+            self.seconds[self.running[-1]] += now - self.last
+        self.last = now
+
+    def timed(self, function: Callable, part: str) -> Callable:
+        """The function, timed; outside of a step it is only called."""
+
+        def call(*args, **kwargs):
+            if not self.running and part != STEP:
+                return function(*args, **kwargs)
+            self.switch()
+            self.running.append(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.switch()
+                self.running.pop()
+
+        return call
+
+
+def step_seconds(draw: Callable[[], object], num_steps: int) -> dict[str, float]:
+    """Seconds of one step by part, on the average of a whole draw.
+
+    Args:
+        draw: calls `sampling.sample` once.
+        num_steps: tokens that it draws of each image.
+    """
+    timer = PartTimer()
+    with ExitStack() as stack:
+        for owner, name, part in PARTS:
+            stack.enter_context(patch.object(owner, name, timer.timed(getattr(owner, name), part)))
+        draw()
+    return {part: seconds / num_steps for part, seconds in timer.seconds.items()}
+
+
+def step_table(columns: Mapping[int, Mapping[str, float]]) -> str:
+    """A Markdown table of `step_seconds` by number of images: a row a part, with its share of the step."""
+    totals = {count: sum(parts.values()) for count, parts in columns.items()}
+    rows = [
+        ["ms a step", *(f"{count} images" for count in columns)],
+        ["---"] * (len(columns) + 1),
+        *(
+            [part, *(f"{1e3 * c[part]:.2f} ({c[part] / totals[n]:.0%})" for n, c in columns.items())]
+            for _, _, part in PARTS
+        ),
+        ["all", *(f"{1e3 * total:.2f}" for total in totals.values())],
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,54 @@
+"""What a rollout computes: nothing twice."""
+
+from collections import defaultdict
+
+import pytest
+import torch
+from tiny_models import TINY, tiny_bart
+from tiny_trainer import TinyTokenizer, TinyVqgan
+from torch import nn
+
+from dalle_ppo.captions import CaptionRecord
+from dalle_ppo.models.policy import PolicySettings
+from dalle_ppo.rollout import FrozenParts, NoiseSource, collect
+
+TEXTS = ("a red boat", "two trees", "a skull on the table")
+LONGEST = 7  # tokens of the last, begin and end counted
+SAMPLES = 2
+
+
+def record_inputs(network: nn.Module, name: str, into: dict[str, list[torch.Size]]) -> None:
+    """Writes down the shape of the first argument of every call of a part of a network."""
+    part = network.get_submodule(name)
+    part.register_forward_hook(lambda module, arguments, output: into[name].append(arguments[0].shape))
+
+
+@pytest.mark.parametrize("settings", [PolicySettings(guidance=3.0), PolicySettings(guidance=1.0)])
+def test_captions_are_read_once_and_every_position_is_computed_once(settings):
+    encoder, decoder = tiny_bart()
+    encoded, calls = defaultdict(list), defaultdict(list)
+    record_inputs(encoder, "", encoded)
+    linear = [name for name, part in decoder.layers.named_modules() if isinstance(part, nn.Linear)]
+    for name in linear:
+        record_inputs(decoder.layers, name, calls)
+    records = [CaptionRecord(text, "UNLIKELY", f"{i}") for i, text in enumerate(TEXTS)]
+    parts = FrozenParts(TinyTokenizer(), encoder, TinyVqgan())
+    with torch.no_grad():
+        collect(decoder, parts, records, SAMPLES, NoiseSource(0, "rollout"), settings)
+
+    rows = [len(TEXTS)] + [1] * settings.guided  # of the captions, and of the unconditional one
+    lengths = [LONGEST] + [2] * settings.guided
+    assert sorted(shape[0] for shape in encoded[""]) == sorted(rows)
+    images, length = len(TEXTS) * SAMPLES, TINY.num_image_tokens
+    assert len(linear) == TINY.num_layers * 11
+    for name in linear:
+        layer, part = name.split(".", 1)
+        vectors = [shape.numel() // shape[-1] for shape in calls[name]]
+        if part in ("encoder_attn.k_proj", "encoder_attn.v_proj"):
+            assert vectors == [m * s for m, s in zip(rows, lengths, strict=True)], name
+        elif part.startswith("encoder_attn"):
+            assert vectors == [images] * length * len(rows), name
+        else:
+            # The branches part ways after the first layer's self-attention.
+            shared = part.startswith("self_attn") and layer == "0"
+            assert vectors == [images * (1 if shared else len(rows))] * length, name
