@@ -344,7 +344,10 @@ def test_command_on_bad_input(tmp_path):
     assert result.stderr.count("\n") == 1 and "missing.keras" in result.stderr
 
 
-@pytest.mark.parametrize("largest, code, words", [(9e-7, 0, "verify: equal"), (1.1e-6, 1, "NOT equal")])
+@pytest.mark.parametrize(
+    "largest, code, words",
+    [(9e-7, 0, "verify: equal"), (1.1e-6, 1, "NOT equal"), (float("nan"), 1, "NOT equal")],
+)
 def test_the_verification_is_printed_and_decides_the_exit_code(
     largest, code, words, tmp_path, monkeypatch, capsys
 ):
@@ -356,11 +359,9 @@ def test_the_verification_is_printed_and_decides_the_exit_code(
     command = runpy.run_path(str(ROOT / "converters" / "keras_nsfw_to_torch.py"))
     assert command["main"]() == code
     printed = capsys.readouterr().out
-    assert (
-        words in printed
-        and "2048 embeddings, float16-representable" in printed
-        and f"{largest:.1e}" in printed
-    )
+    assert words in printed
+    assert f"2048 embeddings, float16-representable: largest difference {largest:.1e}" in printed
+    assert f"(largest difference {largest:.1e})" in printed
 
 
 def test_verifying_without_tensorflow_is_one_clear_line(tmp_path, monkeypatch, capsys):
