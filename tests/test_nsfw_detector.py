@@ -150,6 +150,13 @@ def test_nan_is_zero_in_number_columns_only():
     assert found.tolist() == [[0.0, 0.0], [7.0, -1.0]]
 
 
+def test_a_table_that_no_number_is_in():
+    keys = np.array([b"cat", b"0.5"], dtype=object)
+    layer = build_layers([category_encoding([1], [(keys, np.array([1, 2]))], ["table"])])
+    x = torch.tensor([[0.25, 0.5], [torch.nan, torch.nan], [1.0, torch.inf]])
+    assert layer(x).tolist() == [[0.25, 0.0], [0.0, 0.0], [1.0, 0.0]]
+
+
 def test_smooth_uses_index_zero():
     keys = np.array([b"0.500000"], dtype=object)
     spec = category_encoding([0], [(keys, np.array([7]))], ["table"])

@@ -130,6 +130,7 @@ def _table_entries(layer: CategoryEncoding, batch: np.ndarray, generator: np.ran
         known = layer.lower[k][layer.index[k] != 0]
         bits = ordered_bits(known.view(torch.float32)).numpy()  # the mapping undoes itself
         values = bits.view(np.float32)
+        values = values[np.isfinite(values)]
         if len(values):
-            batch[:, column] = generator.choice(values[np.isfinite(values)], size=len(batch))
+            batch[:, column] = generator.choice(values, size=len(batch))
     return batch
