@@ -18,6 +18,7 @@ from dalle_ppo.rewards.head_info import HeadInfo
 from dalle_ppo.rewards.head_layers import CategoryEncoding, LayerSpec, build_layers, ordered_bits
 from dalle_ppo.rewards.nsfw import EmbeddingHead, check_clip, load_detector, load_head, save_head
 
+README = Path(__file__).resolve().parents[1] / "README.md"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PUBLISHED = {
     "l14": ("clip_autokeras_binary_nsfw.zip", [180, 316, 413, 440, 644], [2190, 10425]),
@@ -60,6 +61,8 @@ def test_the_tables_matter(published):
     _, path, embeddings, expected = published
     without = (load_detector(path, smooth=True)(embeddings) - expected).abs()
     assert without.max() > 0.01
+    for text in (load_detector.__doc__, README.read_text()):
+        assert f"{without.max():.2f}" in text, "what is documented is what is measured"
     encoding = load_detector(path).layers[0]
     known = (encoding(embeddings)[:, encoding.columns] > 0).float()
     # Float16 numbers are often in the tables, other float32 ones seldom.
