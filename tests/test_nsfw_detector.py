@@ -18,6 +18,7 @@ from dalle_ppo.rewards.head_info import HeadInfo
 from dalle_ppo.rewards.head_layers import CategoryEncoding, LayerSpec, build_layers, ordered_bits
 from dalle_ppo.rewards.nsfw import EmbeddingHead, check_clip, load_detector, load_head, save_head
 
+README = Path(__file__).resolve().parents[1] / "README.md"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PUBLISHED = {
     "l14": ("clip_autokeras_binary_nsfw.zip", [180, 316, 413, 440, 644], [2190, 10425]),
@@ -60,6 +61,8 @@ def test_the_tables_matter(published):
     _, path, embeddings, expected = published
     without = (load_detector(path, smooth=True)(embeddings) - expected).abs()
     assert without.max() > 0.01
+    for text in (load_detector.__doc__, README.read_text()):
+        assert f"{without.max():.2f}" in text, "what is documented is what is measured"
     encoding = load_detector(path).layers[0]
     known = (encoding(embeddings)[:, encoding.columns] > 0).float()
     # Float16 numbers are often in the tables, other float32 ones seldom.
@@ -148,6 +151,13 @@ def test_nan_is_zero_in_number_columns_only():
     layer = build_layers([category_encoding([0], [(keys, np.array([7]))], ["table"])])
     found = layer(torch.tensor([[torch.nan, torch.nan], [0.0, -1.0]]))
     assert found.tolist() == [[0.0, 0.0], [7.0, -1.0]]
+
+
+def test_a_table_that_no_number_is_in():
+    keys = np.array([b"cat", b"0.5"], dtype=object)
+    layer = build_layers([category_encoding([1], [(keys, np.array([1, 2]))], ["table"])])
+    x = torch.tensor([[0.25, 0.5], [torch.nan, torch.nan], [1.0, torch.inf]])
+    assert layer(x).tolist() == [[0.25, 0.0], [0.0, 0.0], [1.0, 0.0]]
 
 
 def test_smooth_uses_index_zero():

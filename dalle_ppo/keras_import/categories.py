@@ -30,7 +30,8 @@ def category_encoding(
         A `category_encoding` layer, see `CategoryEncoding` for its tensors.
     """
     rows = [_intervals(*table, source) for table, source in zip(tables, sources, strict=True)]
-    width = max((len(row) for row in rows), default=0)
+    # At least one place, also where no number can print as any of the texts: `CategoryEncoding` reads one.
+    width = max([1, *map(len, rows)])
     lower = np.full((len(rows), width), _UNREACHABLE, dtype=np.int32)
     upper = lower.copy()
     index = np.zeros((len(rows), width), dtype=np.float32)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import lzma
 import stat
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from google.protobuf.message import DecodeError
 
 from dalle_ppo.keras_import.keras_files import read_h5, read_keras
 from dalle_ppo.keras_import.published import DETECTORS, PublishedDetector
@@ -18,6 +24,13 @@ from dalle_ppo.rewards.nsfw import HeadInfo, save_head
 
 MAX_UNPACKED_BYTES = 2 << 30
 PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
+
+# What zipfile, h5py, json, protobuf, numpy and the readers here raise on bytes that nobody wrote on purpose.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, MemoryError),
+    *(struct.error, DecodeError, UnicodeError, json.JSONDecodeError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+)
 
 
 def convert(
@@ -46,20 +59,21 @@ def convert(
         ValueError: the source is missing, unreadable, or no chain of known layers ending in one number.
     """
     source = Path(source)
-    with unpacked(source) as model:
+    with unpacked(source) as model, reading(source):
         specs, dimension = read_model(model)
+        output = _output_kind(specs)
+        build_layers(specs)
         known = _published(model)
     info = HeadInfo(
         clip_model=clip_model or (known.clip_model if known else ""),
         clip_pretrained=clip_pretrained or (known.clip_pretrained if known else ""),
         dimension=dimension,
-        output=_output_kind(specs),
+        output=output,
         round_to_float16=bool(known) if round_to_float16 is None else round_to_float16,
         source=source.name,
         source_sha256=hash_source(source),
         licence=licence or (known.licence if known else ""),
     )
-    build_layers(specs)
     save_head(out, specs, info)
     return info
 
@@ -85,27 +99,51 @@ def read_model(path: Path) -> tuple[list[LayerSpec], int]:
 
 
 @contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Whatever goes wrong while a source is read becomes one line that names it.
+
+    Raises:
+        ValueError: instead of what the body raised, which is its cause.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{source}: damaged, or no model that can be read ({error!r})") from error
+    except ValueError as error:
+        line = str(error).replace("\n", " ")
+        raise ValueError(line if str(source) in line else f"{source}: {line}") from error
+
+
+@contextmanager
 def unpacked(source: Path) -> Iterator[Path]:
     """The model as a folder or file; a zipped SavedModel is unpacked to a temporary folder meanwhile.
 
     Raises:
-        ValueError: no such file, or a zip with no or several models, or with entries that leave its folder.
+        ValueError: no such file, or a zip that is damaged, with no or several models, or with entries that
+            leave its folder.
     """
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder, and not one of {', '.join(DETECTORS)}")
     if source.is_dir() or not zipfile.is_zipfile(source):
         yield source
         return
-    with zipfile.ZipFile(source) as archive, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        with reading(source):
+            model = _unpack(source, Path(folder))
+        yield model
+
+
+def _unpack(source: Path, folder: Path) -> Path:
+    """Unpack a zipped SavedModel; a `.keras` file is read as it is."""
+    with zipfile.ZipFile(source) as archive:
         if "config.json" in archive.namelist():
-            yield source
-            return
+            return source
         _check_entries(archive, source)
         archive.extractall(folder)
-        models = [path.parent for path in Path(folder).rglob("saved_model.pb")]
-        if len(models) != 1:
-            raise ValueError(f"{source}: holds {len(models)} SavedModels (saved_model.pb), needs one")
-        yield models[0]
+    models = [path.parent for path in folder.rglob("saved_model.pb")]
+    if len(models) != 1:
+        raise ValueError(f"{source}: holds {len(models)} SavedModels (saved_model.pb), needs one")
+    return models[0]
 
 
 def _check_entries(archive: zipfile.ZipFile, source: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
         The file, whose SHA-256 is the known one.
 
     Raises:
-        ValueError: no connection, or other bytes than those published. Nothing is kept then.
+        ValueError: no connection, a broken one, or other bytes than those published. Nothing is kept then.
     """
     detector = DETECTORS[name]
     cache_dir = cache_dir or default_cache()
@@ -67,7 +67,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
     try:
         with urllib.request.urlopen(detector.url, timeout=TIMEOUT_SECONDS) as response:
             data = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         raise ValueError(
             f"{name}: cannot download {detector.url} ({error}); fetch it elsewhere and put it at {path}"
         ) from None

@@ -27,13 +27,15 @@ def read_keras(path: Path) -> tuple[list[LayerSpec], int]:
             version = json.loads(archive.read("metadata.json")).get("keras_version", "3")
             weights_file = io.BytesIO(archive.read("model.weights.h5"))
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a .keras file ({error})") from None
+        raise ValueError(f"{path}: damaged, or not a .keras file ({error})") from None
     with _open_h5(weights_file, path) as h5:
         return layers_from_config(config, _keras3_weights(h5, config), version)
 
 
 def read_h5(path: Path) -> tuple[list[LayerSpec], int]:
     """Read a whole-model `.h5` file of Keras 2 or 3: layers and input width.
+
+    Such a file holds no checksums (SavedModels and `.keras` files do): changed numbers are not noticed.
 
     Raises:
         ValueError: not such a file, or a model that is not a chain of known layers.

@@ -72,11 +72,18 @@ class TensorBundle:
         with path.open("rb") as file:
             file.seek(entry.offset)
             data = file.read(entry.size)
+        damaged = ValueError(f"{path}: tensor {name!r} is damaged (checksum)")
+        if len(data) != entry.size:
+            raise damaged
         kind = dtypes.as_dtype(entry.dtype)
-        if kind == dtypes.string:
-            return _texts(data, entry.shape)
-        if len(data) != entry.size or masked_crc32c(data) != entry.crc32c:
-            raise ValueError(f"{path}: tensor {name!r} is damaged (checksum)")
+        try:
+            texts, summed = _texts(data, entry.shape) if kind == dtypes.string else (None, data)
+        except (IndexError, struct.error):  # lengths that lead out of the data
+            raise damaged from None
+        if masked_crc32c(summed) != entry.crc32c:
+            raise damaged
+        if texts is not None:
+            return texts
         return np.frombuffer(data, dtype=kind.as_numpy_dtype).reshape(entry.shape)
 
 
@@ -173,16 +180,22 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def _texts(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Texts are stored as all lengths, a checksum of those, then all bytes."""
+def _texts(data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, bytes]:
+    """The texts, and the bytes that their CRC is of.
+
+    Texts are stored as all lengths, a checksum of those, then all bytes. The CRC is of the same, but with
+    each length as four bytes (eight for texts of 4 GiB, which are not read).
+    Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc, `WriteStringTensor`.
+    """
     count = int(np.prod(shape, dtype=np.int64))
     position, lengths = 0, []
     for _ in range(count):
         length, position = _varint(data, position)
         lengths.append(length)
+    summed = struct.pack(f"<{count}I", *lengths) + data[position:]
     position += 4
     texts = np.empty(count, dtype=object)
     for i, length in enumerate(lengths):
         texts[i] = data[position : position + length]
         position += length
-    return texts.reshape(shape)
+    return texts.reshape(shape), summed

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dalle_ppo.keras_import.convert import read_model, unpacked
+from dalle_ppo.keras_import.convert import read_model, reading, unpacked
 from dalle_ppo.keras_import.graph_check import check_operations
 from dalle_ppo.keras_import.saved_model import read_graph
 from dalle_ppo.rewards.head_layers import CategoryEncoding, ordered_bits
@@ -70,10 +70,14 @@ def load_original(model: Path) -> Predict:
 
     Returns:
         A function from embeddings [B, D] float32 to [B] float32.
+
+    Raises:
+        ValueError: TensorFlow is missing or cannot load it, or it holds something that is not safe to load.
     """
-    read_model(model)
-    if model.is_dir():
-        check_operations(read_graph(model))
+    with reading(Path(model.name)):
+        read_model(model)
+        if model.is_dir():
+            check_operations(read_graph(model))
     tensorflow = _tensorflow()
     try:
         if not model.is_dir():
@@ -126,6 +130,7 @@ def _table_entries(layer: CategoryEncoding, batch: np.ndarray, generator: np.ran
         known = layer.lower[k][layer.index[k] != 0]
         bits = ordered_bits(known.view(torch.float32)).numpy()  # the mapping undoes itself
         values = bits.view(np.float32)
+        values = values[np.isfinite(values)]
         if len(values):
-            batch[:, column] = generator.choice(values[np.isfinite(values)], size=len(batch))
+            batch[:, column] = generator.choice(values, size=len(batch))
     return batch
