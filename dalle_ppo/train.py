@@ -30,17 +30,18 @@ def main(argv: list[str] | None) -> int:
         config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
         config = dataclasses.replace(config, run_dir=str(run_dir))
 
-    from .build import build_trainer, choose_device, evaluation_captions
+    from .build import build_measures, build_trainer, choose_device, evaluation_captions, find_world
     from .heldout import load_heldout
     from .metrics import write_settings
     from .run_state import load_checkpoint, prepare_run_dir
 
     # Everything that can be wrong with the settings is found before the folder is touched.
     trainer = build_trainer(config, run_dir)
-    captions, heldout = [], None
+    captions, measures = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
         heldout = load_heldout(e.heldout_clip, e.heldout_detector, choose_device(config.device))
+        measures = build_measures(config, trainer.reward, find_world(config.model.path), heldout)
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
@@ -50,7 +51,7 @@ def main(argv: list[str] | None) -> int:
     print(plan(config), flush=True)
     trainer.run()
     if config.evaluation.at_end:
-        finish(trainer, config, run_dir, captions, heldout)
+        finish(trainer, config, run_dir, captions, measures)
     return 0
 
 
@@ -75,9 +76,8 @@ def plan(config: Config) -> str:
     )
 
 
-def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> None:
+def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> None:
     """Evaluates policy against reference, writes the report and prints the headline."""
-    from .build import build_measures, find_world
     from .evaluation import evaluate
     from .metrics import write_evaluation
     from .provenance import checkpoint_facts
@@ -90,7 +90,7 @@ def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> N
         trainer.actor.module.eval(),
         trainer.reference,
         trainer.parts,
-        build_measures(trainer.reward, find_world(config.model.path), heldout),
+        measures,
         captions,
         origin=checkpoint_facts(latest_checkpoint(run_dir, "policy")),
     )
