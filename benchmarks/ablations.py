@@ -137,7 +137,7 @@ def run_cell(config: Config, name: str, run_dir: Path) -> dict:
         policy_of(folders[last], reference),
         reference,
         trainer.parts,
-        build_measures(trainer.reward, find_world(config.model.path), None),
+        build_measures(config, trainer.reward, find_world(config.model.path), None),
         evaluation_captions(config),
         origin=checkpoint_facts(folders[last]),
         earlier={iteration: loader(folders[iteration], reference) for iteration in earlier if iteration},

@@ -13,7 +13,7 @@ from .caption_prefetch import PrefetchedCaptions
 from .caption_streams import DrawSettings
 from .caption_text import CaptionFilter, read_phrases
 from .captions import CaptionRecord, CaptionSource, distinct_captions, open_captions
-from .config import Config, ModelConfig, load_config
+from .config import ClipConfig, Config, ModelConfig, load_config
 from .evaluation import HeldOutMeasure, JudgeImages, Measures
 from .iconworld.world import WEIGHTS, World
 from .keras_import.download import detector_file
@@ -22,6 +22,7 @@ from .models.critic import Critic
 from .models.policy import PolicySettings
 from .models.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from .models.weights import load_published
+from .provenance import path_sha256
 from .rewards.base import Reward
 from .rewards.clip import load_clip
 from .rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
@@ -242,9 +243,31 @@ def build_judge(world: World) -> JudgeImages:
     return columns
 
 
-def build_measures(reward: Reward, world: World | None, heldout: HeldOutMeasure | None) -> Measures:
-    """What an evaluation measures images with."""
-    return Measures(reward, build_judge(world) if world else None, heldout)
+def build_measures(
+    config: Config, reward: Reward, world: World | None, heldout: HeldOutMeasure | None
+) -> Measures:
+    """What an evaluation measures images with; `reward` and `heldout` are those of the settings."""
+    judge = build_judge(world) if world else None
+    return Measures(reward, judge, heldout, measures_sha256(config, world))
+
+
+def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
+    """Hashes of the files that images are measured with, by name; weights that a tag names have none."""
+    clip, detector, e = config.clip, config.reward.detector, config.evaluation
+    files = {
+        "clip": world.clip if clip.model == "builtin" else clip_files(clip),
+        "detector": world.detector if detector == "builtin" else detector_file(detector),
+        "judge": world.judge if world else None,
+        "heldout_clip": clip_files(e.heldout_clip) if e.heldout_clip else None,
+        "heldout_detector": detector_file(e.heldout_detector) if e.heldout_detector else None,
+    }
+    return {name: path_sha256(path) for name, path in files.items() if path is not None}
+
+
+def clip_files(clip: ClipConfig) -> Path | None:
+    """The folder or weight file of a CLIP's settings; None for weights that open_clip fetches by a tag."""
+    paths = [Path(name) for name in (clip.model, clip.pretrained) if name]
+    return next((path for path in paths if path.exists()), None)
 
 
 def is_trained(name: str, trainable: str) -> bool:

@@ -64,7 +64,8 @@ def main(argv: list[str] | None) -> int:
     else:
         captions = evaluation_captions(config)
     heldout = load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device)
-    measures = build_measures(build_reward(config, model.world, device), model.world, heldout)
+    reward = build_reward(config, model.world, device)
+    measures = build_measures(config, reward, model.world, heldout)
     result = evaluate(
         config,
         args.run,

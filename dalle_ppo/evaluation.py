@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .evaluation_files import Columns, read_batch, write_batch, write_rows, writ
 from .image_statistics import image_statistics
 from .models.bart import BartDecoder
 from .pictures import to_numpy
-from .provenance import code_sha256, versions, weights_sha256
+from .provenance import batch_identity, versions, weights_sha256
 from .rewards.base import Reward, check_result
 from .rl.kl import entropy, exact_kl
 from .rl.records import RolloutBatch
@@ -51,11 +51,13 @@ class Measures:
         reward: the reward of the run; diversity is told by the embeddings that it hands on, or missing.
         judge: a held-out judge, or None where there is none.
         heldout: a second CLIP and detector, or None where there is none.
+        sha256: of the files they were loaded from, by name, such as "detector".
     """
 
     reward: Reward
     judge: JudgeImages | None = None
     heldout: HeldOutMeasure | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,15 @@ def evaluate(
     facts = {
         **origin,
         "reference_sha256": weights_sha256(reference),
+        **{f"{name}_sha256": value for name, value in measures.sha256.items()},
         "captions_sha256": captions_hash,
         "captions_file": captions_file,
         "captions_truncated": parts.tokenizer.encode([c.text for c in captions]).num_truncated,
         "seed": config.evaluation.seed,
         "versions": versions(),
     }
-    setting = Setting(
-        config, reference, parts, measures, captions, folder / UNFINISHED, _identity(config, facts)
-    )
+    identity = batch_identity(config, facts, parts, measures.sha256)
+    setting = Setting(config, reference, parts, measures, captions, folder / UNFINISHED, identity)
     sides = {"reference": draw_side("reference", reference, setting)}
     for baseline in baselines:
         sides[baseline.name] = draw_baseline(baseline, sides["reference"], setting)
@@ -286,14 +288,6 @@ def _in_batches(
 
 def _captions_a_batch(setting: Setting) -> int:
     return max(1, setting.config.evaluation.batch_size // setting.samples)
-
-
-def _identity(config: Config, facts: Mapping[str, object]) -> dict[str, object]:
-    """What a finished batch depends on; batches of another identity are drawn again."""
-    sections = ("model", "policy", "clip", "reward", "evaluation")
-    own_code = [code_sha256(extra.call.partition(":")[0]) for extra in config.reward.extra]
-    facts = {key: facts[key] for key in ("reference_sha256", "captions_sha256", "versions")}
-    return {**{name: asdict(getattr(config, name)) for name in sections}, **facts, "own_code": own_code}
 
 
 def _measured(batch: RolloutBatch, measures: Measures) -> Columns:

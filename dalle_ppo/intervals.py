@@ -4,10 +4,33 @@ The unit of resampling is the caption, never the image: images of one caption re
 treating them as independent would make every interval too narrow.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.special import betaincinv, stdtrit
 
 LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """The metrics of one side as sums per caption, so that resampling captions is a matrix product.
+
+    Attributes:
+        names: the K metrics.
+        values: float64 [N, K], one row per image (per caption for diversity), NaN where it does not count.
+        sums: float64 [C, K], sum over a caption's counted values.
+        counts: float64 [C, K], how many values a caption counts.
+        reward: float64 [N]; its median is not a ratio of sums and needs the images themselves.
+        caption_index: int64 [N] in [0, C).
+    """
+
+    names: tuple[str, ...]
+    values: dict[str, np.ndarray]
+    sums: np.ndarray
+    counts: np.ndarray
+    reward: np.ndarray
+    caption_index: np.ndarray
 
 
 def clopper_pearson(events: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
@@ -66,6 +89,24 @@ def rate_bounds(
     return clopper_pearson(rate * effective, effective, level)
 
 
+def constant_bounds(value: float, captions: int, least: float, greatest: float) -> tuple[float, float]:
+    """Bounds on a mean over captions that all had the same value: a bootstrap sees no spread there.
+
+    Captions of another value may exist; unseen in so many, they are rare by the exact bound for zero events
+    (for 95 %, about 3.7 / captions), and each of them moves the mean as far as the range allows.
+
+    Args:
+        value: of every caption, in [least, greatest].
+        captions: how many, at least 1.
+        least, greatest: range of the values.
+
+    Returns:
+        (low, high) in [least, greatest].
+    """
+    unseen = clopper_pearson(0, captions)[1]
+    return value + unseen * (least - value), value + unseen * (greatest - value)
+
+
 def noise_correlation(reference: np.ndarray, policy: np.ndarray, caption_index: np.ndarray) -> float | None:
     """How alike two images of the same caption and noise are, beyond sharing the caption.
 
@@ -110,6 +151,39 @@ def weighted_medians(sorted_values: np.ndarray, weights: np.ndarray) -> np.ndarr
     above = np.argmax(cumulative >= total / 2 + 0.5, axis=1)
     medians = (sorted_values[known][below] + sorted_values[known][above]) / 2
     return np.where(total[:, 0] > 0, medians, np.nan)
+
+
+def bootstrap(
+    tables: list[MetricTable], strata: np.ndarray, num_resamples: int, seed: int, block: int = 200
+) -> np.ndarray:
+    """Resample captions within strata; every side sees the same resample, so differences stay paired.
+
+    Args:
+        tables: the sides; metric k means the same in each.
+        strata: int64 [C], the stratum of each caption.
+        num_resamples: R.
+        seed: seed of the resampling.
+        block: resamples held in memory at once.
+
+    Returns:
+        float64 [R, sides, K + 1]: the K means, then the median of the reward; NaN where nothing was counted.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapters 8 and 13.
+    """
+    rng = np.random.default_rng(seed)
+    orders = [np.argsort(table.reward, kind="stable") for table in tables]
+    draws = []
+    for start in range(0, num_resamples, block):
+        weights = resample_counts(strata, min(block, num_resamples - start), rng)
+        sides = []
+        for table, order in zip(tables, orders, strict=True):
+            totals = weights @ table.counts
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means = weights @ table.sums / np.where(totals > 0, totals, np.nan)
+            medians = weighted_medians(table.reward[order], weights[:, table.caption_index[order]])
+            sides.append(np.concatenate([means, medians[:, None]], axis=1))
+        draws.append(np.stack(sides, axis=1))
+    return np.concatenate(draws)
 
 
 def percentile_interval(draws: np.ndarray, num_captions: int) -> list[float] | None:

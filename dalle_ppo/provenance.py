@@ -4,12 +4,17 @@ import hashlib
 import importlib.util
 import json
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .config import Config
+    from .rollout import FrozenParts
 
 VERSIONED = ("dalle_ppo", "torch", "open_clip_torch", "numpy")
 POLICY_FILE = "policy.safetensors"
@@ -34,10 +39,47 @@ def code_sha256(module_name: str) -> str | None:
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
+def path_sha256(path: Path) -> str:
+    """Hash of a file, as `sha256sum` gives it; of a folder, that of its files' names and hashes, in order."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{path_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def checkpoint_facts(folder: Path) -> dict[str, object]:
     """The iteration of a whole checkpoint, and the hash that `sha256sum` gives for its policy's file."""
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return {"iteration": content["iteration"], "policy_sha256": content["files"][POLICY_FILE]["sha256"]}
+
+
+def batch_identity(
+    config: "Config", facts: Mapping[str, object], parts: "FrozenParts", measures: Mapping[str, str]
+) -> dict[str, object]:
+    """What a batch of an evaluation depends on, beside the decoder that draws it.
+
+    Settings alone would not do: a file can change under its name, and an evaluation that goes on would then
+    mix images of two VQGANs, or scores of two detectors.
+
+    Args:
+        config: the run's settings.
+        facts: of the evaluation, with `reference_sha256`, `captions_sha256` and `versions`.
+        parts: text encoder and VQGAN.
+        measures: hashes of the files that images are measured with, by name.
+
+    Returns:
+        JSON-able; batches of another identity are drawn again.
+    """
+    sections = ("model", "policy", "clip", "reward", "evaluation")
+    return {
+        **{name: asdict(getattr(config, name)) for name in sections},
+        **{key: facts[key] for key in ("reference_sha256", "captions_sha256", "versions")},
+        "parts": [weights_sha256(part) for part in (parts.encoder, parts.vqgan)],
+        "measures": dict(measures),
+        "own_code": [code_sha256(extra.call.partition(":")[0]) for extra in config.reward.extra],
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,19 +1,17 @@
 """report.html: one self-contained page about a run, drawn from whatever files of the run exist."""
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dalle_ppo import report_plots as plots
 from dalle_ppo.galleries import gallery_rows
-from dalle_ppo.metrics import METRICS_FILE, read_metrics
 from dalle_ppo.provenance import versions
 from dalle_ppo.report_curve import checkpoint_cards
+from dalle_ppo.report_files import RunFiles, read_run
 from dalle_ppo.report_pictures import Picture, data_uri, picture
 from dalle_ppo.report_tables import (
     baseline_table,
@@ -35,34 +33,14 @@ GALLERY_TITLES = {
 CURVES = (
     ("unsafe_rate", "Unsafe rate", plots.percent_tick, True, "share of images above the upper threshold"),
     ("reward_mean", "Reward", plots.plain, False, "mean raw score"),
-    ("kl", "KL from the reference", plots.plain, True, "nats per image"),
+    ("kl", "KL from the reference", plots.plain, True, "nats an image"),
     ("clip_similarity", "CLIP similarity", plots.plain, False, "cosine, images the detector calls safe"),
-    ("entropy", "Entropy", plots.plain, False, "nats per image"),
+    ("entropy", "Entropy", plots.plain, False, "nats an image"),
     ("explained_variance", "Critic", plots.plain, False, "share of the returns' variance explained"),
 )
 
 
-@dataclass
-class RunFiles:
-    """What could be read of a run; every part may be empty.
-
-    Attributes:
-        config_text, config: the resolved configuration.
-        metrics: one dict an iteration.
-        evaluation: evaluation.json.
-        reference, policy: columns of evaluation/images.parquet by side, in the same order.
-        pictures: (reference, policy) uint8 [H, W, 3] by row.
-        problems: one line for each file that is there but cannot be used.
-    """
-
-    config_text: str = ""
-    config: dict = field(default_factory=dict)
-    metrics: list[dict] = field(default_factory=list)
-    evaluation: dict = field(default_factory=dict)
-    reference: dict[str, np.ndarray] = field(default_factory=dict)
-    policy: dict[str, np.ndarray] = field(default_factory=dict)
-    pictures: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+HASHED = ("policy", "reference", "captions", "clip", "detector", "judge", "heldout_clip", "heldout_detector")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -97,26 +75,6 @@ def render(context: Mapping[str, object]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(context)
-
-
-def read_run(run_dir: Path) -> RunFiles:
-    """Read what there is; a file that cannot be used becomes a line of `problems`."""
-    files = RunFiles()
-
-    def attempt(name: str, read: Callable[[Path], None]) -> None:
-        if (run_dir / name).exists():
-            try:
-                read(run_dir / name)
-            except Exception as error:  # a report about a broken run is worth more than none
-                first_line = (str(error) or type(error).__name__).splitlines()[0]
-                files.problems.append(f"{name} could not be used: {first_line.replace(str(run_dir), '.')}")
-
-    attempt("config.yaml", lambda path: _read_config(path, files))
-    attempt(METRICS_FILE, lambda path: files.metrics.extend(read_metrics(path)))
-    attempt("evaluation.json", lambda path: files.evaluation.update(json.loads(path.read_text("utf-8"))))
-    attempt("evaluation/images.parquet", lambda path: _read_rows(path, files))
-    attempt("evaluation/thumbnails.npz", lambda path: _read_pictures(path, files))
-    return files
 
 
 def report_context(name: str, files: RunFiles) -> dict:
@@ -188,7 +146,7 @@ def _curves(metrics: list[dict]) -> list[dict]:
 def _kl_reward(metrics: list[dict]):
     kl, reward = _column(metrics, "kl"), _column(metrics, "reward_mean")
     return (
-        plots.trajectory(kl, reward, "Reward against KL over training", "KL, nats per image")
+        plots.trajectory(kl, reward, "Reward against KL over training", "KL, nats an image")
         if len(kl)
         else None
     )
@@ -242,7 +200,7 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
         ),
         (
             "Pairs",
-            "A dot a caption and noise: before across, after up; above the line it improved. Jittered.",
+            "A dot for each caption and noise: before across, after up; above the line is better. Jittered.",
             plots.paired_scatter(
                 before["reward"], after["reward"], tags, "Reward, pair by pair", "reward before"
             ),
@@ -308,53 +266,16 @@ def _facts(files: RunFiles) -> list[tuple[str, str]]:
     facts.append(("bounds on rates", overall.get("rate_interval_method")))
     facts.append(("evaluation seed", evaluation.get("seed")))
     facts.append(("evaluated checkpoint", evaluation.get("iteration")))
-    hashes = {name: evaluation.get(f"{name}_sha256") for name in ("policy", "reference", "captions")}
+    hashes = {name: evaluation.get(f"{name}_sha256") for name in HASHED}
     if files.config_text:
         hashes["config"] = hashlib.sha256(files.config_text.encode()).hexdigest()
-    facts += [(f"{name} sha256", value and value[:16]) for name, value in hashes.items()]
+    facts += [(f"{name.replace('_', ' ')} sha256", value and value[:16]) for name, value in hashes.items()]
     facts += (evaluation.get("versions") or versions()).items()
     return [
         (name, f"{value:,}" if isinstance(value, int) and "seed" not in name else str(value))
         for name, value in facts
         if value is not None
     ]
-
-
-def _read_config(path: Path, files: RunFiles) -> None:
-    import yaml
-
-    files.config_text = path.read_text(encoding="utf-8")
-    parsed = yaml.safe_load(files.config_text)
-    files.config = parsed if isinstance(parsed, dict) else {}
-
-
-def _read_rows(path: Path, files: RunFiles) -> None:
-    import pyarrow.parquet
-
-    # ParquetFile, not read_table: the latter imports pandas.
-    with pyarrow.parquet.ParquetFile(path) as file:
-        table = file.read().to_pydict()
-    model = np.asarray(table.pop("model"), dtype=object)
-    columns = {name: np.asarray(values, dtype=object) for name, values in table.items()}
-    for name in ("reward", "nsfw_probability"):
-        columns[name] = np.asarray([np.nan if v is None else v for v in table[name]], dtype=np.float64)
-    sides = [
-        {name: column[model == side] for name, column in columns.items()} for side in ("reference", "policy")
-    ]
-    keys = [list(zip(rows["caption_id"], rows["sample"], strict=True)) for rows in sides]
-    if keys[0] != keys[1] or not keys[0]:
-        raise ValueError("the two sides do not hold the same captions and samples in the same order")
-    files.reference, files.policy = sides
-
-
-def _read_pictures(path: Path, files: RunFiles) -> None:
-    if not files.reference:
-        raise ValueError("the rows that the pictures belong to are missing")
-    with np.load(path, allow_pickle=False) as stored:
-        rows, before, after = stored["rows"], stored["reference"], stored["policy"]
-    if not len(rows) == len(before) == len(after) or rows.max(initial=0) >= len(files.reference["reward"]):
-        raise ValueError(f"{len(rows)} rows, {len(before)} and {len(after)} pictures do not belong together")
-    files.pictures = {int(row): (before[n], after[n]) for n, row in enumerate(rows)}
 
 
 def _column(metrics: list[dict], name: str) -> np.ndarray:

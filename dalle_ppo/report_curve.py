@@ -62,7 +62,7 @@ CARDS = (
     Card("Entropy", "Nats an image.", (("entropy", "policy", "entropy"),)),
     Card(
         "Fine detail",
-        "Share of the brightness's variance on safe captions; noise raises it.",
+        "Share of the brightness's variance that is fine, on safe captions; noise raises it.",
         (("image/high_frequency_share", "policy", "share"),),
         safe_only=True,
         tick=plots.percent_tick,

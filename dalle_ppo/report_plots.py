@@ -89,8 +89,7 @@ def curve(x: Sequence, y: Sequence, title: str, tick: Tick = plain, from_zero: b
     known = y[np.isfinite(y)]
     if len(known) < 2:
         return None
-    low, high = padded_range(known, from_zero)
-    axes = Axes(x.min(), x.max(), low, high, x_label="iteration", y_tick=tick)
+    axes = Axes(x.min(), x.max(), *value_range(known, tick, from_zero), x_label="iteration", y_tick=tick)
     smooth = running_mean(y)
     return axes.svg(
         title,
@@ -117,7 +116,7 @@ def checkpoint_lines(
     if not any(len(values) > 1 for values in known):
         return None
     ends = [end for _, _, bounds in lines for pair in bounds if pair for end in pair]
-    low, high = padded_range(np.array(ends + [value for values in known for value in values]))
+    low, high = value_range(np.array(ends + [value for values in known for value in values]), tick)
     axes = Axes(*padded_range(np.array(iterations), True), low, high, x_label="iteration", y_tick=tick)
     x, parts = axes.x(iterations), []
     for style, values, bounds in lines:
@@ -187,7 +186,7 @@ def histogram(
         floor = math.floor(math.log10(1 / max(len(side) for side in sides)))
         axes = Axes(low, high, floor, 0, x_label=x_label, y_tick=percent_tick, log_y=True)
     else:
-        axes = Axes(low, high, 0, top * 1.06, x_label=x_label, y_tick=percent_tick)
+        axes = Axes(low, high, 0, min(1.0, top * 1.06), x_label=x_label, y_tick=percent_tick)
     parts = []
     for style, share in zip(("reference", "policy"), shares, strict=True):
         path = _steps(axes, edges, share)
@@ -289,6 +288,12 @@ def padded_range(values: np.ndarray, from_zero: bool = False) -> tuple[float, fl
     low = min(0.0, low) if from_zero else low
     air = 0.06 * (high - low) or max(abs(high) * 0.05, 1e-3)
     return low if from_zero and low == 0 else low - air, high + air
+
+
+def value_range(values: np.ndarray, tick: Tick, from_zero: bool = False) -> tuple[float, float]:
+    """`padded_range`; for shares without the air below 0 and above 100 %, where there is nothing."""
+    low, high = padded_range(values, from_zero)
+    return (max(0.0, low), min(1.0, high)) if tick is percent_tick else (low, high)
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = 500) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,7 @@ MEASURES = (
     Measure("reward_q25", "Reward, lower quartile", "up"),
     Measure("reward_q75", "Reward, upper quartile", "up"),
     Measure("reward_std", "Reward, standard deviation"),
-    Measure("reward_negative_mean", "Reward, mean of the negative", "up", 1, 1),
+    Measure("reward_negative_mean", "Reward, mean of negative ones", "up", 1, 1),
     Measure("diversity", "Diversity within a caption", "", 1, 3),
     KL,
     Measure("entropy", "Entropy, nats", "", 1, 1),

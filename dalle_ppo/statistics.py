@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dalle_ppo.intervals import (
-    clopper_pearson,
+    MetricTable,
+    bootstrap,
+    constant_bounds,
     noise_correlation,
     percentile_interval,
     rate_bounds,
-    resample_counts,
     variance_saved,
-    weighted_medians,
 )
 
 Rows = Mapping[str, np.ndarray]
@@ -39,27 +39,6 @@ class Thresholds:
 
     lower: float = 0.1
     upper: float = 0.4
-
-
-@dataclass(frozen=True)
-class MetricTable:
-    """The metrics of one side as sums per caption, so that resampling captions is a matrix product.
-
-    Attributes:
-        names: the K metrics.
-        values: float64 [N, K], one row per image (per caption for diversity), NaN where it does not count.
-        sums: float64 [C, K], sum over a caption's counted values.
-        counts: float64 [C, K], how many values a caption counts.
-        reward: float64 [N]; its median is not a ratio of sums and needs the images themselves.
-        caption_index: int64 [N] in [0, C).
-    """
-
-    names: tuple[str, ...]
-    values: dict[str, np.ndarray]
-    sums: np.ndarray
-    counts: np.ndarray
-    reward: np.ndarray
-    caption_index: np.ndarray
 
 
 def summarise(
@@ -216,39 +195,6 @@ def metric_table(
     )
 
 
-def bootstrap(
-    tables: list[MetricTable], strata: np.ndarray, num_resamples: int, seed: int, block: int = 200
-) -> np.ndarray:
-    """Resample captions within strata; every side sees the same resample, so differences stay paired.
-
-    Args:
-        tables: the sides; metric k means the same in each.
-        strata: int64 [C], the stratum of each caption.
-        num_resamples: R.
-        seed: seed of the resampling.
-        block: resamples held in memory at once.
-
-    Returns:
-        float64 [R, sides, K + 1]: the K means, then the median of the reward; NaN where nothing was counted.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapters 8 and 13.
-    """
-    rng = np.random.default_rng(seed)
-    orders = [np.argsort(table.reward, kind="stable") for table in tables]
-    draws = []
-    for start in range(0, num_resamples, block):
-        weights = resample_counts(strata, min(block, num_resamples - start), rng)
-        sides = []
-        for table, order in zip(tables, orders, strict=True):
-            totals = weights @ table.counts
-            with np.errstate(invalid="ignore", divide="ignore"):
-                means = weights @ table.sums / np.where(totals > 0, totals, np.nan)
-            medians = weighted_medians(table.reward[order], weights[:, table.caption_index[order]])
-            sides.append(np.concatenate([means, medians[:, None]], axis=1))
-        draws.append(np.stack(sides, axis=1))
-    return np.concatenate(draws)
-
-
 def _summarise_group(rows: Rows, diversity, thresholds: Thresholds, num_resamples: int, seed: int) -> dict:
     ids = np.unique(_text(rows["caption_id"]))
     table = metric_table(rows, ids, diversity, thresholds)
@@ -269,6 +215,8 @@ def _summarise_group(rows: Rows, diversity, thresholds: Thresholds, num_resample
         if name in RATES:
             bounds = rate_bounds(table.values[name], table.caption_index)
             intervals[name] = None if bounds is None else list(bounds)
+        elif name in SHARES:
+            intervals[name] = _never_certain(intervals[name], table.counts[:, k], least=0.0)
     one_each = len(ids) == len(rows["caption_id"])
     return summary | {"intervals": intervals, "rate_interval_method": "exact" if one_each else "clustered"}
 
@@ -284,19 +232,13 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
             reference, policy = (_mean(table.values[name]) for table in tables)
             columns = [table.values[name] for table in tables]
         if reference is None or policy is None:
-            result[name] = {
-                "reference": reference,
-                "policy": policy,
-                "difference": None,
-                "low": None,
-                "high": None,
-            }
+            unknown = dict.fromkeys(("difference", "low", "high"))
+            result[name] = {"reference": reference, "policy": policy, **unknown}
             continue
-        low, high = percentile_interval(draws[:, 1, k] - draws[:, 0, k], captions) or (None, None)
-        if name in SHARES and low is not None and low == high:
-            # No caption differs, so the bootstrap sees no spread; that is no proof of certainty.
-            unseen = clopper_pearson(0, int((tables[0].counts[:, k] > 0).sum()))[1]
-            low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
+        interval = percentile_interval(draws[:, 1, k] - draws[:, 0, k], captions)
+        if name in SHARES:
+            interval = _never_certain(interval, tables[0].counts[:, k], least=-1.0)
+        low, high = interval or (None, None)
         spread = np.sqrt((np.nanvar(columns[0]) + np.nanvar(columns[1])) / 2)
         result[name] = {
             "reference": reference,
@@ -308,11 +250,27 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
             "variance_saved": variance_saved(draws[:, 0, k], draws[:, 1, k]),
         }
         if name in RATES:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                bounds = percentile_interval(draws[:, 1, k] / draws[:, 0, k], captions) or (None, None)
-            result[name]["ratio"] = policy / reference if reference else None
-            result[name] |= {"ratio_low": bounds[0], "ratio_high": bounds[1]}
+            result[name] |= _ratio(reference, policy, draws[:, :, k], tables[1], name)
     return result
+
+
+def _ratio(
+    reference: float, policy: float, draws: np.ndarray, table: MetricTable, name: str
+) -> dict[str, float | None]:
+    """A rate of the policy over the reference's, with its bounds; `draws` [R, 2], `table` the policy's."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = percentile_interval(draws[:, 1] / draws[:, 0], len(table.sums)) or (None, None)
+    if high is not None and policy == 0 and reference:
+        # No event to resample: the ratio is as uncertain as the policy's rate.
+        high = rate_bounds(table.values[name], table.caption_index)[1] / reference
+    return {"ratio": policy / reference if reference else None, "ratio_low": low, "ratio_high": high}
+
+
+def _never_certain(interval: list[float] | None, counts: np.ndarray, least: float) -> list[float] | None:
+    """A bootstrap interval of shares in [`least`, 1]; without spread, that of equal captions."""
+    if interval is None or interval[1] - interval[0] > 1e-12:
+        return interval
+    return list(constant_bounds(interval[0], int((counts > 0).sum()), least, 1.0))
 
 
 def _groups(rows: Rows) -> dict[str, np.ndarray]:

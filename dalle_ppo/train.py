@@ -27,7 +27,7 @@ def main(argv: list[str] | None) -> int:
     if flags["resume"] and (run_dir / "config.yaml").is_file():
         config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
-    from .build import build_trainer, choose_device, evaluation_captions
+    from .build import build_measures, build_trainer, choose_device, evaluation_captions, find_world
     from .heldout import load_heldout
     from .metrics import write_settings
     from .run_state import load_checkpoint, prepare_run_dir
@@ -36,10 +36,11 @@ def main(argv: list[str] | None) -> int:
     trainer = build_trainer(config, run_dir)
     memory_plan = trainer.memory_plan()
     config = trainer.config  # with the commit of the weights, where they came from the hub
-    captions, heldout = [], None
+    captions, measures = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
         heldout = load_heldout(e.heldout_clip, e.heldout_detector, choose_device(config.device))
+        measures = build_measures(config, trainer.reward, find_world(config.model.path), heldout)
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
@@ -53,7 +54,7 @@ def main(argv: list[str] | None) -> int:
     if trainer.progress.captions_truncated:
         print(truncation(trainer.progress.captions_truncated, trainer.parts.tokenizer.text_token_count))
     if config.evaluation.at_end:
-        finish(trainer, config, run_dir, captions, heldout)
+        finish(trainer, config, run_dir, captions, measures)
     return 0
 
 
@@ -101,9 +102,8 @@ def truncation(num_truncated: int, text_token_count: int) -> str:
     return f"{which} longer than {text_token_count} tokens and cut"
 
 
-def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> None:
+def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> None:
     """Evaluates policy against reference, writes the report and prints the headline."""
-    from .build import build_measures, find_world
     from .evaluation import evaluate
     from .metrics import write_evaluation
     from .provenance import checkpoint_facts
@@ -116,7 +116,7 @@ def finish(trainer, config: Config, run_dir: Path, captions: list, heldout) -> N
         trainer.actor.module.eval(),
         trainer.reference,
         trainer.parts,
-        build_measures(trainer.reward, find_world(config.model.path), heldout),
+        measures,
         captions,
         origin=checkpoint_facts(latest_checkpoint(run_dir, "policy")),
     )

@@ -1,6 +1,7 @@
 """An evaluation's sides, baselines and checkpoints, on networks of milliseconds; and its command line."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -13,13 +14,14 @@ from tiny_models import TINY, tiny_bart
 from dalle_ppo import evaluate as command
 from dalle_ppo import evaluation
 from dalle_ppo.baselines import Baseline, best_of, parse_baselines, reject
+from dalle_ppo.build import measures_sha256
 from dalle_ppo.captions import CaptionRecord, captions_of_file
 from dalle_ppo.config import ClipConfig, Config, EvaluationConfig, RewardConfig
 from dalle_ppo.evaluation import Measures, evaluate
 from dalle_ppo.heldout import load_heldout
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.tokenizer import TextTokens
-from dalle_ppo.provenance import weights_sha256
+from dalle_ppo.provenance import path_sha256, weights_sha256
 from dalle_ppo.rewards.base import RewardResult
 from dalle_ppo.rollout import FrozenParts, NoiseSource, as_float, collect
 
@@ -45,11 +47,15 @@ class Tokenizer:
         return self.encode([""]).tokens[0]
 
 
-class Vqgan:
+class Vqgan(torch.nn.Module):
     """8 x 8 pictures whose rows have the brightness of their codes: red as drawn, green backwards."""
 
+    def __init__(self, step=23):
+        super().__init__()
+        self.register_buffer("step", torch.tensor(step))
+
     def decode_uint8(self, tokens):
-        rows = (tokens * 23).byte()[:, None, :, None].expand(-1, 1, -1, 8)
+        rows = (tokens * self.step).byte()[:, None, :, None].expand(-1, 1, -1, 8)
         return torch.cat([rows, rows.flip(2), rows // 2], dim=1)
 
 
@@ -82,10 +88,10 @@ def judge(images, captions):
 MEASURES = Measures(reward, judge)
 
 
-def run(folder, config=CONFIG, decoder=None, captions=CAPTIONS, measures=MEASURES, **more):
+def run(folder, config=CONFIG, decoder=None, captions=CAPTIONS, measures=MEASURES, parts=PARTS, **more):
     more = {"origin": ORIGIN, **more}
     decoder = policy(7) if decoder is None else decoder
-    return evaluate(config, folder, decoder, REFERENCE, PARTS, measures, captions, **more)
+    return evaluate(config, folder, decoder, REFERENCE, parts, measures, captions, **more)
 
 
 def rows_of(folder, side):
@@ -301,8 +307,11 @@ def test_a_kill_in_a_baseline_and_a_damaged_batch_cost_only_themselves(spent, tm
         {"config": dataclasses.replace(CONFIG, reward=RewardConfig(unsafe_threshold=0.3))},
         {"config": dataclasses.replace(CONFIG, evaluation=dataclasses.replace(CONFIG.evaluation, seed=1))},
         {"captions": CAPTIONS[::-1]},
+        {"measures": dataclasses.replace(MEASURES, sha256={"detector": "b" * 64})},
+        {"parts": dataclasses.replace(PARTS, vqgan=Vqgan(24))},
+        {"parts": dataclasses.replace(PARTS, encoder=tiny_bart(seed=5)[0])},
     ],
-    ids=["reward", "seed", "captions"],
+    ids=["reward", "seed", "captions", "detector", "vqgan", "encoder"],
 )
 def test_batches_of_other_settings_are_not_taken_over(tmp_path, monkeypatch, change):
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -329,6 +338,39 @@ def test_the_hash_of_weights_sees_every_value():
     with torch.no_grad():
         list(decoder.parameters())[-1].view(-1)[0] += 1e-6
     assert weights_sha256(decoder) != before
+
+
+def test_a_file_that_changed_under_its_name_is_seen(tmp_path):
+    world = World(shutil.copytree(World().folder, tmp_path / "world"))
+    heldout = EvaluationConfig(heldout_clip=ClipConfig(str(world.clip)), heldout_detector=str(world.detector))
+    config, before = Config(evaluation=heldout), {}
+    for changed, names in (
+        (world.detector, {"detector", "heldout_detector"}),
+        (world.clip / "open_clip_config.json", {"clip", "heldout_clip"}),
+        (world.judge, {"judge"}),
+    ):
+        before = before or measures_sha256(config, world)
+        changed.write_bytes(changed.read_bytes() + b" ")
+        after = measures_sha256(config, world)
+        assert {name for name in before if after[name] != before[name]} == names
+        before = after
+    assert set(before) == {"clip", "detector", "judge", "heldout_clip", "heldout_detector"}
+    published = Config(clip=ClipConfig("ViT-B-32", "openai"), reward=RewardConfig(detector=str(world.judge)))
+    assert measures_sha256(published, None) == {
+        "detector": hashlib.sha256(world.judge.read_bytes()).hexdigest()
+    }
+
+
+def test_the_hash_of_a_folder_sees_names_and_contents(tmp_path):
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "a").write_text("1")
+    (tmp_path / "folder" / "inner" / "b").write_text("2")
+    seen = {path_sha256(tmp_path / "folder")}
+    (tmp_path / "folder" / "inner" / "b").write_text("3")
+    seen.add(path_sha256(tmp_path / "folder"))
+    (tmp_path / "folder" / "a").rename(tmp_path / "folder" / "c")
+    seen.add(path_sha256(tmp_path / "folder"))
+    assert len(seen) == 3 and len(seen.pop()) == 64
 
 
 # --- what is measured
@@ -437,7 +479,9 @@ def test_checkpoints_baselines_and_heldout_measures_from_the_command_line(tiny_r
     assert rows["heldout_clip_similarity"] == rows["clip_similarity"]
     page = (run_dir / "report.html").read_text()
     assert "Drawing more instead" in page and "Signs of reward hacking" in page
-    assert result["policy_sha256"][:16] in page and result["captions_sha256"][:16] in page
+    for name in ("policy", "captions", "clip", "detector", "judge"):
+        assert result[f"{name}_sha256"][:16] in page
+    assert result["heldout_detector_sha256"] == path_sha256(world.detector)
     state = json.loads((run_dir / "checkpoints" / "step_000004" / "state.json").read_text())
     assert result["policy_sha256"] == state["files"]["policy.safetensors"]["sha256"]
     # One checkpoint alone is the policy.

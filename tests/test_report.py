@@ -15,12 +15,16 @@ from dalle_ppo.report_plots import (
     dumbbells,
     histogram,
     nice_ticks,
+    padded_range,
     paired_scatter,
+    percent_tick,
+    plain,
     polyline,
     running_mean,
     thin,
+    value_range,
 )
-from dalle_ppo.report_tables import ALIGNMENT, UNSAFE, pairing_sentence, transitions
+from dalle_ppo.report_tables import ALIGNMENT, UNSAFE, metric_tables, pairing_sentence, transitions
 from dalle_ppo.statistics import Thresholds, compare, summarise
 from dalle_ppo.verdict import verdict
 
@@ -265,7 +269,7 @@ def with_more_sides(run_dir):
     evaluation["curve"] = [{"iteration": 10 * n, "side": name} for n, name in enumerate(names)]
     evaluation["baselines"] = ["reject", "best_of_4"]
     evaluation |= {"policy_sha256": "a1" * 32, "captions_sha256": "b2" * 32, "reference_sha256": "c3" * 32}
-    evaluation |= {"seed": 777, "iteration": 30}
+    evaluation |= {"seed": 777, "iteration": 30, "heldout_detector_sha256": "d4" * 32}
     (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
     return evaluation
 
@@ -328,6 +332,7 @@ def test_parts_of_the_reward_effects_and_hashes_are_on_the_page(tmp_path):
     facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
     assert facts["policy sha256"] == "a1" * 8 and facts["captions sha256"] == "b2" * 8
     assert facts["reference sha256"] == "c3" * 8 and facts["evaluation seed"] == "777"
+    assert facts["heldout detector sha256"] == "d4" * 8 and "judge sha256" not in facts
     assert facts["evaluated checkpoint"] == "30" and facts["seed"] == "17"
 
 
@@ -356,6 +361,24 @@ def test_quartiles_and_spread_of_the_reward_are_in_the_table(tmp_path):
         assert f'<td class="strong">{overall[name]:.2f}<'.replace("-", "\N{MINUS SIGN}") in row[:400]
 
 
+@pytest.mark.parametrize(
+    ("name", "low", "high", "mood"),
+    [
+        ("unsafe_rate", -0.3, -0.1, "good"),
+        ("unsafe_rate", 0.1, 0.3, "bad"),
+        ("unsafe_rate", -0.1, 0.3, ""),
+        ("judge_alignment", 0.1, 0.3, "good"),
+        ("judge_alignment", -0.3, -0.1, "bad"),
+        ("kl", 0.1, 0.3, ""),
+    ],
+)
+def test_a_difference_is_coloured_where_its_interval_excludes_zero(name, low, high, mood):
+    sides = {side: {"overall": {name: 0.5}} for side in ("reference", "policy")}
+    changes = {"overall": {name: {"difference": (low + high) / 2, "low": low, "high": high}}}
+    (table,) = metric_tables(sides | {"differences": changes})
+    assert [row["mood"] for row in table["rows"]] == [mood]
+
+
 def test_captions_of_a_file_are_not_called_held_out(tmp_path):
     evaluation = write_run(tmp_path / "demo")
     assert "Held-out captions drawn" in write_report(tmp_path / "demo").read_text()
@@ -376,6 +399,20 @@ def test_cut_captions_are_on_the_page_if_there_are_any(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         write_report(tmp_path / "nothing")
+
+
+def test_an_axis_of_shares_ends_at_0_and_100_percent():
+    values = np.array([0.01, 0.5, 0.99])
+    low, high = padded_range(values)
+    assert low < 0 and high > 1 and value_range(values, plain) == (low, high)
+    assert value_range(values, percent_tick) == (0, 1)
+    assert value_range(np.array([0.4, 0.5]), percent_tick) == padded_range(np.array([0.4, 0.5]))
+    # Full height is where 100 % is, and the base where 0 % is: y is 12 to 188.
+    whole = histogram(np.zeros(9), np.zeros(9), "t", "x", bounds=(0.0, 1.0), bins=2)
+    training = curve([1, 2, 3], [1.0, 1.0, 1.0], "t", percent_tick, from_zero=True)
+    assert "V12.0H" in whole and "M44.0 12.0L" in training
+    points = checkpoint_lines([0, 10], [("policy", [0.0, 1.0], [None, None])], "t", percent_tick)
+    assert re.findall(r'cy="([\d.]+)"', points) == ["188.0", "12.0"]
 
 
 def test_galleries_are_what_they_say():
@@ -480,3 +517,4 @@ def test_histogram_draws_shares_at_their_height():
         float(v) for v in re.search(r"M[\d.]+ ([\d.]+)V([\d.]+)H[\d.]+V([\d.]+)H", svg).groups()
     )
     assert (base - first) / (base - second) == pytest.approx(2, abs=0.01)
+    assert ">50%<" in svg and ">60%<" not in svg, "the axis ends just above the highest"
