@@ -6,6 +6,7 @@
 
 SOURCE is a SavedModel folder, a zip of one, a Keras 2 or 3 .h5, a Keras 3 .keras, or one of LAION's published
 detectors by name (laion-l14, laion-b32). Weights and graph are read; no code from the file is run.
+AutoKeras' category tables are understood in SavedModels only: export a .keras or .h5 that holds some.
 """
 
 from __future__ import annotations

@@ -123,6 +123,9 @@ _EDITS = {
     "Lambda": lambda layers: _set(layers["dropout"], class_name="Lambda"),
     "is a LayerNormalization": lambda layers: _set(layers["dropout"], class_name="LayerNormalization"),
     "is a Conv1D": lambda layers: _set(layers["dense"], class_name="Conv1D"),
+    "export it as a SavedModel": lambda layers: _set(
+        layers["dropout"], class_name="MultiCategoryEncoding", module="autokeras.keras_layers"
+    ),
     "refers to Dense of my_code": lambda layers: _set(layers["dense"], module="my_code"),
     r"custom Dense \(mine>Dense\)": lambda layers: _set(layers["dense"], registered_name="mine>Dense"),
     "has activation cosine": lambda layers: _set(layers["dense"]["config"], activation="cosine"),
@@ -144,6 +147,20 @@ def test_unreadable_layers_are_named(message, tmp_path):
     with pytest.raises(ValueError, match=message):
         convert(source, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_category_tables_in_an_h5_are_refused_with_advice(tmp_path):
+    import h5py
+
+    path = tmp_path / "autokeras.h5"
+    shutil.copy(FIXTURES / "keras2.h5", path)
+    with h5py.File(path, "r+") as h5:
+        config = h5.attrs["model_config"]
+        config = config if isinstance(config, bytes) else config.encode()
+        assert b'"Dropout"' in config
+        h5.attrs["model_config"] = config.replace(b'"Dropout"', b'"Custom>MultiCategoryEncoding"')
+    with pytest.raises(ValueError, match=r"autokeras\.h5: .* export it as a SavedModel"):
+        convert(path, tmp_path / "out.safetensors")
 
 
 def test_hdf5_links_to_other_files_are_refused(tmp_path):

@@ -156,6 +156,11 @@ def _check_modules(config: Any) -> None:
     if not isinstance(config, dict):
         return
     module, name = config.get("module"), config.get("class_name")
+    if str(name).rpartition(">")[2] == "MultiCategoryEncoding":  # Keras 2 writes Custom>MultiCategoryEncoding
+        raise ValueError(
+            "the model holds AutoKeras' MultiCategoryEncoding, whose tables are read from SavedModels only: "
+            "load it where AutoKeras is installed and export it as a SavedModel"
+        )
     known = module is None or str(module).split(".")[0] in ("keras", "tf_keras", "builtins")
     if not known or name in ("__lambda__", "Lambda", "function"):
         raise ValueError(f"the model refers to {name} of {module}: code cannot be read")
