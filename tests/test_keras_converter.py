@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tensorboard.compat.proto.node_def_pb2 import NodeDef
 
 from dalle_ppo.keras_import import verify as verification
-from dalle_ppo.keras_import.convert import convert
+from dalle_ppo.keras_import.convert import convert, unpacked
 from dalle_ppo.keras_import.download import detector_file, fetch
 from dalle_ppo.keras_import.graph_check import check_operations
 from dalle_ppo.keras_import.graph_operations import apply
@@ -284,6 +284,31 @@ def test_files_are_touched_by_the_saver_only(tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="outside the saver"):
         check_operations(read_graph(_rewritten_graph(tmp_path, call_the_saver)))
+
+
+def test_restoring_may_only_read(tmp_path):
+    """A model is restored when it is loaded: a saver that writes then is refused."""
+
+    def save_instead(graph):
+        nodes = {node.name: node for node in graph.graph_def.node}
+        save = nodes[graph.saver_def.save_tensor_name.partition(":")[0]]
+        nodes[graph.saver_def.restore_op_name].attr["f"].CopyFrom(save.attr["f"])
+
+    folder = _rewritten_graph(tmp_path, lambda graph: _change_operations(graph, "RestoreV2", "SaveV2"))
+    with pytest.raises(ValueError, match=r"operation SaveV2 .* in the saver's restoring"):
+        check_operations(read_graph(folder))
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="in the saver's restoring"):
+        check_operations(read_graph(_rewritten_graph(tmp_path, save_instead)))
+
+
+@pytest.mark.parametrize("detector", DETECTORS.values(), ids=DETECTORS)
+def test_published_graphs_are_allowed(detector):
+    published = ROOT.parent / "shared" / "nsfw" / detector.url.rpartition("/")[2]
+    if not published.exists():
+        pytest.skip("needs LAION's published files")
+    with unpacked(published) as folder:
+        check_operations(read_graph(folder))
 
 
 # --- downloads

@@ -7,13 +7,13 @@ Source: https://github.com/tensorflow/tensorflow/blob/master/SECURITY.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto.meta_graph_pb2 import MetaGraphDef
 
 # Arithmetic and shapes, also of training and of `adapt`; tables whose content is in the graph or the
-# checkpoint (not `InitializeTableFromTextFileV2`); saving and restoring, see FILES.
+# checkpoint (not `InitializeTableFromTextFileV2`); saving and restoring, see below.
 _ALLOWED = """
 Add AddN AddV2 All Any ArgMax AsString AssignAddVariableOp AssignSubVariableOp AssignVariableOp BiasAdd
 BroadcastTo Cast ClipByValue ConcatV2 Const DisableCopyOnRead Elu Equal Erf Erfc Exp ExpandDims Fill
@@ -29,11 +29,16 @@ Unpack VarHandleOp VarIsInitializedOp Where ZerosLike
 """
 ALLOWED = frozenset(_ALLOWED.split())
 # Every SavedModel holds these for its own saving and restoring; nothing else may call them.
-FILES = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
+SAVING = frozenset({"MergeV2Checkpoints", "SaveV2", "ShardedFilename"})
+RESTORING = frozenset({"RestoreV2"})
+
+Functions = Mapping[str, Sequence[Any]]
 
 
 def check_operations(graph: MetaGraphDef) -> None:
     """Refuse a graph with operations that are not on the list, or that touch files outside the saver.
+
+    Of the saver's two, only saving may write: restoring runs when a model is loaded.
 
     Raises:
         ValueError: names the operation, the node and where it is.
@@ -44,26 +49,35 @@ def check_operations(graph: MetaGraphDef) -> None:
         for node in members:
             if node.op not in ALLOWED:
                 raise ValueError(f"operation {node.op} ({node.name} in {place}) is not allowed: not loaded")
-    saver = {_node_name(graph.saver_def.save_tensor_name), _node_name(graph.saver_def.restore_op_name)}
-    outside = [node for node in graph.graph_def.node if node.name not in saver]
-    reached = set(graph.object_graph_def.concrete_functions) | _called(outside)
-    waiting = list(reached)
+    restore = _node_name(graph.saver_def.restore_op_name)
+    save = _node_name(graph.saver_def.save_tensor_name)
+    parts: dict[str, list[Any]] = {save: [], restore: []}
+    others = [node for name in graph.object_graph_def.concrete_functions for node in functions.get(name, ())]
+    for node in graph.graph_def.node:
+        parts.get(node.name, others).append(node)
+    _check_files(others, functions, frozenset(), "outside the saver's own")
+    _check_files(parts[restore], functions, RESTORING, "in the saver's restoring")
+    if save != restore:
+        _check_files(parts[save], functions, SAVING, "in the saver's saving")
+
+
+def _check_files(nodes: Iterable[Any], functions: Functions, allowed: frozenset[str], place: str) -> None:
+    """Refuse file operations other than those allowed, in these nodes and in all that they call."""
+    waiting, called = list(nodes), set()
     while waiting:
-        new = _called(functions.get(waiting.pop(), ())) - reached
-        reached |= new
-        waiting += new
-    members = [*outside, *(node for name in reached for node in functions.get(name, ()))]
-    for node in members:
-        if node.op in FILES:
-            raise ValueError(f"operation {node.op} ({node.name}) is outside the saver's own: not loaded")
+        node = waiting.pop()
+        if node.op in (SAVING | RESTORING) - allowed:
+            raise ValueError(f"operation {node.op} ({node.name}) is {place}: not loaded")
+        for name in _called(node) - called:
+            called.add(name)
+            waiting += functions.get(name, ())
 
 
-def _called(nodes: Iterable[Any]) -> set[str]:
-    """Names of the functions that some nodes refer to."""
+def _called(node: Any) -> set[str]:
+    """Names of the functions that a node refers to."""
     names = set()
-    for node in nodes:
-        for value in node.attr.values():
-            names |= {value.func.name} if value.HasField("func") else {f.name for f in value.list.func}
+    for value in node.attr.values():
+        names |= {value.func.name} if value.HasField("func") else {f.name for f in value.list.func}
     return names
 
 
