@@ -167,7 +167,7 @@ def evaluate(
         **{f"{name}_sha256": value for name, value in measures.sha256.items()},
         "captions_sha256": captions_hash,
         "captions_file": captions_file,
-        "captions_truncated": parts.tokenizer.encode([c.text for c in captions]).num_truncated,
+        "num_captions_truncated": parts.tokenizer.encode([c.text for c in captions]).num_truncated,
         "seed": config.evaluation.seed,
         "versions": versions(),
     }

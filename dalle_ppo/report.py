@@ -262,7 +262,9 @@ def _facts(files: RunFiles) -> list[tuple[str, str]]:
         )
     facts.append(("evaluated images a side", overall.get("num_images")))
     facts.append((_captions(files.evaluation), overall.get("num_captions")))
-    facts.append(("captions cut to the text encoder's length", evaluation.get("captions_truncated") or None))
+    facts.append(
+        ("captions cut to the text encoder's length", evaluation.get("num_captions_truncated") or None)
+    )
     facts.append(("bounds on rates", overall.get("rate_interval_method")))
     facts.append(("evaluation seed", evaluation.get("seed")))
     facts.append(("evaluated checkpoint", evaluation.get("iteration")))

@@ -435,9 +435,9 @@ def test_cut_captions_are_counted_once_whatever_is_drawn_of_them(plain, tmp_path
     parts = dataclasses.replace(PARTS, tokenizer=ShortTokenizer())
     more = {"origin": ORIGIN, "baselines": parse_baselines("best_of_2"), "earlier": {3: lambda: policy(8)}}
     result = evaluate(CONFIG, tmp_path, policy(7), REFERENCE, parts, MEASURES, CAPTIONS, **more)
-    assert result["captions_truncated"] == 3
-    assert json.loads((tmp_path / "evaluation.json").read_text())["captions_truncated"] == 3
-    assert plain[1]["captions_truncated"] == 0
+    assert result["num_captions_truncated"] == 3
+    assert json.loads((tmp_path / "evaluation.json").read_text())["num_captions_truncated"] == 3
+    assert plain[1]["num_captions_truncated"] == 0
 
 
 def test_heldout_measures_stand_beside_the_reward_s(plain, tmp_path):

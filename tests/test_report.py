@@ -390,7 +390,7 @@ def test_captions_of_a_file_are_not_called_held_out(tmp_path):
 def test_cut_captions_are_on_the_page_if_there_are_any(tmp_path):
     evaluation = write_run(tmp_path / "demo")
     for cut, shown in ((0, []), (1234, ["1,234"])):
-        changed = json.dumps(evaluation | {"captions_truncated": cut})
+        changed = json.dumps(evaluation | {"num_captions_truncated": cut})
         (tmp_path / "demo" / "evaluation.json").write_text(changed)
         page = write_report(tmp_path / "demo").read_text()
         assert re.findall(r"<dt>captions cut [^<]*</dt><dd>([^<]+)</dd>", page) == shown
