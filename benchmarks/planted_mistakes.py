@@ -1,6 +1,6 @@
 """Plants each classic mistake in a copy of the project and shows the test that catches it.
 
-    python benchmarks/planted_mistakes.py            # five minutes; prints the table of docs/algorithm.md
+    python benchmarks/planted_mistakes.py            # minutes; prints a table
 
 Exits with 1 if a mistake goes unseen. Needs the `test` extra.
 """
