@@ -85,7 +85,7 @@ def test_sampling_stays_within_its_plan(settings):
     sample(decoder, prompts, image_keys(0, "warm", 1), settings)
     grown, _ = peak_growth(lambda: sample(decoder, prompts, image_keys(0, "a", 24), settings))
     assert plan.batch_size == 24
-    assert plan.batch_size * plan.cache_bytes / 2 < grown < plan.batch_size * plan.image_bytes
+    assert plan.batch_size * plan.cache_bytes / 2 < grown < 1.1 * plan.batch_size * plan.image_bytes
 
 
 @pytest.fixture(scope="module")
