@@ -6,8 +6,8 @@ from torch import Tensor
 from .memory_plan import MemoryPlan
 from .models.bart import BartDecoder
 from .models.policy import PolicySettings
-from .rollout import FrozenParts, encode_captions
-from .sampling import noise_keys, sample
+from .rollout import FrozenParts, encode_captions, sample_in_parts
+from .sampling import noise_keys
 
 
 @torch.no_grad()
@@ -33,11 +33,9 @@ def draw_images(
         uint8 [N, 3, H, W] on the CPU, and whether the caption was cut.
     """
     prompts, num_truncated = encode_captions(parts, [caption], settings)
-    images = []
-    for chunk in keys.to(parts.device).split(plan.batch_size):
-        tokens = sample(decoder, prompts, chunk, settings).tokens
-        images.append(parts.vqgan.decode_uint8(tokens, plan.microbatch_size).cpu())
-    return torch.cat(images), num_truncated > 0
+    samples = sample_in_parts(decoder, prompts, keys.to(parts.device), settings, plan.batch_size)
+    images = parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
+    return images.cpu(), num_truncated > 0
 
 
 def image_keys(seed: int, caption_id: str, num_images: int) -> Tensor:
