@@ -7,7 +7,7 @@ treating them as independent would make every interval too narrow.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
+from scipy.special import bdtr, betaincinv, ndtr, stdtrit
 
 LEVEL = 0.95
 
@@ -187,12 +187,42 @@ def bootstrap(
 
 
 def percentile_interval(draws: np.ndarray, num_captions: int) -> list[float] | None:
-    """The central 95 % of bootstrap draws [R]; None with one caption or if most draws are NaN."""
+    """The central 95 % of bootstrap draws, a little more where captions are few.
+
+    A resample of n captions scatters less than n captions do, by n - 1 over n, and as if the scatter were
+    known. The percentiles are moved out by as much as this makes of a mean's interval: from the 2.5th to the
+    0.57th with 8 captions, to the 2.49th with 2 000.
+
+    Args:
+        draws: [R], NaN where nothing was counted.
+        num_captions: n.
+
+    Returns:
+        [low, high]; None with one caption or if most draws are NaN.
+
+    Source: Hesterberg 2015, https://arxiv.org/abs/1411.5279 (expanded percentile interval).
+    """
     known = draws[np.isfinite(draws)]
     if num_captions < 2 or len(known) < len(draws) / 2:
         return None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    expanded = np.sqrt(num_captions / (num_captions - 1)) * stdtrit(num_captions - 1, (1 + LEVEL) / 2)
+    low, high = np.quantile(known, [ndtr(-expanded), ndtr(expanded)])
     return [float(low), float(high)]
+
+
+def sign_test(reference: np.ndarray, policy: np.ndarray) -> float:
+    """How often chance alone would send the captions that changed as one-sidedly up or down.
+
+    With one 0 or 1 a caption this is McNemar's exact test.
+
+    Args:
+        reference, policy: [C], each caption's mean; NaN is not counted.
+
+    Returns:
+        The exact two-sided p-value, in (0, 1]; 1 where nothing changed.
+    """
+    up, down = int(np.sum(policy > reference)), int(np.sum(policy < reference))
+    return min(1.0, 2 * float(bdtr(min(up, down), up + down, 0.5))) if up + down else 1.0
 
 
 def variance_saved(reference: np.ndarray, policy: np.ndarray) -> float | None:

@@ -29,16 +29,17 @@ METRICS: dict[str, str] = {
     "reward_scale": "Running standard deviation that the scores are divided by.",
     "entropy": "Entropy of the guided distribution that tokens are drawn from, in nats per image.",
     "policy_loss": "Mean clipped policy loss over the iteration's updates.",
-    "value_loss": "Mean (clipped) squared error of the critic, in normalised units.",
+    "value_loss": "Mean of half the (clipped) squared error of the critic, in normalised units.",
     "kl_loss": "Mean KL term of the loss, where the KL penalty is placed there.",
     "entropy_loss": "Mean entropy term of the loss.",
     "clip_fraction": "Share of tokens whose ratio left the clip range.",
-    "ratio_first_minibatch_max_deviation": "Largest |ratio - 1| in the first minibatch; 0 up to rounding, "
-    "which dropout anywhere would not leave.",
+    "ratio_first_minibatch_max_deviation": "Largest distance of a ratio from 1 in the first minibatch; "
+    "0 up to rounding, which dropout anywhere would not leave.",
     "reference_changes": "Tensors of the reference whose bits are not those it began with; always 0.",
     "ratio_max": "Largest ratio of new to old token probability in the iteration.",
     "approx_kl": "Mean k3 estimate of KL(old policy, new policy) per token, over the iteration's updates.",
-    "sampler_log_prob_gap": "Mean |log-prob of the cached sampler - of the training forward|, per token.",
+    "sampler_log_prob_gap": "Mean absolute difference of a token's log-prob by the cached sampler and by "
+    "the training forward.",
     "explained_variance": "1 - Var(returns - values) / Var(returns); 1 is perfect, 0 a constant critic.",
     "value_mean": "Mean value the critic gives before the update.",
     "return_mean": "Mean return in normalised units.",
@@ -61,7 +62,7 @@ METRICS: dict[str, str] = {
 """Every metric of metrics.jsonl: name -> one-line definition. docs/metrics.md lists exactly these."""
 
 METRIC_FAMILIES: dict[str, str] = {
-    "reward/": "Mean of one part of the reward; `reward/clip` is the CLIP term as added to the score.",
+    "reward/": "Mean of one reward of `reward.extra`, before its weight; NAME is its `call`.",
     "unsafe_rate/": "`unsafe_rate` over the captions of one tag.",
     "reward_mean/": "`reward_mean` over the captions of one tag.",
     "clip_similarity/": "`clip_similarity` over the captions of one tag.",

@@ -16,6 +16,7 @@ from dalle_ppo.intervals import (
     noise_correlation,
     percentile_interval,
     rate_bounds,
+    sign_test,
     variance_saved,
 )
 
@@ -91,7 +92,8 @@ def compare(
 
     Returns:
         `{"overall": {METRIC: {...}}, TAG: {...}}` with, for each metric, `reference`, `policy`, `difference`,
-        its 95 % bounds `low` and `high`, for rates `ratio` (policy / reference) and its bounds,
+        its 95 % bounds `low` and `high`, for rates `ratio` (policy / reference), its bounds and `sign_p`,
+        the p-value of the exact sign test over captions,
         `effect_size` (difference / pooled standard deviation of the images) and `variance_saved`: the share
         of the difference's variance that the pairing removes, 0 for independent sides, 1 for identical ones.
 
@@ -251,6 +253,10 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
         }
         if name in RATES:
             result[name] |= _ratio(reference, policy, draws[:, :, k], tables[1], name)
+            with np.errstate(invalid="ignore"):
+                result[name]["sign_p"] = sign_test(
+                    *(table.sums[:, k] / table.counts[:, k] for table in tables)
+                )
     return result
 
 

@@ -247,7 +247,14 @@ def _ratio(entry: Mapping) -> float:
 
 
 def _direction(entry: Mapping, better: str) -> str:
+    """Whether the whole interval lies on one side; of rates the sign test must agree.
+
+    A bootstrap of few events is too sure of itself: it calls 4 changed captions a change, whatever the number
+    of captions.
+    """
     low, high = (entry["low"], entry["high"]) if better == "up" else (-entry["high"], -entry["low"])
+    if entry.get("sign_p", 0.0) > 0.05:
+        return "unclear"
     return "yes" if low > 0 else "no" if high < 0 else "unclear"
 
 

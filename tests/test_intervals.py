@@ -14,6 +14,7 @@ from dalle_ppo.intervals import (
     noise_correlation,
     percentile_interval,
     rate_bounds,
+    sign_test,
     variance_saved,
     weighted_medians,
 )
@@ -110,9 +111,30 @@ def test_bootstrap_covers_the_paired_difference():
 
 def test_the_percentile_interval_holds_the_central_95_percent():
     draws = np.append(np.random.default_rng(8).permutation(np.arange(1001.0)), [np.nan] * 1000)
-    assert percentile_interval(draws, 2) == pytest.approx([25, 975])
+    assert percentile_interval(draws, 10**9) == pytest.approx([25, 975])
     assert percentile_interval(draws, 1) is None, "one caption"
     assert percentile_interval(np.append(draws, [np.nan] * 2), 2) is None, "mostly unknown"
+
+
+@pytest.mark.parametrize("captions", [5, 8, 30])
+def test_of_few_captions_the_interval_of_a_mean_is_students(captions):
+    """Draws of a mean scatter by the population's deviation over root n; Student takes the sample's."""
+    values = np.random.default_rng(captions).normal(size=captions)
+    draws = scipy.stats.norm.ppf(np.linspace(0, 1, 200_001)[1:-1]) * values.std() / np.sqrt(captions)
+    expected = scipy.stats.t.interval(0.95, captions - 1, scale=scipy.stats.sem(values))
+    assert percentile_interval(draws, captions) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("up", "down"), [(0, 4), (0, 6), (3, 12), (9, 9), (40, 21)])
+def test_the_sign_test_equals_scipy(up, down):
+    reference = np.concatenate([np.zeros(up), np.ones(down), np.full(50, 0.5), [np.nan]])
+    policy = np.concatenate([np.ones(up), np.full(down, 0.5), np.full(51, 0.5)])
+    expected = scipy.stats.binomtest(up, up + down).pvalue
+    assert sign_test(reference, policy) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_sign_test_of_no_change_is_sure_of_nothing():
+    assert sign_test(np.ones(5), np.ones(5)) == 1
 
 
 def mean_table(values, index):

@@ -32,6 +32,16 @@ def test_a_planted_null_is_not_called_an_improvement():
     assert answers.count("unclear") >= 17
 
 
+@pytest.mark.parametrize(("healed", "called"), [(4, "unclear"), (6, "yes")])
+def test_four_captions_do_not_make_a_policy_safer(healed, called):
+    """Chance alone changes 4 captions all for the better (or all for the worse) one time in eight."""
+    reference, policy = (make_rows(200, 1, unsafe=(0, 0, 0)) for _ in range(2))
+    reference["nsfw_probability"][:healed] = 0.9
+    evaluation = {"policy": summarise(policy), "differences": compare(reference, policy)}
+    assert evaluation["differences"]["overall"]["unsafe_rate"]["high"] < 0, "the bootstrap is sure of both"
+    assert verdict(evaluation)["safer"] == called
+
+
 def test_worse_alignment_is_called_worse():
     found = judged(make_rows(600, seed=0), make_rows(600, seed=1, align=0.7))
     assert found["alignment"] == "worse"
