@@ -5,7 +5,7 @@
 Trains every setting with every seed and evaluates checkpoints along the way on the same held-out captions
 and noise. A finished cell is one JSON file under OUT/cells and is kept; what was interrupted goes on where it
 was, from its newest checkpoint. Ends with a table, and with --docs (and at least 3 seeds of each setting)
-writes ablations.md and ablations.png there. A cell should take about 10 minutes on two cores, all 39 of
+writes ablations.md and ablations.png there. A cell should take about 10 minutes on two cores, all 42 of
 3 seeds some 7 hours.
 Other options are settings of `dalle_ppo.train`, for all cells alike: --num_iterations 30.
 """
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from dalle_ppo.build import build_measures, build_trainer, evaluation_captions, find_world
-from dalle_ppo.config import Config, parse_command_line, run_main, to_yaml
+from dalle_ppo.command_line import parse_command_line, run_main, to_yaml
+from dalle_ppo.config import Config
 from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of
 from dalle_ppo.evaluation import evaluate
 from dalle_ppo.metrics import read_metrics

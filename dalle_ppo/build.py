@@ -13,7 +13,8 @@ from .caption_prefetch import PrefetchedCaptions
 from .caption_streams import DrawSettings
 from .caption_text import CaptionFilter, read_phrases
 from .captions import CaptionRecord, CaptionSource, distinct_captions, open_captions
-from .config import ClipConfig, Config, ModelConfig, load_config
+from .command_line import load_config
+from .config import ClipConfig, Config, ModelConfig
 from .evaluation import HeldOutMeasure, JudgeImages, Measures
 from .iconworld.world import WEIGHTS, World
 from .keras_import.download import detector_file

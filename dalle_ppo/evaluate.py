@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import Config, OneLineParser, load_config, run_main
+from .command_line import OneLineParser, load_config, run_main
+from .config import Config
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

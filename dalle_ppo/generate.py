@@ -5,7 +5,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from .config import Config, OneLineParser, load_config, run_main
+from .command_line import OneLineParser, load_config, run_main
+from .config import Config
 
 GAP, COMPARE_GAP = 2, 12  # pixels of white around an image, and between policy and reference
 DTYPES = ("float32", "bfloat16", "float16")

@@ -5,7 +5,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from .config import Config, load_config, parse_command_line, run_main, to_yaml
+from .command_line import load_config, parse_command_line, run_main, to_yaml
+from .config import Config
 
 DESCRIPTION = """Fine-tunes a text-to-image model with token-level PPO, evaluates it against the model it
 started from, and writes a folder with checkpoints, metrics and report.html. Without arguments it trains the

@@ -1,13 +1,9 @@
 """The training loop: collect, score, update, log, save."""
 
-import resource
-import time
 import warnings
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -16,16 +12,17 @@ from .caption_prefetch import PrefetchedCaptions
 from .captions import CaptionRecord, CaptionSource
 from .config import Config
 from .guards import broken_updates, check_collapse
+from .iteration_metrics import Stopwatch, headline, peak_memory_gb, policy_metrics, score_metrics
 from .memory_plan import MemoryPlan, plan_memory
 from .metrics import MetricsWriter
 from .models.bart import BartDecoder
 from .models.critic import Critic
 from .optim import set_learning_rate
 from .pictures import blur_unsafe, save_grid, to_numpy
+from .progress import Progress
 from .rewards.base import Reward, RewardResult, check_result
 from .rl.advantages import (
     PromptStatistics,
-    RunningMoments,
     clip_advantages,
     explained_variance,
     gae,
@@ -34,7 +31,7 @@ from .rl.advantages import (
     token_rewards,
     whiten,
 )
-from .rl.kl import AdaptiveKL, kl_k1, kl_k3
+from .rl.kl import AdaptiveKL, kl_k1
 from .rl.losses import truncated_importance_weights
 from .rl.records import RolloutBatch, ScoredBatch, UpdateTargets
 from .rollout import FrozenParts, NoiseSource, Rollout, as_bfloat16, as_float, collect
@@ -43,71 +40,6 @@ from .update import Learner, learning_rates, make_learner, run_update, score_pas
 
 # With reward.bad_result "skip", a reward that fails this often in a row is broken, not unlucky.
 MAX_BATCHES_LEFT_OUT = 3
-
-
-@dataclass
-class Progress:
-    """What training carries from one iteration to the next, beside weights and optimisers.
-
-    Args:
-        iteration: iterations done.
-        images: images drawn.
-        score_moments: of all raw scores so far; scores are divided by their standard deviation.
-        kl_coef: current weight of the KL.
-        prompt_statistics: scores of each caption, for the "per_prompt" advantage.
-        left_out: batches in a row, up to now, whose reward was not usable.
-        captions_truncated: captions so far that were longer than the text encoder reads.
-    """
-
-    iteration: int = 0
-    images: int = 0
-    score_moments: RunningMoments = field(default_factory=RunningMoments)
-    kl_coef: float = 0.0
-    prompt_statistics: PromptStatistics = field(default_factory=PromptStatistics)
-    left_out: int = 0
-    captions_truncated: int = 0
-
-    def to_dict(self) -> dict:
-        return {
-            "iteration": self.iteration,
-            "images": self.images,
-            "score_moments": asdict(self.score_moments),
-            "kl_coef": self.kl_coef,
-            "prompt_statistics": self.prompt_statistics.to_dict(),
-            "left_out": self.left_out,
-            "captions_truncated": self.captions_truncated,
-        }
-
-    @classmethod
-    def from_dict(cls, saved: dict) -> "Progress":
-        return cls(
-            iteration=saved["iteration"],
-            images=saved["images"],
-            score_moments=RunningMoments(**saved["score_moments"]),
-            kl_coef=saved["kl_coef"],
-            prompt_statistics=PromptStatistics.from_dict(saved["prompt_statistics"]),
-            # Absent from runs of before these were counted.
-            left_out=saved.get("left_out", 0),
-            captions_truncated=saved.get("captions_truncated", 0),
-        )
-
-
-class Stopwatch:
-    """Seconds spent in named phases of an iteration."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.started = time.perf_counter()
-
-    @contextmanager
-    def phase(self, name: str):
-        started = time.perf_counter()
-        yield
-        self.seconds[f"seconds_{name}"] = time.perf_counter() - started
-
-    def metrics(self, num_images: int) -> dict[str, float]:
-        total = time.perf_counter() - self.started
-        return {"seconds": total, **self.seconds, "images_per_second": num_images / total}
 
 
 class Trainer:
@@ -175,7 +107,7 @@ class Trainer:
                     self.save(spare=1)
                     raise
                 writer.write(metrics)
-                bar.set_postfix_str(_headline(metrics))
+                bar.set_postfix_str(headline(metrics))
                 bar.update()
                 broken = broken_updates(metrics, self.config)
                 if broken is not None:
@@ -452,68 +384,3 @@ def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
 def fingerprint(module: nn.Module) -> list[int]:
     """A number for each tensor of a module that is another one when any of its bits changes alone."""
     return [int(torch.hash_tensor(tensor).view(torch.int64)) for tensor in module.state_dict().values()]
-
-
-def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> dict:
-    """Metrics of the raw scores, overall and by caption tag; docs/metrics.md defines them."""
-    scores = scored.scores.cpu().numpy()
-    metrics = {
-        "reward_mean": scores.mean(),
-        "reward_median": np.median(scores),
-        "reward_std": scores.std(),
-        "reward_negative_mean": scores[scores < 0].mean() if (scores < 0).any() else None,
-    }
-    parts = {name: part.cpu().numpy() for name, part in scored.reward_parts.items()}
-    probability, similarity = parts.pop("nsfw_probability", None), parts.pop("clip_similarity", None)
-    if probability is not None:
-        unsafe = probability > config.reward.unsafe_threshold
-        safe = probability <= config.reward.unsure_threshold
-        metrics |= {
-            "unsafe_rate": unsafe.mean(),
-            "share_above_lower": 1 - safe.mean(),
-            "nsfw_probability_mean": probability.mean(),
-            "clip_similarity": similarity[safe].mean() if safe.any() else None,
-        }
-    tags = np.array(batch.tags)
-    for tag in sorted(set(batch.tags)):
-        metrics[f"reward_mean/{tag}"] = scores[tags == tag].mean()
-        if probability is not None:
-            metrics[f"unsafe_rate/{tag}"] = unsafe[tags == tag].mean()
-            seen = safe & (tags == tag)
-            metrics[f"clip_similarity/{tag}"] = similarity[seen].mean() if seen.any() else None
-    return metrics | {f"reward/{name}": part.mean() for name, part in parts.items()}
-
-
-def policy_metrics(batch: RolloutBatch, scored: ScoredBatch) -> dict:
-    """KL and entropy in nats an image, and how far the sampler's rounding is from the training forward's."""
-    gap = (batch.sampler_log_probs - scored.old_log_probs).abs().mean()
-    return {
-        "kl": scored.kl.sum(dim=1).mean().item(),
-        "kl_k1": kl_k1(scored.old_log_probs, scored.ref_log_probs).sum(dim=1).mean().item(),
-        "kl_k3": kl_k3(scored.old_log_probs, scored.ref_log_probs).sum(dim=1).mean().item(),
-        "entropy": scored.entropy.sum(dim=1).mean().item(),
-        "sampler_log_prob_gap": gap.item(),
-    }
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory so far, in 10^9 bytes: of the device if it has its own, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def _headline(metrics: dict) -> str:
-    """The numbers that matter, for the progress bar."""
-    shown = {
-        "reward": ("reward_mean", "{:+.2f}"),
-        "unsafe": ("unsafe_rate", "{:.1%}"),
-        "clip": ("clip_similarity", "{:.3f}"),
-        "KL": ("kl", "{:.1f}"),
-        "img/s": ("images_per_second", "{:.0f}"),
-    }
-    return " ".join(
-        f"{label} {form.format(metrics[name])}"
-        for label, (name, form) in shown.items()
-        if metrics.get(name) is not None
-    )

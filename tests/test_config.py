@@ -11,18 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dalle_ppo.config import (
-    Config,
-    CriticConfig,
-    ExtraReward,
-    KlConfig,
-    PpoConfig,
-    load_config,
-    parse_command_line,
-    run_main,
-    setting_names,
-    to_yaml,
-)
+from dalle_ppo.command_line import load_config, parse_command_line, run_main, setting_names, to_yaml
+from dalle_ppo.config import Config, CriticConfig, ExtraReward, KlConfig, PpoConfig
 
 PACKAGE = Path(__file__).parent.parent / "dalle_ppo"
 
@@ -303,8 +293,8 @@ SETTINGS = sorted({f.name for config_class in CLASSES for f in dataclasses.field
 
 @cache
 def attributes_read() -> set[str]:
-    """Names of all attributes that code outside config.py reads; comments and texts do not count."""
-    sources = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "config.py"]
+    """Names of all attributes that code outside the settings reads; comments and texts do not count."""
+    sources = [path for path in PACKAGE.rglob("*.py") if not path.name.startswith("config")]
     return {
         node.attr
         for path in sources

@@ -21,7 +21,8 @@ from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, export, generate, train
 from dalle_ppo.build import PUBLISHED_SETTINGS, load_model
-from dalle_ppo.config import Config, ModelConfig, to_yaml
+from dalle_ppo.command_line import to_yaml
+from dalle_ppo.config import Config, ModelConfig
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.bart import BartDecoder, BartEncoder, init_bart
 from dalle_ppo.models.policy import PolicySettings

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dalle_ppo.config import Config, parse_command_line, to_yaml
+from dalle_ppo.command_line import parse_command_line, to_yaml
+from dalle_ppo.config import Config
 from dalle_ppo.train import by_dotted_name
 
 CONFIGS = Path(__file__).parents[1] / "configs"

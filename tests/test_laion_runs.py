@@ -23,7 +23,7 @@ from tiny_runs import Outcome, SessionCapture, call
 from dalle_ppo import train
 from dalle_ppo.build import TRAINING_STREAM, build_captions
 from dalle_ppo.captions import captions_of_file, read_frozen
-from dalle_ppo.config import load_config, to_yaml
+from dalle_ppo.command_line import load_config, to_yaml
 from dalle_ppo.run_state import latest_checkpoint, load_checkpoint
 from dalle_ppo.trainer import Trainer
 

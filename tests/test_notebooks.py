@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
-from dalle_ppo.config import parse_command_line, setting_names
+from dalle_ppo.command_line import parse_command_line, setting_names
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = ("reward_distribution", "training_run", "reward_design")

@@ -14,7 +14,8 @@ from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, generate, pretrain, train
 from dalle_ppo.build import build_trainer
-from dalle_ppo.config import Config, PpoConfig, load_config, parse_command_line
+from dalle_ppo.command_line import load_config, parse_command_line
+from dalle_ppo.config import Config, PpoConfig
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.metrics import read_metrics, undefined_metrics
 from dalle_ppo.rewards.nsfw import read_head, save_head

@@ -14,7 +14,8 @@ from published_models import LAYOUTS, MEGA, MINI, random_published, reduce_prese
 
 from dalle_ppo import build, generate, train
 from dalle_ppo.build import build_trainer, load_model
-from dalle_ppo.config import Config, EvaluationConfig, ModelConfig, to_yaml
+from dalle_ppo.command_line import to_yaml
+from dalle_ppo.config import Config, EvaluationConfig, ModelConfig
 from dalle_ppo.models.weight_files import download, find_weight_files
 
 COMMIT, LATER = "a" * 40, "b" * 40

@@ -1,0 +1,26 @@
+"""Rules for single settings, with the one line a user reads where a value breaks them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def at_least_one(config: Any, prefix: str, *names: str) -> None:
+    _refuse(config, prefix, names, lambda value: value >= 1, "be at least 1")
+
+
+def not_negative(config: Any, prefix: str, *names: str) -> None:
+    _refuse(config, prefix, names, lambda value: 0 <= value < math.inf, "be 0 or a positive number")
+
+
+def positive(config: Any, prefix: str, *names: str) -> None:
+    """None passes: it switches a setting off."""
+    _refuse(config, prefix, names, lambda value: value is None or 0 < value < math.inf, "be above 0")
+
+
+def _refuse(config: Any, prefix: str, names: tuple[str, ...], fits: Callable[[Any], bool], rule: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not fits(value):
+            dotted = f"{prefix}.{name}" if prefix else name
+            raise ValueError(f"{dotted} is {value}; it must {rule}")
