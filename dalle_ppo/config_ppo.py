@@ -59,7 +59,7 @@ class PpoConfig:
         advantage_clip: bound on whitened advantages; null is none. Default 5.0, our own: one image of 30
             below the mean must not be the whole gradient. Off for an unbiased gradient (docs/algorithm.md).
         normalise_scores: divide scores by their running standard deviation. Default true (arXiv 2006.05990,
-            with the mean left to the baseline). Off for a KL weight in raw scores.
+            with the mean left to the baseline). Off, as `whiten_advantages`, for a KL weight in raw scores.
         entropy_coef: weight of the entropy bonus, per token. Default -0.28, measured on the built-in world
             (benchmarks/RESULTS.md); 0 is usual. Below 0 it is a penalty: with the exact KL in
             the loss, what the reward does not care about is then held not where the reference had it but at
@@ -156,7 +156,8 @@ class KlConfig:
     Of each setting: its default, where it comes from, and when to change it.
 
     Args:
-        kl_coef: its weight, in normalised score a nat. Default 0.34, measured on the built-in world
+        kl_coef: its weight a nat, in units of the advantages if in the loss, else of the normalised score.
+            Default 0.34, measured on the built-in world
             (benchmarks/RESULTS.md). Raise it when pictures lose what they had, lower it when the reward
             stalls; `kl_coef_raw` is the same in units of the score.
         estimator: "k1", "k2" or "exact" (http://joschu.net/blog/kl-approx.html). Default exact, over all

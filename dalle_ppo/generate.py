@@ -56,8 +56,8 @@ def check_arguments(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
     if not args.caption.strip():
         raise ValueError("the caption is empty; say what to draw")
-    if not args.memory_gb > 0:
-        raise ValueError(f"--memory_gb is {args.memory_gb:g}; it must be above 0")
+    if not 0 < args.memory_gb < math.inf:
+        raise ValueError(f"--memory_gb is {args.memory_gb:g}; it must be a number above 0")
     from PIL import Image
 
     if Image.registered_extensions().get(args.out.suffix.lower()) not in Image.SAVE:

@@ -13,9 +13,14 @@ from .rl.records import RolloutBatch, ScoredBatch
 
 
 class Stopwatch:
-    """Seconds spent in named phases of an iteration."""
+    """Seconds spent in named phases of an iteration.
 
-    def __init__(self) -> None:
+    Args:
+        device: whose work a phase waits for, so that none is counted in the next.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.seconds: dict[str, float] = {}
         self.started = time.perf_counter()
 
@@ -23,6 +28,8 @@ class Stopwatch:
     def phase(self, name: str):
         started = time.perf_counter()
         yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.seconds[f"seconds_{name}"] = time.perf_counter() - started
 
     def metrics(self, num_images: int) -> dict[str, float]:

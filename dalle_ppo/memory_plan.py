@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from .models.bart import BartDecoder
 from .models.policy import PolicySettings
 from .models.vqgan import VqganDecoder
@@ -41,7 +43,12 @@ class MemoryPlan:
 
 
 def plan_memory(
-    decoder: BartDecoder, vqgan: VqganDecoder, settings: PolicySettings, num_images: int, budget: float
+    decoder: BartDecoder,
+    vqgan: VqganDecoder,
+    settings: PolicySettings,
+    num_images: int,
+    budget: float,
+    dtype: torch.dtype | None = None,
 ) -> MemoryPlan:
     """Splits a batch so that caches and activations fit.
 
@@ -51,16 +58,18 @@ def plan_memory(
         settings: guidance doubles the cache of all layers but the first.
         num_images: wanted.
         budget: bytes beside the weights.
+        dtype: of the caches; by default that of the decoder's weights.
 
     Raises:
         ValueError: if not even one image fits.
     """
     config, pixels = decoder.config, vqgan.config
     layers = 1 + (config.num_layers - 1) * (2 if settings.guided else 1)
-    item = decoder.embed_positions.weight.element_size()
+    item = (dtype or decoder.embed_positions.weight.dtype).itemsize
+    cross = config.num_layers * 2 * config.num_text_tokens * config.width * item  # one image a caption
     cache = layers * 2 * config.num_image_tokens * config.width * item
     growth = CACHE_GROWTH if decoder.embed_positions.weight.device.type == "cpu" else 1
-    image = int(growth * cache) + CODE_VECTORS * 4 * config.num_codes
+    image = int(growth * cache) + cross + CODE_VECTORS * 4 * config.num_codes
     pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
     batch_size, microbatch_size = int(budget // image), int(budget // pixel_bytes)
     if min(batch_size, microbatch_size) < 1:

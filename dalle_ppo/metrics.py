@@ -24,8 +24,9 @@ METRICS: dict[str, str] = {
     "kl": "Exact KL(policy, reference) in nats per image on the policy's own samples.",
     "kl_k1": "The same KL estimated by log pi - log pi_ref of the drawn tokens, in nats per image.",
     "kl_k3": "The same estimated by r - 1 - log r, r = pi_ref / pi of the drawn tokens, in nats per image.",
-    "kl_coef": "Weight of the KL penalty, in units of the normalised score.",
-    "kl_coef_raw": "Weight of the KL penalty in raw reward units: kl_coef times reward_scale.",
+    "kl_coef": "Weight of the KL penalty, in units of the advantages (in the loss) or normalised scores.",
+    "kl_coef_raw": "Weight of the KL penalty in raw reward units: kl_coef times reward_scale and, in the "
+    "loss with whitened advantages, times advantage_std.",
     "reward_scale": "Running standard deviation that the scores are divided by.",
     "entropy": "Entropy of the guided distribution that tokens are drawn from, in nats per image.",
     "policy_loss": "Mean clipped policy loss over the iteration's updates.",

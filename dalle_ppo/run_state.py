@@ -210,6 +210,12 @@ def restore_optimizer(
         ValueError: the parameters are others than those of the saved optimiser.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = sum(len(group["params"]) for group in meta["param_groups"])
+    if saved != len(parameters):
+        raise ValueError(
+            f"the checkpoint's optimiser has {saved} parameters, today's {len(parameters)}: resume with the "
+            "ppo.trainable and model of the run"
+        )
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["plain"].items()}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

@@ -243,7 +243,8 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
         )
     drawing = _Drawing(decoder, branches, keys, settings)
     if keys.device.type == "cuda":
-        draw_replayed(drawing, decoder.new_cache(num_images, len(branches), static=True), cuda_graph)
+        caches = decoder.new_cache(num_images, len(branches), static=True)
+        draw_replayed(drawing, caches, cuda_graphs(keys.device))
     else:
         caches = decoder.new_cache(num_images, len(branches))
         for _ in range(num_tokens):
@@ -299,18 +300,27 @@ def draw_replayed(
     for begin in range(0, num_tokens, length):
         end = min(begin + length, num_tokens)
         parts = [cache.first(end) for cache in caches]
-        if begin == 0:
-            drawing.advance(parts)  # a library's first call may allocate, which a recording cannot
+        drawing.advance(parts)  # a library's first call of a shape may allocate, which a recording cannot
         replays.append(capture(partial(drawing.advance, parts)))
-        for _ in range(max(begin, 1), end):
+        for _ in range(begin + 1, end):
             replays[-1]()
     if drawing.tokens.is_cuda:
         torch.cuda.current_stream(drawing.tokens.device).synchronize()
 
 
-def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Records `step` as a CUDA graph: one launch runs its hundreds of kernels."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+def cuda_graphs(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Returns what records a step as a CUDA graph: one launch runs its hundreds of kernels.
+
+    All its graphs share the memory of what a step computes in passing, so no earlier one may be replayed
+    after a later one was recorded.
+    """
+    # By default a recording is of the current device, and of the first one's stream for ever.
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+    def capture(step: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
+            step()
+        return graph.replay
+
+    return capture

@@ -77,7 +77,8 @@ class Trainer:
         self.actor = make_learner(actor, ppo)
         self.critic = make_learner(critic, c) if critic else None
         schedule = (ppo.warmup_iterations, ppo.schedule, config.num_iterations)
-        self.learning_rate = learning_rates(ppo.learning_rate, *schedule)
+        self.first_actor_iteration = c.warmup_iterations if critic else 0
+        self.learning_rate = learning_rates(ppo.learning_rate, *schedule, self.first_actor_iteration)
         self.critic_learning_rate = learning_rates(c.learning_rate, *schedule)
         self.progress = Progress(
             kl_coef=config.kl.kl_coef,
@@ -120,7 +121,7 @@ class Trainer:
 
     def iterate(self, writer: MetricsWriter) -> dict:
         """One iteration; returns its metrics."""
-        config, watch, iteration = self.config, Stopwatch(), self.progress.iteration
+        config, watch, iteration = self.config, Stopwatch(self.parts.device), self.progress.iteration
         with watch.phase("rollout"):
             rollout = self.collect()
         self.progress.captions_truncated += rollout.num_truncated
@@ -198,7 +199,8 @@ class Trainer:
         if rollout.memory_gb is None:
             return None
         sizes = rollout.rollout_batch_size, rollout.memory_gb * 1e9
-        return plan_memory(self.actor.module, self.parts.vqgan, self.config.policy, *sizes)
+        dtype = getattr(torch, rollout.dtype)
+        return plan_memory(self.actor.module, self.parts.vqgan, self.config.policy, *sizes, dtype)
 
     def score(self, batch: RolloutBatch) -> RewardResult | None:
         """What the reward says; None where it is not usable and `reward.bad_result` is to skip the batch.
@@ -247,7 +249,7 @@ class Trainer:
             advantages = gae(rewards, scored.values, ppo.gamma, ppo.gae_lambda)
             returns = advantages + scored.values
         else:
-            advantages = self._sequence_advantages(rewards.sum(dim=1), batch)
+            advantages = self._sequence_advantages(rewards.sum(dim=1), scale, batch)
             advantages = advantages[:, None].expand_as(rewards).contiguous()
         numbers = {
             "reward_scale": scale,
@@ -261,6 +263,8 @@ class Trainer:
             numbers["value_mean"], numbers["return_mean"] = scored.values.mean().item(), returns.mean().item()
         if ppo.whiten_advantages:
             advantages = whiten(advantages)
+            if self.config.kl.placement == "loss":
+                numbers["kl_coef_raw"] *= numbers["advantage_std"]
         if ppo.advantage_clip is not None:
             advantages = clip_advantages(advantages, ppo.advantage_clip)
         weights = None
@@ -270,15 +274,22 @@ class Trainer:
             )
         return UpdateTargets(advantages, returns, weights), numbers
 
-    def _sequence_advantages(self, scores: Tensor, batch: RolloutBatch) -> Tensor:
-        """Advantages [B] of whole images, from other images of the same caption."""
+    def _sequence_advantages(self, scores: Tensor, scale: float, batch: RolloutBatch) -> Tensor:
+        """Advantages [B] of whole images, from other images of the same caption.
+
+        Args:
+            scores: [B], divided by `scale`.
+            scale: of this iteration. Scores that are kept are raw: other iterations have others.
+            batch: of the images.
+        """
         kind = self.config.ppo.advantage
         if kind == "rloo":
             return rloo(scores, batch.caption_index)
         if kind == "group":
             return group_normalised(scores, batch.caption_index)
-        self.progress.prompt_statistics = self.progress.prompt_statistics.update(scores, batch.caption_ids)
-        return self.progress.prompt_statistics.advantages(scores, batch.caption_ids)
+        raw, statistics = scores * scale, self.progress.prompt_statistics
+        self.progress.prompt_statistics = statistics.update(raw, batch.caption_ids)
+        return self.progress.prompt_statistics.advantages(raw, batch.caption_ids)
 
     def update(self, rollout: Rollout, scored: ScoredBatch, targets: UpdateTargets) -> dict:
         """The optimiser steps of the iteration; returns their metrics."""
@@ -288,7 +299,6 @@ class Trainer:
         if self.critic is not None:
             rates["critic_learning_rate"] = self.critic_learning_rate(iteration)
             set_learning_rate(self.critic.optimizer, rates["critic_learning_rate"])
-        train_actor = self.critic is None or iteration >= config.critic.warmup_iterations
         metrics = run_update(
             self.actor,
             self.critic,
@@ -299,17 +309,18 @@ class Trainer:
             targets,
             config,
             self.progress.kl_coef,
-            train_actor,
+            iteration >= self.first_actor_iteration,
             torch.Generator().manual_seed(config.seed * 1_000_003 + iteration),
         )
         return rates | metrics
 
     def _end_iteration(self, scored: ScoredBatch) -> None:
         progress, kl = self.progress, self.config.kl
+        trained_actor = progress.iteration >= self.first_actor_iteration
         progress.iteration += 1
         progress.images += len(scored.scores)
         progress.left_out = 0
-        if kl.target is not None:
+        if kl.target is not None and trained_actor:
             controller = AdaptiveKL(progress.kl_coef, kl.target, kl.horizon, kl.error_clip)
             measured = float(scored.kl.sum(dim=1).mean())
             progress.kl_coef = controller.update(measured, len(scored.scores)).kl_coef
@@ -318,7 +329,10 @@ class Trainer:
     def draw_samples(self, writer: MetricsWriter) -> None:
         """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard."""
         noise = NoiseSource(self.config.seed, "samples")
-        rollout = collect(self.actor.module, self.parts, self.sample_captions, 1, noise, self.config.policy)
+        policy, memory_gb = self.config.policy, self.config.rollout.memory_gb
+        rollout = collect(
+            self.actor.module, self.parts, self.sample_captions, 1, noise, policy, memory_gb=memory_gb
+        )
         result = self.score(rollout.batch)
         if result is None:
             return
@@ -345,6 +359,7 @@ class Trainer:
             "captions": self.captions.state_dict(),
             "policy_settings": asdict(self.config.policy),
             "policy_optimizer": actor_meta,
+            "kl_coef_is_steered": self.config.kl.target is not None,
         }
         if self.critic is not None:
             tensors["critic"] = self.critic.module.state_dict()
@@ -367,7 +382,7 @@ class Trainer:
         ppo, kl, progress = self.config.ppo, self.config.kl, Progress.from_dict(checkpoint.state["progress"])
         kept = progress.prompt_statistics.scores
         progress.prompt_statistics = PromptStatistics(ppo.prompt_buffer_size, ppo.prompt_min_count, kept)
-        if kl.target is None:
+        if kl.target is None or not checkpoint.state.get("kl_coef_is_steered", progress.kl_coef > 0):
             progress.kl_coef = kl.kl_coef
         self.progress = progress
         self.captions.load_state_dict(checkpoint.state["captions"])

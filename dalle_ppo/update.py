@@ -333,7 +333,9 @@ class _UpdateLog:
 LearningRate = Callable[[int], float]
 
 
-def learning_rates(peak: float, warmup: int, schedule: str, num_iterations: int) -> LearningRate:
+def learning_rates(
+    peak: float, warmup: int, schedule: str, num_iterations: int, first: int = 0
+) -> LearningRate:
     """Learning rate of each iteration.
 
     Args:
@@ -341,10 +343,11 @@ def learning_rates(peak: float, warmup: int, schedule: str, num_iterations: int)
         warmup: iterations of linear warm-up to it.
         schedule: "linear" decays to zero at `num_iterations`, during the warm-up too; "constant" does not.
         num_iterations: of the run.
+        first: iteration of the first step, from which the warm-up counts.
     """
 
     def rate(iteration: int) -> float:
         decayed = 1 - iteration / num_iterations if schedule == "linear" else 1.0
-        return peak * min(1.0, (iteration + 1) / max(1, warmup)) * decayed
+        return peak * min(1.0, max(0, iteration - first + 1) / max(1, warmup)) * decayed
 
     return rate

@@ -7,7 +7,10 @@ import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
+from dalle_ppo.models.presets import VQGAN_PRESETS
+from dalle_ppo.models.vqgan import VqganDecoder
 from dalle_ppo.rl.records import RolloutBatch, ScoredBatch
+from dalle_ppo.run_state import load_checkpoint
 from dalle_ppo.trainer import Trainer
 
 COUNT, TOKENS = 8, 5
@@ -92,6 +95,18 @@ def test_kl_penalised_twice():
     assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.97, 0.9))
 
 
+def test_the_kls_price_in_raw_scores_counts_whitening_where_it_acts():
+    """In the loss, whitening divides the advantages and not the KL; in the reward, it divides both."""
+    batch, scored = random_batch()
+    std = scored.scores.numpy().std()
+    plain = trainer_of(**PLAIN).targets(batch, scored)[0].advantages.numpy()
+    settings = PLAIN | {"ppo.whiten_advantages": True}
+    in_loss = trainer_of(**settings, kl__kl_coef=0.3).targets(batch, scored)[1]
+    assert in_loss["kl_coef_raw"] == pytest.approx(0.3 * std * plain.std(ddof=1))
+    in_reward = trainer_of(**settings, **IN_REWARD).targets(batch, scored)[1]
+    assert in_reward["kl_coef_raw"] == pytest.approx(0.3 * std)
+
+
 def test_deviation_of_the_batch_alone():
     """The deviation is that of all scores so far: a batch of equal scores is not blown up."""
     trainer = trainer_of(**PLAIN)
@@ -154,6 +169,19 @@ def test_per_prompt_statistics_of_the_settings():
     assert_close(targets.advantages, np.repeat(np.array(expected)[:, None], TOKENS, 1))
 
 
+def test_per_prompt_statistics_keep_raw_scores():
+    """A later batch has another deviation: divided scores of different iterations cannot be compared."""
+    settings = PLAIN | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+    trainer = trainer_of(**settings)
+    batches = [random_batch(seed, spread) for seed, spread in ((0, 10.0), (1, 1.0))]
+    for batch, scored in batches:
+        trainer.targets(batch, replace(scored, values=None))
+    for caption in (0, 1):
+        raw = [scored.scores.numpy()[caption == CAPTIONS] for _, scored in batches]
+        kept = trainer.progress.prompt_statistics.scores[str(caption)]
+        assert kept == pytest.approx(np.concatenate(raw).tolist())
+
+
 def test_importance_weights_upside_down():
     batch, scored = random_batch()
     targets, _ = trainer_of(ppo__importance_cap=1.1).targets(batch, scored)
@@ -169,3 +197,56 @@ def test_kl_target_in_nats_a_token():
     scored = replace(scored, kl=torch.full((COUNT, TOKENS), 11.0 / TOKENS))
     trainer._end_iteration(scored)
     assert trainer.progress.kl_coef == pytest.approx(1 + 0.1 * COUNT / 100)
+
+
+def test_the_coefficient_is_not_steered_while_the_critic_trains_alone():
+    """The KL is 0 then by construction, which says nothing about the coefficient."""
+    settings = {"kl.target": 10.0, "kl.horizon": 100, "kl.kl_coef": 1.0, "ppo.entropy_coef": 0.0}
+    trainer = trainer_of(**settings, critic__warmup_iterations=2)
+    _, scored = random_batch()
+    scored = replace(scored, kl=torch.zeros(COUNT, TOKENS))
+    seen = [trainer._end_iteration(scored) or trainer.progress.kl_coef for _ in range(3)]
+    assert seen == pytest.approx([1.0, 1.0, 1 - 0.2 * COUNT / 100])
+
+
+@pytest.mark.parametrize("advantage, first", [("gae", 2), ("rloo", 0)])
+def test_the_actors_warm_up_begins_with_its_first_step(advantage, first):
+    trainer = trainer_of(
+        ppo__advantage=advantage,
+        rollout__samples_per_caption=4,
+        critic__warmup_iterations=2,
+        ppo__warmup_iterations=4,
+        ppo__schedule="constant",
+        ppo__learning_rate=1.0,
+    )
+    rates = [trainer.learning_rate(first + i) for i in range(5)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("started_with, expected", [(None, 0.5), (10.0, 0.8)])
+def test_a_target_that_a_resumed_run_sets_anew_starts_from_its_own_coefficient(
+    started_with, expected, tmp_path
+):
+    common = {"ppo.entropy_coef": 0.0, "kl.kl_coef": 0.8}
+    before = tiny_trainer(changed(TINY_CONFIG, common | {"kl.target": started_with}), tmp_path)
+    folder = before.save()
+    after = tiny_trainer(changed(TINY_CONFIG, common | {"kl.kl_coef": 0.5, "kl.target": 5.0}), tmp_path)
+    after.load(load_checkpoint(folder))
+    assert after.progress.kl_coef == expected
+
+
+def test_a_resumed_run_that_trains_other_weights_is_told_so(tmp_path):
+    before = tiny_trainer(changed(TINY_CONFIG, {"ppo.trainable": "cross_attention"}), tmp_path)
+    folder = before.save()
+    after = tiny_trainer(changed(TINY_CONFIG, {"ppo.trainable": "cross_keys_values"}), tmp_path)
+    with pytest.raises(ValueError, match=r"ppo\.trainable"):
+        after.load(load_checkpoint(folder))
+
+
+def test_rollouts_in_bfloat16_are_planned_as_such():
+    caches = []
+    for dtype in ("float32", "bfloat16"):
+        trainer = trainer_of(rollout__dtype=dtype, rollout__memory_gb=1.0)
+        trainer.parts = replace(trainer.parts, vqgan=VqganDecoder(VQGAN_PRESETS["iconworld"]))
+        caches.append(trainer.memory_plan().cache_bytes)
+    assert caches[0] == 2 * caches[1]
