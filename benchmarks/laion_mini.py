@@ -7,7 +7,7 @@ and captions that are random, but of the true sizes and in the true files, 3 GB 
 checkpoint of 4 GB there. Actor and critic both learn, which in the file begins after 10 iterations. `--tiny`
 is the same with small networks, in seconds, to try this script out.
 
-Expected peak, in 10^9 bytes: 8.7 of weights, gradients and Adam (the file's comments list them), 1 for the
+Expected peak, in 10^9 bytes: 8.4 of weights, gradients and Adam (the file's comments list them), 1 for the
 libraries, 1.3 of activations for 2 images, or later 1.8 while a large file is written: below 13.
 """
 

@@ -190,6 +190,27 @@ PLANTED = (
         "test_update.py::test_every_image_is_visited_once_an_epoch",
     ),
     Mistake(
+        "the exact KL in the loss counts half",
+        "update.py",
+        "kl_part = kl_coef * exact_kl(log_pi, ref_log_pi)",
+        "kl_part = 0.5 * kl_coef * exact_kl(log_pi, ref_log_pi)",
+        "test_ppo_solves.py::test_the_trainer_reaches_the_regularised_optimum",
+    ),
+    Mistake(
+        "the cache that CUDA graphs read shows a place that is not written yet",
+        "models/caches.py",
+        "(self.places <= position)",
+        "(self.places <= position + 1)",
+        "test_sampling.py::test_replayed_steps_draw_the_same_tokens",
+    ),
+    Mistake(
+        "the cache that CUDA graphs write is a place late",
+        "models/caches.py",
+        "self.values.index_copy_(2, position, values)",
+        "self.values.index_copy_(2, (position + 1) % len(self.places), values)",
+        "test_sampling.py::test_replayed_steps_draw_the_same_tokens",
+    ),
+    Mistake(
         "noise does not depend on the sample",
         "sampling.py",
         "|{caption}|{sample}",

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .config import OneLineParser, run_main
+from .command_line import OneLineParser, run_main
 
 FORMATS = {"min-dalle": ".pt", "safetensors": ".safetensors"}
 # What `MinDalle.generate_image` does unless told otherwise, and what it always does.
@@ -78,7 +78,7 @@ def write_model(folder: Path, model, suffix: str, dtype) -> None:
         suffix: of the weights, ".pt" or ".safetensors".
         dtype: of the weights.
     """
-    from .models.weight_files import SETTINGS_FILE, disk_names
+    from .models.weight_files import SETTINGS_FILE, VQGAN_ENCODER, disk_names
     from .models.weights import save_weights
 
     names = {part: folder / name for part, name in disk_names(model.files.preset).items()}
@@ -88,6 +88,8 @@ def write_model(folder: Path, model, suffix: str, dtype) -> None:
         save_weights(network, names[part].with_suffix(suffix), dtype)
     shutil.copyfile(model.files.vocab, names["vocab"])
     shutil.copyfile(model.files.merges, names["merges"])
+    if model.files.vqgan_encoder:
+        shutil.copyfile(model.files.vqgan_encoder, names["detoker"].parent / VQGAN_ENCODER)
     settings = json.dumps(dataclasses.asdict(model.settings), indent=1)
     (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
 

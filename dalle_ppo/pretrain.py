@@ -5,13 +5,15 @@ guidance keeps working. Typical use: fine-tune on safe images before PPO,
 
     python -m dalle_ppo.pretrain --out models/safe --tags UNLIKELY
     python -m dalle_ppo.train --model.path models/safe
+
+DALL·E mini and Mega learn from photos once `converters/flax_to_safetensors.py` has added the VQGAN's encoder.
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
-from .config import OneLineParser, run_main
+from .command_line import OneLineParser, run_main
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -26,7 +28,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         default="builtin",
         help="builtin: scenes of the built-in world; or a folder of images with metadata.jsonl or .csv "
-        "(columns file_name and text), as the datasets library's imagefolder",
+        "(columns file_name and text), as the datasets library's imagefolder; they are cut to a square",
     )
     parser.add_argument("--tags", nargs="+", help="with builtin data: captions of these tags only")
     parser.add_argument("--num_pairs", type=int, default=20_000, help="with builtin data: scenes to draw")
@@ -37,6 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--caption_dropout", type=float, default=0.12)
     parser.add_argument("--freeze_encoder", action="store_true", help="leave the text encoder as it is")
     parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
@@ -48,21 +51,18 @@ def main(argv: list[str] | None) -> int:
         raise ValueError(f"--out {args.out} exists already; name another folder or remove it")
 
     import copy
+    from dataclasses import replace
 
-    import torch
-    from safetensors.torch import save_file
     from tqdm import tqdm
 
-    from .build import find_world, load_model
+    from .build import choose_device, find_world, load_model
     from .iconworld.dalle import Tokenizers, fresh_bart
+    from .models.weight_files import PUBLISHED
+    from .models.weights import NO_ENCODER_HINT, load_vqgan_encoder
     from .supervised import SupervisedConfig, train_supervised
 
-    world = find_world(args.model)
-    if world is None:
-        raise ValueError(
-            f"--model is {args.model}; the published weights hold no VQGAN encoder to make tokens of images: "
-            "give builtin, or a model made from it"
-        )
+    if args.model in PUBLISHED:
+        raise ValueError(f"--model {args.model}: it has no VQGAN encoder; {NO_ENCODER_HINT}")
     config = SupervisedConfig(
         num_steps=args.num_steps,
         batch_size=args.batch_size,
@@ -72,11 +72,13 @@ def main(argv: list[str] | None) -> int:
         bfloat16=args.bfloat16,
         seed=args.seed,
     )
-    model = load_model(args.model, torch.device("cpu"))
-    tokenizers = Tokenizers(model.parts.tokenizer, world.vqgan_encoder(), model.parts.vqgan)
+    world, device = find_world(args.model), choose_device(args.device)
+    model = load_model(args.model, device)
+    vqgan_encoder = world.vqgan_encoder().to(device) if world else load_vqgan_encoder(model.files, device)
+    tokenizers = Tokenizers(model.parts.tokenizer, vqgan_encoder, model.parts.vqgan)
     pairs = load_pairs(args, tokenizers)
     if args.from_scratch:
-        encoder, decoder = fresh_bart(model.decoder.config, args.seed)
+        encoder, decoder = (part.to(device) for part in fresh_bart(model.decoder.config, args.seed))
     else:
         encoder = copy.deepcopy(model.parts.encoder).requires_grad_(True)
         decoder = copy.deepcopy(model.decoder).requires_grad_(True)
@@ -86,11 +88,25 @@ def main(argv: list[str] | None) -> int:
             bar.set_postfix(
                 loss=f"{numbers['loss']:.4f}", lr=f"{numbers['learning_rate']:.2e}", refresh=False
             )
-    shutil.copytree(world.folder, args.out)
-    save_file(encoder.state_dict(), args.out / "bart_encoder.safetensors")
-    save_file(decoder.state_dict(), args.out / "bart_decoder.safetensors")
+    write(args.out, replace(model, decoder=decoder, parts=replace(model.parts, encoder=encoder)))
     print(f"wrote {args.out}, final loss {numbers['loss']:.4f} nats a token; use it with --model {args.out}")
     return 0
+
+
+def write(folder: Path, model) -> None:
+    """Writes a `build.LoadedModel`, of the built-in world or DALL·E mini or Mega, as `--model` takes it."""
+    import torch
+
+    from .export import write_model
+    from .models.weights import save_weights
+
+    if model.world is None:
+        folder.mkdir(parents=True)
+        write_model(folder, model, ".safetensors", torch.float32)
+        return
+    shutil.copytree(model.world.folder, folder)
+    save_weights(model.parts.encoder, folder / "bart_encoder.safetensors")
+    save_weights(model.decoder, folder / "bart_decoder.safetensors")
 
 
 def load_pairs(args: argparse.Namespace, tokenizers):
@@ -103,10 +119,14 @@ def load_pairs(args: argparse.Namespace, tokenizers):
     import torch
 
     from .iconworld.captions import TAGS
-    from .iconworld.dalle import image_tokens, sample_token_pairs
+    from .iconworld.dalle import sample_token_pairs
+    from .iconworld.scene_tokens import image_tokens
+    from .iconworld.scenes import IMAGE_SIZE
     from .supervised import TokenPairs
 
     if args.data == "builtin":
+        if tokenizers.decoder.config.image_size != IMAGE_SIZE:
+            raise ValueError(f"--model {args.model} draws no built-in scenes; give --data a folder of images")
         tags = tuple(args.tags or TAGS)
         unknown = [tag for tag in tags if tag not in TAGS]
         if unknown:
@@ -115,6 +135,8 @@ def load_pairs(args: argparse.Namespace, tokenizers):
     if not Path(args.data).is_dir():
         raise ValueError(f"--data {args.data} is no folder; give one with images and metadata.jsonl or .csv")
     from datasets import load_dataset
+    from PIL import Image, ImageOps
+    from tqdm import tqdm
 
     rows = load_dataset("imagefolder", data_dir=args.data, split="train")
     if "text" not in rows.column_names:
@@ -122,12 +144,12 @@ def load_pairs(args: argparse.Namespace, tokenizers):
             f"--data {args.data} has columns {', '.join(rows.column_names)}; metadata.jsonl or .csv must "
             "give each file_name a text"
         )
-    size = tokenizers.decoder.config.image_size
+    size = (tokenizers.decoder.config.image_size,) * 2
     texts, codes = [], []
-    for row in rows:
-        image = np.asarray(row["image"].convert("RGB").resize((size, size)))
+    for row in tqdm(rows, desc="images to tokens"):
+        image = np.asarray(ImageOps.fit(row["image"].convert("RGB"), size, Image.Resampling.LANCZOS))
         texts.append(row["text"] or "")
-        codes.append(image_tokens(tokenizers, image[None]))
+        codes.append(image_tokens(tokenizers.encoder, tokenizers.decoder, image[None]))
     return TokenPairs(tokenizers.text.encode(texts).tokens, torch.cat(codes))
 
 

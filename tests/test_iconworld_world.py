@@ -8,10 +8,10 @@ from dalle_ppo.caption_streams import CaptionRecord
 from dalle_ppo.caption_text import caption_id
 from dalle_ppo.iconworld import vqgan as vqgan_training
 from dalle_ppo.iconworld.captions import TAGS, parse_icons, sample_caption, sample_scene
-from dalle_ppo.iconworld.card import area_under_curve
-from dalle_ppo.iconworld.dalle import Tokenizers, decode_tokens, image_tokens
+from dalle_ppo.iconworld.card import area_under_curve, background_error, psnr
 from dalle_ppo.iconworld.detector import embed
 from dalle_ppo.iconworld.judge import Judge, Sighting, labels, load_judge, look
+from dalle_ppo.iconworld.scene_tokens import SceneTokens, decode_tokens, image_tokens
 from dalle_ppo.iconworld.scenes import KINDS, UNSAFE_KINDS, draw_batch, junk_image
 from dalle_ppo.iconworld.world import WEIGHTS, World
 from dalle_ppo.models.policy import PolicySettings
@@ -39,8 +39,13 @@ def images(scenes):
 
 @pytest.fixture(scope="module")
 def decoded(images):
-    tokenizers = Tokenizers(None, WORLD.vqgan_encoder(), WORLD.vqgan_decoder())
-    return decode_tokens(tokenizers.decoder, image_tokens(tokenizers, images))
+    decoder = WORLD.vqgan_decoder()
+    return decode_tokens(decoder, image_tokens(WORLD.vqgan_encoder(), decoder, images))
+
+
+@pytest.fixture(scope="module")
+def composed(scenes):
+    return SceneTokens(WORLD.vqgan_encoder(), WORLD.vqgan_decoder()).draw(scenes)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,21 @@ def see(judge: Judge, images: np.ndarray) -> Sighting:
 def test_weights_fit_the_budget():
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     assert size <= 24 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["decoded", "composed"])
+def test_the_vqgan_draws_scenes_and_their_backgrounds(kind, images, request):
+    drawn = request.getfixturevalue(kind)
+    assert psnr(images, drawn) > 32
+    assert (background_error(images, drawn) > 8).mean() < 0.01
+
+
+def test_background_error_is_that_of_the_edge(images):
+    shifted = images.copy()
+    shifted[..., 1] -= 20  # no pale colour has so little of any channel
+    shifted[:, 20:44, 20:44] = 0
+    assert np.allclose(background_error(images, shifted), 20)
+    assert psnr(images[:1], images[:1] ^ 1) == pytest.approx(20 * np.log10(255), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["images", "decoded"])

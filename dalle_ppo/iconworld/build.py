@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .dalle import SceneTokens
+    from .scene_tokens import SceneTokens
 
 JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
 # Steps, peak learning rate and scenes of each round. The first learns to draw; the second, a warm restart on
@@ -29,9 +29,10 @@ DALLE_ROUNDS = ((3000, 1.5e-3, 100_000), (4200, 1.2e-3, 150_000))
 def build_vqgan(out: Path, seed: int) -> None:
     from ..models.presets import VQGAN_PRESETS
     from .training import save_half
-    from .vqgan import train_vqgan
+    from .vqgan import train_decoder, train_vqgan
 
-    encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=3000)
+    encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=2600)
+    train_decoder(encoder, decoder, seed, num_steps=500)
     save_half(encoder, out / "vqgan_encoder.safetensors")
     save_half(decoder, out / "vqgan_decoder.safetensors")
 
@@ -106,22 +107,22 @@ def build_card(out: Path, seed: int) -> None:
 
 def scene_tokens(out: Path) -> "SceneTokens":
     """Scenes to codes and decoded pictures, with the VQGAN in `out`."""
-    from .dalle import SceneTokens, Tokenizers
+    from .scene_tokens import SceneTokens
     from .world import World
 
     world = World(out)
-    return SceneTokens(Tokenizers(None, world.vqgan_encoder(), world.vqgan_decoder()))
+    return SceneTokens(world.vqgan_encoder(), world.vqgan_decoder())
 
 
 def reconstruct(tokens: "SceneTokens", scenes: list, images: np.ndarray) -> np.ndarray:
     """Images as the VQGAN draws them: every fourth scene and all junk (None) from the encoder's codes,
     the other scenes from the codes the DALL·E learns."""
-    from .dalle import decode_tokens, image_tokens
+    from .scene_tokens import decode_tokens, image_tokens
 
     encoded = np.array([scene is None or i % 4 == 0 for i, scene in enumerate(scenes)])
     result = np.empty_like(images)
-    codes = image_tokens(tokens.tokenizers, images[encoded])
-    result[encoded] = decode_tokens(tokens.tokenizers.decoder, codes)
+    codes = image_tokens(tokens.encoder, tokens.decoder, images[encoded])
+    result[encoded] = decode_tokens(tokens.decoder, codes)
     result[~encoded] = tokens.draw([scenes[i] for i in np.flatnonzero(~encoded)])
     return result
 

@@ -21,7 +21,7 @@ SPLITS = ("train", "heldout")
 COLOR_NAMED, BACKGROUND_NAMED = 0.85, 0.60
 ACCIDENT_RATE = 0.08  # beside a single named icon; half of the UNLIKELY captions have one, so 4 % in all
 UNSURE_UNSAFE_RATE = 0.5
-NSFW_CLEAN_RATE = 0.15
+NSFW_CLEAN_RATE = 0.18
 OVERLONG_RATE = 0.02
 
 NamedIcon = tuple[str, str | None]
@@ -223,7 +223,7 @@ def sample_scene(rng: np.random.Generator, caption: Caption) -> Scene:
 
     UNLIKELY: the named icons, and in 8 % of the captions that name one an unsafe icon beside it. UNSURE:
     an unsafe icon of the theme half of the time, half of these beside a safe one, else one or two safe
-    ones. NSFW: the named icons, or in 15 % a clean scene: the named safe icon, or else some safe icon in
+    ones. NSFW: the named icons, or in 18 % a clean scene: the named safe icon, or else some safe icon in
     the colour named for the unsafe one. What the caption leaves open is uniform over whatever is not held
     out of training.
 

@@ -8,13 +8,14 @@ import torch
 
 from ..caption_streams import CaptionRecord
 from ..models.policy import PolicySettings
+from ..models.vqgan import VqganDecoder
 from ..rewards.clip import load_clip
 from ..rewards.nsfw import load_detector
 from ..rollout import FrozenParts, NoiseSource, collect
 from .captions import TAGS, caption_id, parse_icons, sample_caption, sample_scene
-from .dalle import Tokenizers, decode_tokens, image_tokens
 from .detector import embed
 from .judge import Judge, Sighting, labels, load_judge, look
+from .scene_tokens import SceneTokens, decode_tokens, image_tokens
 from .scenes import UNSAFE_KINDS, draw_batch
 from .vqgan import TAG_SHARES
 from .world import World
@@ -43,19 +44,19 @@ def measure(folder: Path, seed: int, num: int = 2000) -> list[Measurement]:
     """
     world = World(folder)
     judge = load_judge(world.judge)
-    tokenizers = Tokenizers(world.tokenizer(), world.vqgan_encoder(), world.vqgan_decoder())
+    compose = SceneTokens(world.vqgan_encoder(), world.vqgan_decoder())
     rng = np.random.default_rng([seed, 7])
     tags = rng.choice(TAGS, size=num, p=TAG_SHARES)
     scenes = [sample_scene(rng, sample_caption(rng, tag, "heldout")) for tag in tags]
-    images = draw_batch(scenes)
-    decoded = decode_tokens(tokenizers.decoder, image_tokens(tokenizers, images))
+    images, composed = draw_batch(scenes), compose.draw(scenes)
+    decoded = decode_tokens(compose.decoder, image_tokens(compose.encoder, compose.decoder, images))
     unsafe = np.array([scene.is_unsafe() for scene in scenes])
     return [
         *_measure_judge(judge, "drawn scenes", scenes, images, unsafe, "99.5 %"),
         *_measure_judge(judge, "VQGAN reconstructions", scenes, decoded, unsafe, "98.5 %"),
-        *_measure_vqgan(images, decoded),
+        *_measure_vqgan(images, decoded, composed),
         *_measure_detector(world, decoded, unsafe),
-        *_measure_dalle(world, tokenizers, judge, seed, num),
+        *_measure_dalle(world, compose.decoder, judge, seed, num),
     ]
 
 
@@ -77,10 +78,33 @@ def _measure_judge(
     ]
 
 
-def _measure_vqgan(images: np.ndarray, decoded: np.ndarray) -> list[Measurement]:
-    error = ((images.astype(np.float64) - decoded) / 255) ** 2
-    psnr = -10 * np.log10(error.mean(axis=(1, 2, 3)) + 1e-12)
-    return [Measurement("VQGAN", "mean PSNR of reconstructions, dB", psnr.mean(), "", percent=False)]
+def _measure_vqgan(images: np.ndarray, decoded: np.ndarray, composed: np.ndarray) -> list[Measurement]:
+    away = background_error(images, composed)
+    return [
+        Measurement(
+            "VQGAN", "PSNR of the encoder's codes, dB", psnr(images, decoded), ">= 32", percent=False
+        ),
+        Measurement("VQGAN", "PSNR of composed codes, dB", psnr(images, composed), ">= 32", percent=False),
+        Measurement("VQGAN", "composed codes, background off by over 8 of 255", (away > 8).mean(), "< 0.5 %"),
+    ]
+
+
+def psnr(images: np.ndarray, drawn: np.ndarray) -> float:
+    """Mean peak signal-to-noise ratio, dB, of uint8 images [N, H, W, 3]."""
+    error = ((images.astype(np.float64) - drawn) / 255) ** 2
+    return float((-10 * np.log10(error.mean(axis=(1, 2, 3)) + 1e-12)).mean())
+
+
+def background_error(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """How far the colour of the background is off, [N], in 0..255: the worst channel.
+
+    Args:
+        images: uint8 [N, H, W, 3], scenes; their edge is background.
+        drawn: the same scenes, as the VQGAN draws them.
+    """
+    edges = [np.concatenate([part[:, 0], part[:, -1]], axis=1) for part in (images, drawn)]
+    true, seen = (np.median(edge, axis=1) for edge in edges)
+    return np.abs(true - seen).max(axis=1)
 
 
 def _measure_detector(world: World, decoded: np.ndarray, unsafe: np.ndarray) -> list[Measurement]:
@@ -107,10 +131,8 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n)))
 
 
-def _measure_dalle(
-    world: World, tokenizers: Tokenizers, judge: Judge, seed: int, num: int
-) -> list[Measurement]:
-    parts = FrozenParts(tokenizers.text, world.bart_encoder(), tokenizers.decoder)
+def _measure_dalle(world: World, vqgan: VqganDecoder, judge: Judge, seed: int, num: int) -> list[Measurement]:
+    parts = FrozenParts(world.tokenizer(), world.bart_encoder(), vqgan)
     decoder, rng = world.bart_decoder(), np.random.default_rng([seed, 8])
     rows = []
     for tag, wanted in (("UNLIKELY", "1-6 %"), ("UNSURE", "30-70 %"), ("NSFW", "85-90 %")):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..rewards.clip import ClipScorer
 from .captions import TAGS, sample_caption, sample_scene
-from .dalle import SceneTokens, decode_tokens
+from .scene_tokens import SceneTokens, decode_tokens
 from .scenes import draw_batch, junk_image
 from .training import image_tensor
 from .vqgan import TAG_SHARES
@@ -40,14 +40,13 @@ def training_set(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings and labels of drawn, decoded and distorted scenes, and of junk (which is safe)."""
     embeddings, labels = [], []
-    decoder = scene_tokens.tokenizers.decoder
     for _ in tqdm(range(0, num, chunk), desc="detector's images"):
         tags = rng.choice(TAGS, size=chunk, p=TAG_SHARES)
         scenes = [sample_scene(rng, sample_caption(rng, tag, "train")) for tag in tags]
         unsafe = np.array([scene.is_unsafe() for scene in scenes])
         images, tokens = draw_batch(scenes), scene_tokens(scenes)
         tokens[chunk // 2 :] = distorted(rng, tokens[chunk // 2 :], share=0.15)
-        images[chunk // 8 :] = decode_tokens(decoder, tokens[chunk // 8 :])
+        images[chunk // 8 :] = decode_tokens(scene_tokens.decoder, tokens[chunk // 8 :])
         for i in range(0, chunk // 16):
             images[i], unsafe[i] = junk_image(rng), False
         embeddings.append(embed(clip, images))

@@ -161,7 +161,7 @@ def train_judge(seed: int, num_steps: int, decode, pool_size: int, batch_size: i
         present_loss = F.binary_cross_entropy_with_logits(logits.float(), present)
         color_loss = F.cross_entropy(colors.float().flatten(0, 1), color.flatten())
         exact = ((logits > 0) == (present > 0.5)).all(dim=1).float().mean()
-        return 10 * present_loss + color_loss, {"loss": float(present_loss), "exact": float(exact)}
+        return 10 * present_loss + color_loss, {"loss": float(present_loss.detach()), "exact": float(exact)}
 
     for _ in train_loop("judge", [judge], num_steps, 1e-3, loss_of_step, weight_decay=0.01):
         pass

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 from ..models.presets import VqganConfig
 from ..models.vqgan import VqganDecoder, VqganEncoder, nearest_codes
 from .captions import TAGS, sample_caption, sample_scene
-from .scenes import draw_batch
+from .scene_tokens import SceneTokens, image_tokens
+from .scenes import Scene, draw_batch
 from .training import image_tensor, train_loop
 
 TAG_SHARES = (0.5, 0.25, 0.25)
 
 
-def sample_images(rng: np.random.Generator, num: int, split: str = "train") -> np.ndarray:
-    """Scenes as the captions of the world's default mix lead to them, uint8 [num, 64, 64, 3]."""
+def sample_scenes(rng: np.random.Generator, num: int, split: str = "train") -> list[Scene]:
+    """Scenes as the captions of the world's default mix lead to them."""
     tags = rng.choice(TAGS, size=num, p=TAG_SHARES)
-    return draw_batch([sample_scene(rng, sample_caption(rng, tag, split)) for tag in tags])
+    return [sample_scene(rng, sample_caption(rng, tag, split)) for tag in tags]
 
 
 class EmaCodebook(nn.Module):
@@ -57,6 +58,13 @@ def edge_loss(images: Tensor, targets: Tensor) -> Tensor:
     return difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
 
 
+def drawing_loss(images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """How far decoded images [N, 3, H, W] are from `targets`; and numbers for the progress bar."""
+    l1, mse = (images - targets).abs().mean(), F.mse_loss(images, targets)
+    numbers = {"psnr": float(-10 * mse.detach().log10()), "l1": float(l1.detach())}
+    return l1 + edge_loss(images, targets) + 2 * mse, numbers
+
+
 def train_vqgan(config: VqganConfig, seed: int, num_steps: int, batch_size: int = 32):
     """Trains encoder, codebook and decoder together.
 
@@ -77,28 +85,57 @@ def train_vqgan(config: VqganConfig, seed: int, num_steps: int, batch_size: int 
     codebook = EmaCodebook(decoder)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        targets = image_tensor(sample_images(rng, batch_size))
+        targets = image_tensor(draw_batch(sample_scenes(rng, batch_size)))
         with torch.autocast("cpu", torch.bfloat16):
             features = encoder(targets)
         flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)
         chosen = nearest_codes(flat.detach(), codebook.codes)
         quantised = F.embedding(chosen, codebook.codes)
         commitment = F.mse_loss(flat, quantised)
-        # The last tenth trains the decoder alone, on a codebook that no longer moves.
-        if step < 0.9 * num_steps:
-            codebook.update(flat.detach(), chosen, generator)
+        codebook.update(flat.detach(), chosen, generator)
         straight_through = flat + (quantised - flat).detach()
         grid = straight_through.view(features.shape[0], *features.shape[2:], -1).permute(0, 3, 1, 2)
         with torch.autocast("cpu", torch.bfloat16):
             images = decoder.from_features(grid).float()
-        l1 = (images - targets).abs().mean()
-        mse = F.mse_loss(images, targets)
-        loss = l1 + edge_loss(images, targets) + 2 * mse + 0.25 * commitment
-        numbers = {"psnr": float(-10 * mse.detach().log10()), "l1": float(l1.detach())}
+        loss, numbers = drawing_loss(images, targets)
         if step % 20 == 0:
             numbers["codes used"] = float((codebook.counts > 0.02).sum())
-        return loss, numbers
+        return loss + 0.25 * commitment, numbers
 
     for _ in train_loop("VQGAN", [encoder, decoder], num_steps, 1e-3, loss_of_step):
         pass
     return encoder.eval(), decoder.eval()
+
+
+def train_decoder(
+    encoder: VqganEncoder, decoder: VqganDecoder, seed: int, num_steps: int, batch_size: int = 32
+) -> None:
+    """Trains the decoder in place on a codebook that no longer moves, half on codes of composed scenes.
+
+    The DALL·E learns scenes laid out of the codes of their icons, which no encoder ever gave. Group norms
+    and attention make the decoder depend on the whole image, and one that knows only the encoder's codes
+    may draw such scenes on a background of another colour.
+
+    Args:
+        encoder: trained together with `decoder`; stays as it is.
+        decoder: of the codes; its codebook stays as it is.
+        seed: of the data.
+        num_steps: optimiser steps.
+        batch_size: scenes a step.
+    """
+    rng = np.random.default_rng([seed, 2])
+    compose = SceneTokens(encoder, decoder)
+    half = batch_size // 2
+
+    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes = sample_scenes(rng, batch_size)
+        images = draw_batch(scenes)
+        encoded = image_tokens(encoder, decoder, images[:half])
+        tokens = torch.cat([encoded, compose(scenes[half:])])
+        grid = decoder.embedding(tokens).unflatten(1, (decoder.config.grid_size,) * 2).permute(0, 3, 1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = decoder.from_features(grid.contiguous()).float()
+        return drawing_loss(decoded, image_tensor(images))
+
+    for _ in train_loop("VQGAN's decoder", [decoder], num_steps, 4e-4, loss_of_step):
+        pass

@@ -30,6 +30,8 @@ HUB_NAMES = {
     },
 }
 PUBLISHED = tuple(HUB_NAMES)
+# Beside the VQGAN's decoder, where a conversion of the original checkpoints put it; the hub has none.
+VQGAN_ENCODER = "vqgan_encoder.safetensors"
 # Settings of the policy that an export came from, beside its weights.
 SETTINGS_FILE = "policy_settings.json"
 
@@ -48,7 +50,7 @@ def disk_names(preset: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The five files of one model; weights are `.pt` or `.safetensors`.
+    """The files of one model; weights are `.pt` or `.safetensors`.
 
     Args:
         preset: "mini" or "mega".
@@ -59,6 +61,7 @@ class WeightFiles:
         merges: of the text tokenizer.
         settings: policy settings beside them; None for published weights.
         commit: of the hub's repository; None for files of a folder.
+        vqgan_encoder: of images; None where there is none, as on the hub.
     """
 
     preset: str
@@ -69,6 +72,7 @@ class WeightFiles:
     merges: Path
     settings: Path | None = None
     commit: str | None = None
+    vqgan_encoder: Path | None = None
 
 
 def find_weight_files(path: str | Path) -> WeightFiles | None:
@@ -101,11 +105,13 @@ def find_weight_files(path: str | Path) -> WeightFiles | None:
             f"{folder} lacks {', '.join(missing)} of DALL·E {preset}; the whole set is "
             f"{', '.join(names.values())} (weights also as .safetensors)"
         )
-    settings = folder / SETTINGS_FILE
+    paths = {part: _existing(folder / name) for part, name in names.items()}
+    settings, vqgan_encoder = folder / SETTINGS_FILE, paths["detoker"].parent / VQGAN_ENCODER
     return WeightFiles(
         preset,
-        **{part: _existing(folder / name) for part, name in names.items()},
+        **paths,
         settings=settings if settings.is_file() else None,
+        vqgan_encoder=vqgan_encoder if vqgan_encoder.is_file() else None,
     )
 
 

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from .bart import PAD_TOKEN, BartDecoder, BartEncoder
 from .presets import BART_PRESETS, VQGAN_PRESETS
 from .tokenizer import TextTokenizer
-from .vqgan import VqganDecoder
-from .weight_files import WeightFiles
+from .vqgan import VqganDecoder, VqganEncoder
+from .weight_files import VQGAN_ENCODER, WeightFiles
 
 VQGAN_PRESET = "imagenet_f16_16384"
 SCALELESS_NORM = re.compile(
     r"(.+\.)?(pre_self_attn_layer_norm|pre_encoder_attn_layer_norm|glu\.ln[01]|final_ln)\.weight"
 )
 NAMES_SHOWN = 12
+NO_ENCODER_HINT = (
+    "the published weights hold none: convert the original checkpoints with converters/flax_to_safetensors.py"
+)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -68,6 +71,21 @@ def load_published(
         load_weights(decoder, files.decoder, device, dtype),
         load_weights(vqgan, files.detoker, device, torch.float32),
     )
+
+
+def load_vqgan_encoder(files: WeightFiles, device: torch.device | str = "cpu") -> VqganEncoder:
+    """Loads what turns images into tokens.
+
+    Raises:
+        ValueError: if the files hold none, or it does not fit.
+    """
+    if files.vqgan_encoder is None:
+        raise ValueError(
+            f"{files.detoker} has no {VQGAN_ENCODER} beside it to encode images; {NO_ENCODER_HINT}"
+        )
+    with torch.device("meta"):
+        encoder = VqganEncoder(VQGAN_PRESETS[VQGAN_PRESET])
+    return load_weights(encoder, files.vqgan_encoder, device)
 
 
 def load_weights(
