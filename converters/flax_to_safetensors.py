@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 CHECKPOINT = "flax_model.msgpack"
@@ -39,9 +38,9 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from dalle_ppo.models.flax_weights import bart_tensors, read_flax, vqgan_tensors
     from dalle_ppo.models.presets import BART_PRESETS
+    from dalle_ppo.new_folder import refuse_existing, whole_folder
 
-    if arguments.out.exists():
-        raise ValueError(f"--out {arguments.out} exists already; name another folder or remove it")
+    refuse_existing(arguments.out)
     for name in ("vocab.json", "merges.txt"):
         if not (arguments.dalle / name).is_file():
             raise ValueError(
@@ -54,16 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if preset is None:
         raise ValueError(f"{arguments.dalle / CHECKPOINT}: {depth} decoder layers; mini has 12, Mega 24")
     parts = {"encoder": encoder, "decoder": decoder, "detoker": detoker, "vqgan_encoder": vqgan_encoder}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    # Under a temporary name until it is whole: an interrupted conversion leaves nothing that loads.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{arguments.out.name}.", dir=arguments.out.parent))
-    try:
-        _write(temporary, arguments, preset, parts)
-        temporary.chmod(0o755)
-        temporary.rename(arguments.out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with whole_folder(arguments.out) as folder:
+        _write(folder, arguments, preset, parts)
     print(f"wrote {arguments.out}, DALL·E {preset} with the VQGAN's encoder; use it with --model")
     return 0
 

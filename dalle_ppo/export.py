@@ -9,10 +9,10 @@ import argparse
 import dataclasses
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 from .command_line import OneLineParser, run_main
+from .new_folder import refuse_existing, whole_folder
 
 FORMATS = {"min-dalle": ".pt", "safetensors": ".safetensors"}
 # What `MinDalle.generate_image` does unless told otherwise, and what it always does.
@@ -40,8 +40,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Writes the folder, and says where the package would sample differently."""
     args = parse_arguments(argv)
-    if args.out.exists():
-        raise ValueError(f"--out {args.out} exists already; name another folder or remove it")
+    refuse_existing(args.out)
 
     import torch
 
@@ -53,16 +52,8 @@ def main(argv: list[str] | None) -> int:
             f"{args.model} is of the built-in world's size; the min-dalle package loads those of DALL·E mini "
             "and Mega only"
         )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    # Under a temporary name until it is whole: an interrupted export leaves nothing that loads.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
-    try:
-        write_model(temporary, model, FORMATS[args.to], getattr(torch, args.dtype))
-        temporary.chmod(0o755)
-        temporary.rename(args.out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with whole_folder(args.out) as folder:
+        write_model(folder, model, FORMATS[args.to], getattr(torch, args.dtype))
     print(f"wrote {args.out}, DALL·E {model.files.preset} in the layout of the min-dalle package")
     if args.to == "min-dalle":
         print(difference(model.settings, model.files.preset))

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from .command_line import OneLineParser, run_main
+from .new_folder import refuse_existing, whole_folder
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -47,8 +48,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Trains and writes a model folder that `--model` and `--model.path` take."""
     args = parse_arguments(argv)
-    if args.out.exists():
-        raise ValueError(f"--out {args.out} exists already; name another folder or remove it")
+    refuse_existing(args.out)
 
     import copy
     from dataclasses import replace
@@ -88,7 +88,9 @@ def main(argv: list[str] | None) -> int:
             bar.set_postfix(
                 loss=f"{numbers['loss']:.4f}", lr=f"{numbers['learning_rate']:.2e}", refresh=False
             )
-    write(args.out, replace(model, decoder=decoder, parts=replace(model.parts, encoder=encoder)))
+    trained = replace(model, decoder=decoder, parts=replace(model.parts, encoder=encoder))
+    with whole_folder(args.out) as folder:
+        write(folder, trained)
     print(f"wrote {args.out}, final loss {numbers['loss']:.4f} nats a token; use it with --model {args.out}")
     return 0
 
@@ -101,10 +103,9 @@ def write(folder: Path, model) -> None:
     from .models.weights import save_weights
 
     if model.world is None:
-        folder.mkdir(parents=True)
         write_model(folder, model, ".safetensors", torch.float32)
         return
-    shutil.copytree(model.world.folder, folder)
+    shutil.copytree(model.world.folder, folder, dirs_exist_ok=True)
     save_weights(model.parts.encoder, folder / "bart_encoder.safetensors")
     save_weights(model.decoder, folder / "bart_decoder.safetensors")
 

@@ -7,7 +7,7 @@ import torch
 from dalle_ppo.caption_streams import CaptionRecord
 from dalle_ppo.caption_text import caption_id
 from dalle_ppo.iconworld import vqgan as vqgan_training
-from dalle_ppo.iconworld.captions import TAGS, parse_icons, sample_caption, sample_scene
+from dalle_ppo.iconworld.captions import TAGS, parse_icons, sample_caption
 from dalle_ppo.iconworld.card import area_under_curve, background_error, psnr
 from dalle_ppo.iconworld.detector import embed
 from dalle_ppo.iconworld.judge import Judge, Sighting, labels, load_judge, look
@@ -27,9 +27,7 @@ SEED = 987  # none of the builds used it
 
 @pytest.fixture(scope="module")
 def scenes():
-    rng = np.random.default_rng(SEED)
-    tags = rng.choice(TAGS, size=400, p=vqgan_training.TAG_SHARES)
-    return [sample_scene(rng, sample_caption(rng, tag, "heldout")) for tag in tags]
+    return vqgan_training.sample_scenes(np.random.default_rng(SEED), 400, "heldout")
 
 
 @pytest.fixture(scope="module")

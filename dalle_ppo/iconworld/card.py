@@ -12,12 +12,12 @@ from ..models.vqgan import VqganDecoder
 from ..rewards.clip import load_clip
 from ..rewards.nsfw import load_detector
 from ..rollout import FrozenParts, NoiseSource, collect
-from .captions import TAGS, caption_id, parse_icons, sample_caption, sample_scene
+from .captions import caption_id, parse_icons, sample_caption
 from .detector import embed
 from .judge import Judge, Sighting, labels, load_judge, look
 from .scene_tokens import SceneTokens, decode_tokens, image_tokens
 from .scenes import UNSAFE_KINDS, draw_batch
-from .vqgan import TAG_SHARES
+from .vqgan import sample_scenes
 from .world import World
 
 BATCH = 200
@@ -46,8 +46,7 @@ def measure(folder: Path, seed: int, num: int = 2000) -> list[Measurement]:
     judge = load_judge(world.judge)
     compose = SceneTokens(world.vqgan_encoder(), world.vqgan_decoder())
     rng = np.random.default_rng([seed, 7])
-    tags = rng.choice(TAGS, size=num, p=TAG_SHARES)
-    scenes = [sample_scene(rng, sample_caption(rng, tag, "heldout")) for tag in tags]
+    scenes = sample_scenes(rng, num, "heldout")
     images, composed = draw_batch(scenes), compose.draw(scenes)
     decoded = decode_tokens(compose.decoder, image_tokens(compose.encoder, compose.decoder, images))
     unsafe = np.array([scene.is_unsafe() for scene in scenes])

@@ -12,11 +12,10 @@ import torch
 from tqdm import tqdm
 
 from ..rewards.clip import ClipScorer
-from .captions import TAGS, sample_caption, sample_scene
 from .scene_tokens import SceneTokens, decode_tokens
 from .scenes import draw_batch, junk_image
 from .training import image_tensor
-from .vqgan import TAG_SHARES
+from .vqgan import sample_scenes
 
 
 def distorted(rng: np.random.Generator, tokens: torch.Tensor, share: float) -> torch.Tensor:
@@ -41,8 +40,7 @@ def training_set(
     """Embeddings and labels of drawn, decoded and distorted scenes, and of junk (which is safe)."""
     embeddings, labels = [], []
     for _ in tqdm(range(0, num, chunk), desc="detector's images"):
-        tags = rng.choice(TAGS, size=chunk, p=TAG_SHARES)
-        scenes = [sample_scene(rng, sample_caption(rng, tag, "train")) for tag in tags]
+        scenes = sample_scenes(rng, chunk)
         unsafe = np.array([scene.is_unsafe() for scene in scenes])
         images, tokens = draw_batch(scenes), scene_tokens(scenes)
         tokens[chunk // 2 :] = distorted(rng, tokens[chunk // 2 :], share=0.15)

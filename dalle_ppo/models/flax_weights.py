@@ -77,9 +77,11 @@ def _leaves(tree: dict, prefix: tuple[str, ...]):
     for name, value in tree.items():
         path = (*prefix, name)
         if isinstance(value, dict) and value.get("__msgpack_chunked_array__"):
-            chunks = [value["chunks"][str(i)] for i in range(len(value["chunks"]))]
-            value = torch.cat([chunk.flatten() for chunk in chunks])
-            value = value.reshape([tree[name]["shape"][str(i)] for i in range(len(tree[name]["shape"]))])
+            # Flax writes a sequence as a dictionary from "0", "1" and so on.
+            chunks, shape = (
+                [value[key][str(i)] for i in range(len(value[key]))] for key in ("chunks", "shape")
+            )
+            value = torch.cat([chunk.flatten() for chunk in chunks]).reshape(shape)
         if isinstance(value, Tensor):
             yield ".".join(path), value
         else:

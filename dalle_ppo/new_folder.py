@@ -1,0 +1,31 @@
+"""Folders that a command writes: new ones only, and whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def refuse_existing(out: Path) -> None:
+    """Checks an --out before anything costly is done.
+
+    Raises:
+        ValueError: it exists.
+    """
+    if out.exists():
+        raise ValueError(f"--out {out} exists already; name another folder or remove it")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder to write into that becomes `out` at the end; after an error nothing is left of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
