@@ -5,8 +5,8 @@
 Trains every setting with every seed and evaluates checkpoints along the way on the same held-out captions
 and noise. A finished cell is one JSON file under OUT/cells and is kept; what was interrupted goes on where it
 was, from its newest checkpoint. Ends with a table, and with --docs (and at least 3 seeds of each setting)
-writes ablations.md and ablations.png there. A cell should take about 10 minutes on two cores, all 42 of
-3 seeds some 7 hours.
+writes ablations.md and ablations.png there; what people wrote into the file below the picture stays. A cell
+should take about 10 minutes on two cores, all 42 of 3 seeds some 7 hours.
 Other options are settings of `dalle_ppo.train`, for all cells alike: --num_iterations 30.
 """
 
@@ -183,25 +183,26 @@ def finished_cell(path: Path, settings: str) -> dict | None:
     return cell
 
 
-def final(cells: list[dict], name: str) -> np.ndarray:
-    """The last point's number of each seed; NaN where there is none."""
-    return np.array([cell["curve"][-1][name] for cell in cells], dtype=float)
+def numbers(cells: list[dict], name: str, point: int) -> np.ndarray:
+    """A point's number in each seed's curve; NaN where there is none."""
+    return np.array([cell["curve"][point][name] for cell in cells], dtype=float)
 
 
 def table(cells: dict[str, list[dict]]) -> str:
-    """Mean and standard deviation over the seeds at the end of training, as Markdown."""
+    """Mean and standard deviation over the seeds at the end of training, as Markdown, below the start."""
     columns = {**SHOWN, "judge_unrecognised_rate": "unrecognised, judge", "kl": "KL, nats an image"}
     columns |= {"images": "images", "seconds": "seconds of training"}
     lines = [f"| setting | seeds | {' | '.join(columns.values())} | stopped early |"]
     lines.append("|---" * (len(columns) + 3) + "|")
-    for name, of_setting in cells.items():
+    begin = ("before training", next(iter(cells.values())), 0)
+    for name, of_setting, point in (begin, *((name, of_setting, -1) for name, of_setting in cells.items())):
         row = [name, str(len(of_setting))]
         for column in columns:
-            values = final(of_setting, column)
+            values = numbers(of_setting, column, point)
             number = "{:.1%}" if column.startswith("judge") else "{:.1f}"
             spread = f" ± {number.format(values.std(ddof=1))}" if len(values) > 1 else ""
             row.append(number.format(values.mean()) + spread)
-        row.append(str(sum(cell["stopped"] is not None for cell in of_setting)))
+        row.append(str(sum(cell["stopped"] is not None for cell in of_setting)) if point else "")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -247,17 +248,22 @@ def write_docs(cells: dict[str, list[dict]], folder: Path, num_captions: int) ->
         if len(of_setting) < MIN_SEEDS:
             raise ValueError(f"--docs: {name} has {len(of_setting)} seeds; give --seeds at least {MIN_SEEDS}")
     plot(cells, folder / "ablations.png")
+    iterations = max(cell["curve"][-1]["iteration"] for cell in next(iter(cells.values())))
+    picture = "![The judge's unsafe rate and alignment against images and seconds](ablations.png)"
     text = f"""# Ablations
 
 Made by `python benchmarks/ablations.py`; a setting is what its name says and otherwise the default. Mean and
-standard deviation over seeds, at the end of training, of {2 * num_captions} held-out images a point;
+standard deviation over seeds, after {iterations} iterations, of {2 * num_captions} held-out images a point;
 alignment is on UNLIKELY captions. The reward never sees the judge.
 
 {table(cells)}
 
-![The judge's unsafe rate and alignment against images and seconds](ablations.png)
+{picture}
 """
-    (folder / "ablations.md").write_text(text, encoding="utf-8")
+    path = folder / "ablations.md"
+    if path.is_file():
+        text += path.read_text(encoding="utf-8").partition(f"{picture}\n")[2]
+    path.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None) -> int:

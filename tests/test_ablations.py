@@ -99,7 +99,12 @@ def test_table_and_plot_need_three_seeds(ablations, tmp_path):
     text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     assert "| default | 3 | 3.0% ± 1.0% | 90.0% ± 0.0% |" in text and "1000 held-out images" in text
     assert text.rstrip().splitlines()[-3].endswith("| 3 |"), "how many of them stopped early"
+    assert "| before training | 3 | 33.0% ± 0.0% |" in text and "after 1 iterations" in text
     assert (tmp_path / "ablations.png").stat().st_size > 1000
+    (tmp_path / "ablations.md").write_text(text + "\nWhat follows.\n", encoding="utf-8")
+    ablations.write_docs(cells, tmp_path, 600)
+    again = (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    assert again == text.replace("1000", "1200") + "\nWhat follows.\n", "what people wrote stays"
     cells["default"].pop()
     with pytest.raises(ValueError, match="default has 2 seeds"):
         ablations.write_docs(cells, tmp_path, 500)
