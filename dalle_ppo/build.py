@@ -18,7 +18,7 @@ from .config import ClipConfig, Config, ModelConfig
 from .evaluation import HeldOutMeasure, JudgeImages, Measures
 from .iconworld.world import WEIGHTS, World
 from .keras_import.download import detector_file
-from .models.bart import BartDecoder
+from .models.bart import BartDecoder, frozen_decoder
 from .models.critic import Critic
 from .models.policy import PolicySettings
 from .models.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
@@ -29,7 +29,7 @@ from .rewards.clip import load_clip
 from .rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
 from .rewards.nsfw import load_detector
 from .rollout import FrozenParts
-from .run_state import latest_checkpoint, load_checkpoint
+from .run_state import Checkpoint, latest_checkpoint, load_checkpoint
 from .trainer import Trainer
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
@@ -144,12 +144,18 @@ def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel
     start: ModelConfig = load_config(Path(run) / "config.yaml").model
     base = load_model(start.path, device, start.revision, dtype)
     checkpoint = load_checkpoint(folder, "policy")
-    decoder = copy.deepcopy(base.decoder)
-    decoder.load_state_dict(checkpoint.tensors["policy"])
+    decoder = policy_like(base.decoder, checkpoint)
     settings = PolicySettings(**checkpoint.state["policy_settings"])
     return LoadedModel(
         decoder, base.decoder, base.parts, settings, base.world, base.files, checkpoint.iteration
     )
+
+
+def policy_like(decoder: BartDecoder, checkpoint: Checkpoint) -> BartDecoder:
+    """A checkpoint's policy, frozen, with the kinds of tensors, and on the device, of `decoder`."""
+    kinds, tensors = decoder.state_dict(), checkpoint.tensors["policy"]
+    weights = {name: tensor.to(kinds.get(name, tensor)) for name, tensor in tensors.items()}
+    return frozen_decoder(decoder.config, weights)
 
 
 def _saved_settings(files: WeightFiles) -> PolicySettings:

@@ -1,7 +1,6 @@
 """Evaluates a run's policy against its reference: `python -m dalle_ppo.evaluate runs/NAME`."""
 
 import argparse
-import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -145,12 +144,11 @@ def loader(folder: Path, decoder) -> Callable:
 
 
 def policy_of(folder: Path, decoder):
-    """The policy of a checkpoint, in a network like `decoder`."""
+    """The policy of a checkpoint's folder, in a network like `decoder`."""
+    from .build import policy_like
     from .run_state import load_checkpoint
 
-    policy = copy.deepcopy(decoder)
-    policy.load_state_dict(load_checkpoint(folder, "policy").tensors["policy"])
-    return policy
+    return policy_like(decoder, load_checkpoint(folder, "policy"))
 
 
 if __name__ == "__main__":

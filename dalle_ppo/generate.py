@@ -135,6 +135,8 @@ def draw(args: argparse.Namespace, decoders: list, parts, num_images: int, setti
     drawn = [draw_images(decoder, parts, args.caption, keys, settings, plan) for decoder in decoders]
     if any(was_cut for _, was_cut in drawn):
         print(f"the caption is longer than {parts.tokenizer.text_token_count} tokens and was cut")
+    if parts.tokenizer.encode([args.caption]).tokens[0].equal(parts.tokenizer.unconditional()):
+        print("nothing is left of the caption: the model reads ASCII and the names of emoji only")
     return [images for images, _ in drawn]
 
 

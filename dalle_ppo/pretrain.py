@@ -148,10 +148,14 @@ def load_pairs(args: argparse.Namespace, tokenizers):
     size = (tokenizers.decoder.config.image_size,) * 2
     texts, codes = [], []
     for row in tqdm(rows, desc="images to tokens"):
-        image = np.asarray(ImageOps.fit(row["image"].convert("RGB"), size, Image.Resampling.LANCZOS))
+        image = np.array(ImageOps.fit(row["image"].convert("RGB"), size, Image.Resampling.LANCZOS))
         texts.append(row["text"] or "")
         codes.append(image_tokens(tokenizers.encoder, tokenizers.decoder, image[None]))
-    return TokenPairs(tokenizers.text.encode(texts).tokens, torch.cat(codes))
+    encoded = tokenizers.text.encode(texts)
+    if encoded.num_truncated:
+        length = tokenizers.text.text_token_count
+        print(f"{encoded.num_truncated} of {len(texts)} captions are longer than {length} tokens and are cut")
+    return TokenPairs(encoded.tokens, torch.cat(codes))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .captions import CaptionRecord
 from .memory_plan import plan_memory
-from .models.bart import BartDecoder, BartEncoder
+from .models.bart import BartDecoder, BartEncoder, frozen_decoder
 from .models.policy import PolicySettings
 from .models.tokenizer import TextTokenizer
 from .models.vqgan import VqganDecoder
 from .rl.records import RolloutBatch
-from .sampling import Prompts, Samples, encode_prompts, noise_keys, sample
+from .sampling import Prompts, Samples, encode_prompts, noise_keys, sample, sample_branches
 
 
 @dataclass(frozen=True)
@@ -101,28 +101,31 @@ def collect(
     return Rollout(batch, prompts, num_truncated)
 
 
+@torch.no_grad()
 def sample_in_parts(
     decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, batch_size: int
 ) -> Samples:
-    """`sample`, at most `batch_size` images at a time; no image depends on where the batch is cut."""
+    """`sample`, at most `batch_size` images at a time; no image depends on where the batch is cut.
+
+    Nor is anything computed twice: captions are read once, wherever their images are cut apart.
+    """
     num_captions = len(prompts.text.mask)
     per_caption = len(keys) // num_captions
     at_once = max(1, batch_size // per_caption)  # whole captions, where as many images fit
+    unconditional = [decoder.cross_states(prompts.unconditional)] if settings.guided else []
     drawn = []
     for captions in torch.arange(num_captions, device=keys.device).split(at_once):
-        few = prompts.select(captions)
+        branches = [decoder.cross_states(prompts.text.select(captions)), *unconditional]
         of_these = keys[captions[0] * per_caption : (captions[-1] + 1) * per_caption]
-        drawn += [sample(decoder, few, part, settings) for part in of_these.split(batch_size)]
+        drawn += [sample_branches(decoder, branches, part, settings) for part in of_these.split(batch_size)]
     return Samples(torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn]))
 
 
 def as_bfloat16(decoder: BartDecoder) -> BartDecoder:
-    """A copy to sample from, with weights of half the size; the head's arithmetic stays in float32."""
-    with torch.device("meta"):
-        copy = BartDecoder(decoder.config)
-    weights = {name: value.to(torch.bfloat16) for name, value in decoder.state_dict().items()}
-    copy.load_state_dict(weights, strict=True, assign=True)
-    return copy.requires_grad_(False)
+    """A copy to sample from, with weights of half the size but for the head, which computes in float32."""
+    weights = decoder.state_dict()
+    weights |= {n: value.to(torch.bfloat16) for n, value in weights.items() if not n.startswith("lm_head.")}
+    return frozen_decoder(decoder.config, weights)
 
 
 def encode_captions(

@@ -81,7 +81,7 @@ def guided_log_pi(
     Returns:
         float32 [..., V], log-softmax over the support; -inf outside a top-k support.
 
-    Source: docs/algorithm.md; classifier-free guidance on logits, https://arxiv.org/abs/2204.08387
+    Source: docs/algorithm.md; classifier-free guidance on logits, https://arxiv.org/abs/2203.13131
     """
     with torch.autocast(conditional.device.type, enabled=False):
         logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature
@@ -235,6 +235,24 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
     branches = [decoder.cross_states(prompts.text)]
     if settings.guided:
         branches.append(decoder.cross_states(prompts.unconditional))
+    return sample_branches(decoder, branches, keys, settings)
+
+
+@torch.no_grad()
+def sample_branches(
+    decoder: BartDecoder, branches: list[CrossStates], keys: Tensor, settings: PolicySettings
+) -> Samples:
+    """`sample`, with cross-attention keys and values that are already there.
+
+    Args:
+        decoder: the policy's.
+        branches: of the M captions and, with guidance, of the unconditional one.
+        keys: int32 [N, 2], as `sample` takes them.
+        settings: of the policy.
+
+    Returns:
+        Tokens and their log-probs.
+    """
     num_images, num_tokens = len(keys), decoder.config.num_image_tokens
     if num_images % branches[0].num_captions:
         raise ValueError(

@@ -49,8 +49,7 @@ def main(argv: list[str] | None) -> int:
     settings = by_dotted_name(dataclasses.asdict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
     print(plan(config), flush=True)
-    if memory_plan is not None:
-        print(memory_plan, flush=True)
+    print(memory_plan, flush=True)
     trainer.run()
     if trainer.progress.captions_truncated:
         print(truncation(trainer.progress.captions_truncated, trainer.parts.tokenizer.text_token_count))

@@ -68,6 +68,21 @@ def test_cached_step_equals_teacher_forcing(static):
 
 
 @torch.no_grad()
+def test_logits_of_cached_steps_equal_those_of_a_whole_sequence_in_float32():
+    """The two use different kernels, over the 256 positions of a real image."""
+    config = replace(TINY, width=64, num_heads=4, glu_width=96, num_image_tokens=256)
+    encoder, decoder = tiny_bart(config)
+    tokens, text = image_tokens(2, config), encoder(captions(4, 10, config=config))
+    cross = decoder.cross_states(text)
+    forced, caches = decoder.head(decoder(tokens, cross)), decoder.new_cache(2, 1)
+    current = torch.full((2,), config.start_token)
+    for t in range(config.num_image_tokens):
+        logits = decoder.head(decoder.step(current, torch.tensor([t]), caches, [cross])[0])
+        assert relative_difference(logits, forced[:, t]) <= 1e-5, f"position {t}"
+        current = tokens[:, t]
+
+
+@torch.no_grad()
 def test_images_of_one_caption_side_by_side_equal_a_caption_per_image():
     encoder, decoder = tiny_bart(dtype=torch.float64)
     tokens, text = image_tokens(6), encoder(captions(4, 10))

@@ -137,12 +137,20 @@ def test_generate_draws_a_grid_with_published_weights(mini, tmp_path, cli):
 
 
 @pytest.mark.parametrize(
-    "caption, cut", [("💀❤️", False), ("ein Bär in Öl", False), ("boat " * 2500, True), ("日本", False)]
+    "caption, cut, lost",
+    [
+        ("💀❤️", False, False),
+        ("ein Bär in Öl", False, False),
+        ("boat " * 2500, True, False),
+        ("日本", False, True),
+        ("красная лодка", False, True),
+    ],
 )
-def test_any_caption_is_drawn(caption, cut, mini, tmp_path, cli):
+def test_any_caption_is_drawn_and_what_is_lost_of_it_is_said(caption, cut, lost, mini, tmp_path, cli):
     arguments = ("--model", mini, "--num_images", "1")
     _, printed = draw(cli, tmp_path / "a.png", *arguments, caption=caption)
     assert printed.count("longer than 64 tokens and was cut") == cut
+    assert printed.count("nothing is left of the caption") == lost
 
 
 def test_what_is_true_of_both_sides_is_said_once(mini, tmp_path, cli):

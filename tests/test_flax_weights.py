@@ -167,7 +167,7 @@ def test_every_tensor_arrives_where_it_belongs(converted):
         assert all((now[name] == 1).all() for name in now.keys() - state.keys()), "scales that are not there"
 
 
-def test_photos_train_a_converted_model(converted, tmp_path):
+def test_photos_train_a_converted_model(converted, tmp_path, capsys):
     folder, _ = converted
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -175,10 +175,12 @@ def test_photos_train_a_converted_model(converted, tmp_path):
     for i in range(4):
         Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(photos / f"{i}.png")
     lines = [json.dumps({"file_name": f"{i}.png", "text": "a red boat"}) for i in range(4)]
+    lines[0] = json.dumps({"file_name": "0.png", "text": "boat " * 100})
     (photos / "metadata.jsonl").write_text("\n".join(lines))
     arguments = ["--model", str(folder), "--data", str(photos), "--num_steps", "2", "--batch_size", "4"]
     out = tmp_path / "tuned"
     assert pretrain.main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    assert "1 of 4 captions are longer than 64 tokens" in capsys.readouterr().out
     before, after = (load_model(str(path), torch.device("cpu")) for path in (folder, out))
     assert not torch.equal(before.decoder.lm_head.weight, after.decoder.lm_head.weight)
     assert torch.equal(before.parts.vqgan.embedding.weight, after.parts.vqgan.embedding.weight)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tiny_models import TINY, image_tokens, relative_difference, tiny_bart, tiny_prompts
+from tiny_models import TINY, captions, image_tokens, relative_difference, tiny_bart, tiny_prompts
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn import functional as F
 
+from dalle_ppo.models.bart import Attention, BartDecoder, TextStates, frozen_decoder
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.rollout import sample_in_parts
 from dalle_ppo.sampling import (
@@ -23,6 +26,7 @@ from dalle_ppo.sampling import (
     log_pi_of_tokens,
     noise_keys,
     sample,
+    sample_branches,
 )
 
 
@@ -369,11 +373,11 @@ def test_no_image_depends_on_where_a_batch_is_cut(batch_size):
     encoder, decoder = tiny_bart(dtype=torch.float64)
     prompts, keys, sizes = tiny_prompts(encoder, settings, 4, 10, 7), keys_of(12), []
 
-    def counted(decoder, prompts, keys, settings):
+    def counted(decoder, branches, keys, settings):
         sizes.append(len(keys))
-        return sample(decoder, prompts, keys, settings)
+        return sample_branches(decoder, branches, keys, settings)
 
-    with patch("dalle_ppo.rollout.sample", counted):
+    with patch("dalle_ppo.rollout.sample_branches", counted):
         parts = sample_in_parts(decoder, prompts, keys, settings, batch_size)
     whole = sample(decoder, prompts, keys, settings)
     assert torch.equal(parts.tokens, whole.tokens)
@@ -407,3 +411,45 @@ def test_replayed_steps_draw_the_same_tokens(settings):
         buffers, [drawing.tokens, drawing.log_probs, drawing.current, drawing.position], strict=True
     ):
         assert before is after
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", [PolicySettings(guidance=3.0), PolicySettings(guidance=1.0, top_k=5)])
+def test_a_step_on_cuda_never_waits_for_the_device(settings, dtype):
+    """On tensors without content, whose device says it is CUDA: to look at a value is an error there."""
+    shapes = {name: value.shape for name, value in BartDecoder(TINY).state_dict().items()}
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        kinds = {name: torch.float32 if name == "lm_head.weight" else dtype for name in shapes}
+        weights = {name: torch.empty(shape, dtype=kinds[name]) for name, shape in shapes.items()}
+        decoder = frozen_decoder(TINY, weights)
+        text = TextStates(torch.empty(2, 7, TINY.width), torch.ones(2, 7, dtype=torch.bool))
+        branches = [decoder.cross_states(text)] * (2 if settings.guided else 1)
+        drawing = _Drawing(decoder, branches, torch.zeros(6, 2, dtype=torch.int32), settings)
+        caches = decoder.new_cache(6, len(branches), static=True)
+        assert {cache.keys.dtype for cache in caches} == {dtype}
+        with patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as fused:
+            for _ in range(2):
+                drawing.advance([cache.first(4) for cache in caches])
+        assert fused.call_count == 2 * TINY.num_layers * (1 + len(branches))
+        assert drawing.tokens.is_cuda and drawing.log_probs.dtype == torch.float32
+        with pytest.raises(DataDependentOutputException):
+            int(drawing.position)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
+)
+def test_the_attention_of_a_step_on_cuda_equals_teacher_forcing(dtype, bound):
+    """The fused kernel over a whole buffer, of which a mask hides what is not written yet."""
+    encoder, decoder = tiny_bart(dtype=torch.float64)
+    text, tokens = encoder(captions(4, 10, 7)), image_tokens(6)
+    forced = decoder(tokens, decoder.cross_states(text))
+    decoder.to(dtype)
+    branches, caches = [decoder.cross_states(text)], decoder.new_cache(6, 1, static=True)
+    current = torch.full((6,), TINY.start_token)
+    with patch.object(Attention, "attend_step", Attention.attend):
+        for t in range(tokens.shape[1]):
+            hidden = decoder.step(current, torch.tensor([t]), caches, branches)[0]
+            assert relative_difference(hidden.double(), forced[:, t]) <= bound, f"position {t}"
+            current = tokens[:, t]

@@ -4,13 +4,14 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny_models import TINY, tiny_bart
+from tiny_models import TINY, tiny_bart, tiny_prompts
 from tiny_trainer import TinyTokenizer, TinyVqgan
 from torch import nn
 
 from dalle_ppo.captions import CaptionRecord
 from dalle_ppo.models.policy import PolicySettings
-from dalle_ppo.rollout import FrozenParts, NoiseSource, collect
+from dalle_ppo.rollout import FrozenParts, NoiseSource, collect, sample_in_parts
+from dalle_ppo.sampling import noise_keys
 
 TEXTS = ("a red boat", "two trees", "a skull on the table")
 LONGEST = 7  # tokens of the last, begin and end counted
@@ -52,3 +53,14 @@ def test_captions_are_read_once_and_every_position_is_computed_once(settings):
             # The branches part ways after the first layer's self-attention.
             shared = part.startswith("self_attn") and layer == "0"
             assert vectors == [images * (1 if shared else len(rows))] * length, name
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 8])
+def test_a_batch_in_parts_reads_no_caption_twice(batch_size):
+    settings, (encoder, decoder) = PolicySettings(guidance=3.0), tiny_bart()
+    prompts, calls = tiny_prompts(encoder, settings, 4, 10, 7), defaultdict(list)
+    record_inputs(decoder, "layers.0.encoder_attn.k_proj", calls)
+    keys = noise_keys(0, "rollout", 0, [str(i) for i in range(12)], range(12))
+    sample_in_parts(decoder, prompts, keys, settings, batch_size)
+    (shapes,) = calls.values()
+    assert sum(shape[0] for shape in shapes) == 3 + 1, "three captions and the unconditional one"

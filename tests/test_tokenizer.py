@@ -137,6 +137,8 @@ def test_files_round_trip_and_are_the_packages_layout(tmp_path, small_bpe):
         ("vocab", lambda text: text.replace("5", "-5"), "'b' has id -5, expected an integer of 0 or more"),
         ("vocab", lambda text: "[1]", "holds a list, expected an object"),
         ("vocab", lambda text: text[:-9], "cannot be read"),
+        ("merges", lambda text: text[: -len("a ab\n")], "makes 1 of the vocabulary's 2 subwords"),
+        ("vocab", lambda text: text.replace('"<s>": 0, ', ""), "no entry for <s>"),
     ],
 )
 def test_files_that_are_cut_or_wrong_cost_one_line(name, spoil, words, tmp_path):

@@ -214,7 +214,7 @@ def test_pickles_that_carry_code_are_refused(key, zipped, tmp_path, monkeypatch)
 def test_other_objects_than_tensors(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
     assert "refused" in problem(tmp_path / "module.pt")
-    for value in ([torch.zeros(2)], {"a": 3}, torch.zeros(2)):
+    for value in ([torch.zeros(2)], {"a": 3}, {1: torch.zeros(2)}, torch.zeros(2)):
         torch.save(value, tmp_path / "value.pt")
         assert "no dictionary of tensors" in problem(tmp_path / "value.pt")
 

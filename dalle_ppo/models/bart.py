@@ -291,6 +291,14 @@ class BartDecoder(nn.Module):
         return F.linear(at_least_float32(hidden), at_least_float32(weight))
 
 
+def frozen_decoder(config: BartConfig, weights: dict[str, Tensor]) -> BartDecoder:
+    """A decoder over the given weights themselves, of which no copy is made; nothing of it is trained."""
+    with torch.device("meta"):
+        decoder = BartDecoder(config)
+    decoder.load_state_dict(weights, strict=True, assign=True)
+    return decoder.eval().requires_grad_(False)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

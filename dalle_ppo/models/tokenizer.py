@@ -17,6 +17,8 @@ WORD_START = chr(ord(" ") + 256)
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MERGES_HEADER = "#version: 0.2"
 WORD_CACHE_SIZE = 1 << 16
+# Share of the vocabulary that no merge may make: published ones have entries such as <mask>, but few.
+MAX_UNMADE = 0.05
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,7 @@ class TextTokenizer:
     """
 
     def __init__(self, vocab: dict[str, int], merges: list[str], text_token_count: int = 64):
-        missing = [token for token in SPECIAL_TOKENS if token not in vocab]
-        if missing:
-            raise ValueError(
-                f"vocab: no entry for {', '.join(missing)}; the vocabulary file is not DALL·E mini's kind"
-            )
+        _check_special(vocab, "vocab")
         if text_token_count < 2:
             raise ValueError(
                 f"text_token_count: {text_token_count} leaves no room for <s> and </s>; use at least 2"
@@ -75,12 +73,10 @@ class TextTokenizer:
             ValueError: naming the file that is absent, cut short or no such vocabulary.
         """
         try:
-            vocab = json.loads(Path(vocab_json).read_text(encoding="utf8"))
-            text = Path(merges_txt).read_text(encoding="utf8")
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"tokenizer files {vocab_json}, {merges_txt}: cannot be read ({error})"
-            ) from error
+            vocab = json.loads(_read_text(vocab_json))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{vocab_json}: cannot be read ({error}); fetch it again") from error
+        text = _read_text(merges_txt)
         _check_vocab(vocab, vocab_json)
         _check_merges(text, vocab, merges_txt)
         return cls(vocab, text.split("\n")[1:-1], text_token_count)
@@ -132,6 +128,20 @@ class TextTokenizer:
         return tuple(self.vocab.get(subword, self.unknown_id) for subword in subwords)
 
 
+def _read_text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); fetch it again") from error
+
+
+def _check_special(vocab: dict[str, int], where: str | Path) -> None:
+    if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
+        raise ValueError(
+            f"{where}: no entry for {', '.join(missing)}; the vocabulary is not DALL·E mini's kind"
+        )
+
+
 def _check_vocab(vocab: object, path: str | Path) -> None:
     if not isinstance(vocab, dict):
         raise ValueError(f"{path}: holds a {type(vocab).__name__}, expected an object of subword to id")
@@ -139,6 +149,7 @@ def _check_vocab(vocab: object, path: str | Path) -> None:
         # type(), as True is an int to isinstance.
         if type(number) is not int or number < 0:
             raise ValueError(f"{path}: {subword!r} has id {number!r}, expected an integer of 0 or more")
+    _check_special(vocab, path)
 
 
 def _check_merges(text: str, vocab: dict[str, int], path: str | Path) -> None:
@@ -154,6 +165,14 @@ def _check_merges(text: str, vocab: dict[str, int], path: str | Path) -> None:
                 f"{path}: line {number}, {line!r}, makes a subword that the vocabulary lacks; the two files "
                 "do not belong together"
             )
+    made = {"".join(line.split()) for line in text.split("\n")[1:-1]}
+    joined = [entry for entry in vocab if len(entry) > 1 and entry not in SPECIAL_TOKENS]
+    unmade = sum(entry not in made for entry in joined)
+    if unmade > MAX_UNMADE * len(joined):
+        raise ValueError(
+            f"{path}: makes {len(joined) - unmade} of the vocabulary's {len(joined)} subwords, so it is cut "
+            "short or another vocabulary's; fetch it again"
+        )
 
 
 def normalise(caption: str) -> str:

@@ -50,7 +50,8 @@ def load_published(
     Args:
         files: of `find_weight_files` or `download`.
         device: of the networks.
-        dtype: of encoder and decoder; the VQGAN stays float32, as in the `min-dalle` package.
+        dtype: of encoder and decoder; the VQGAN stays float32, as in the `min-dalle` package, and so does the
+            decoder's head, which computes in it: narrow weights would be widened at every token.
 
     Raises:
         ValueError: naming the file that does not fit, and how.
@@ -65,12 +66,14 @@ def load_published(
     with torch.device("meta"):
         encoder, decoder = BartEncoder(config), BartDecoder(config)
         vqgan = VqganDecoder(VQGAN_PRESETS[VQGAN_PRESET])
-    return PublishedModel(
+    model = PublishedModel(
         tokenizer,
         load_weights(encoder, files.encoder, device, dtype),
         load_weights(decoder, files.decoder, device, dtype),
         load_weights(vqgan, files.detoker, device, torch.float32),
     )
+    decoder.lm_head.to(torch.promote_types(dtype, torch.float32))
+    return model
 
 
 def load_vqgan_encoder(files: WeightFiles, device: torch.device | str = "cpu") -> VqganEncoder:
@@ -155,7 +158,9 @@ def read_tensors(path: Path, num_values: int) -> dict[str, Tensor]:
             f"{path}: cut short or damaged ({path.stat().st_size / 1e6:.1f} MB; {reason}); "
             f"{expected}: copy or download it again"
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
         raise ValueError(f"{path}: holds no dictionary of tensors; {expected}")
     return tensors
 
