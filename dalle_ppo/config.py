@@ -152,14 +152,21 @@ class RewardConfig:
 class RolloutConfig:
     """How images are collected.
 
+    Of each setting: its default, where it comes from, and when to change it.
+
     Args:
-        rollout_batch_size: images an iteration.
-        samples_per_caption: images of each caption; divides `rollout_batch_size`.
-        dtype: of the weights and caches that images are sampled with. Default float32, the trained weights
-            themselves. "bfloat16" halves what a GPU reads for each token; the images are then drawn by a
-            slightly different policy (`sampler_log_prob_gap`), which `ppo.importance_cap` corrects for.
+        rollout_batch_size: images an iteration. Default 96, our own, for the built-in world. Raise it where
+            the gradient is noise: its noise falls with the square root.
+        samples_per_caption: images of each caption; divides `rollout_batch_size`. Default 1, our own: with a
+            critic, another caption tells more than another image. Use 4 or more with `ppo.advantage` rloo
+            (arXiv 2402.14740) or group (arXiv 2402.03300).
+        dtype: of the weights and caches that images are sampled with. Default float32, our own: the trained
+            weights themselves. Use bfloat16 on a GPU: it halves what is read for each token; the images are
+            then drawn by a slightly different policy (`sampler_log_prob_gap`), which `ppo.importance_cap`
+            corrects for.
         memory_gb: for what sampling and decoding hold beside the weights; batches that need more are drawn in
-            parts, also in evaluations. Default null, no bound. Set it when drawing runs out of memory.
+            parts, also in evaluations. Default null, our own: no bound. Set it when drawing runs out of
+            memory.
     """
 
     rollout_batch_size: int = 96
@@ -269,6 +276,7 @@ class Config:
                 f"ppo.advantage {self.ppo.advantage} compares images of one caption; "
                 "set rollout.samples_per_caption to at least 2"
             )
+        self._check_read_by_gae_alone()
         self._check_entropy_penalty()
         if self.rollout.rollout_batch_size % self.ppo.minibatch_size:
             raise ValueError(
@@ -282,12 +290,26 @@ class Config:
                 f"rollout.rollout_batch_size = {largest_step:g}, or one batch could turn kl_coef negative"
             )
 
+    def _check_read_by_gae_alone(self) -> None:
+        for name in ("gamma", "gae_lambda"):
+            value = getattr(self.ppo, name)
+            if self.ppo.advantage != "gae" and value != 1:
+                raise ValueError(
+                    f"ppo.{name} is {value}, which only ppo.advantage gae reads; set it to 1 with "
+                    f"ppo.advantage {self.ppo.advantage}"
+                )
+
     def _check_entropy_penalty(self) -> None:
         """What holds a policy against an entropy penalty is the KL: without enough of it, every token becomes
         certain whatever the reward."""
         entropy_coef, kl = self.ppo.entropy_coef, self.kl
         if entropy_coef >= 0:
             return
+        if kl.placement == "reward":
+            raise ValueError(
+                f"ppo.entropy_coef is {entropy_coef:g} and kl.placement reward; advantages are whitened "
+                "after the KL is taken off, so it may not hold an entropy penalty: set ppo.entropy_coef to 0"
+            )
         if kl.kl_coef + entropy_coef <= 0:
             raise ValueError(
                 f"kl.kl_coef is {kl.kl_coef:g} and ppo.entropy_coef {entropy_coef:g}; their sum must be "

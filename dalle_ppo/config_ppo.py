@@ -25,9 +25,10 @@ class PpoConfig:
             to 4 are usual (arXiv 1707.06347, arXiv 2006.05990). More get more out of costly images, until
             `clip_fraction` passes 0.3.
         minibatch_size: images an optimiser step. Default 24, a quarter of the batch as in arXiv 1707.06347's
-            code. Larger steps are less noisy and fewer.
-        microbatch_size: images a forward pass. Default 24; changes memory, not numbers (docs/algorithm.md).
-            Lower it when memory runs out.
+            code. Larger steps are less noisy and fewer: raise it when `gradient_norm` is
+            mostly noise.
+        microbatch_size: images a forward pass. Default 24, our own; changes memory, not numbers. Lower
+            it when memory runs out.
         objective: "clip" is PPO's (arXiv 1707.06347), "score_function" REINFORCE's and DDPO_SF's (arXiv
             2305.13301), for one epoch of one minibatch. Default clip. Change it to see what the ratio buys.
         advantage: "gae" with the critic (arXiv 1506.02438); without one "rloo" (arXiv 2402.14740) and
@@ -39,25 +40,26 @@ class PpoConfig:
         prompt_min_count: a caption with fewer scores is compared with the whole batch. Default 16, as in
             https://github.com/kvablack/ddpo-pytorch. Less where captions come again seldom.
         recompute_log_probs: old log-probs come from the training forward, not from the sampler, whose cache
-            rounds differently. Default true (docs/algorithm.md); then the first ratio is 1. Off shows what
-            the rounding does.
+            rounds differently. Default true
+            (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo); then the first ratio
+            is 1. Off shows what the rounding does.
         clip_range: lower clip of the ratio, and upper unless `clip_range_high` is set. Default 0.2 (arXiv
             1707.06347). Lower it when `approx_kl` jumps.
         clip_range_high: upper clip; null is `clip_range`. Default null; 0.28 (arXiv 2503.14476) lets
-            unlikely codes grow where entropy falls too fast.
+            unlikely codes grow. Set it where entropy falls too fast.
         dual_clip: bound on the loss at negative advantages, in advantages; null is none. Default 3.0 (arXiv
             1912.09729). Off for PPO as published.
         max_log_ratio: log-ratios are clamped to plus and minus it. Default 20.0 (as in
             https://github.com/volcengine/verl); there it only keeps numbers finite. No reason to change it.
-        gamma: discount. Default 1.0: an image has one score, at its end (arXiv 1909.08593). Lower values
-            discount the score away from the first tokens.
-        gae_lambda: of GAE (arXiv 1506.02438). Default 1.0: over 64 or 256 tokens, 0.95 hides the score from
-            the first tokens until the critic is good (docs/algorithm.md). Lower it when
-            `explained_variance` is near 1.
+        gamma: discount, of "gae" only. Default 1.0: an image has one score, at its end (arXiv 1909.08593).
+            Lower values discount the score away from the first tokens: no reason to change it.
+        gae_lambda: of "gae" only (arXiv 1506.02438). Default 1.0: over 64 or 256 tokens, 0.95 hides the score
+            from the first tokens until the critic is good. Lower it when `explained_variance` is near 1.
         whiten_advantages: to mean 0 and standard deviation 1 over the whole batch. Default true (arXiv
             1909.08593's code). Off for advantages in units of the score.
-        advantage_clip: bound on whitened advantages; null is none. Default 5.0, our own: one image of 30
-            below the mean must not be the whole gradient. Off for an unbiased gradient (docs/algorithm.md).
+        advantage_clip: bound on whitened advantages; null is none. Default 5.0 (as in
+            https://github.com/kvablack/ddpo-pytorch): one image of 30 below the mean must not be the whole
+            gradient. Off for an unbiased gradient.
         normalise_scores: divide scores by their running standard deviation. Default true (arXiv 2006.05990,
             with the mean left to the baseline). Off, as `whiten_advantages`, for a KL weight in raw scores.
         entropy_coef: weight of the entropy bonus, per token. Default -0.215, measured on the built-in world
@@ -68,20 +70,21 @@ class PpoConfig:
             of both must be above 0. Set it to 0 with another kl.kl_coef or kl.placement, or with kl.target.
         max_grad_norm: the actor's gradient is clipped to it. Default 1.0 (arXiv 2006.05990 finds 0.5 to 1).
             Lower it when single batches throw the policy off.
-        target_kl: stop an iteration's updates when KL(old, new) exceeds it, in nats a token; null is never.
-            Default null (https://github.com/openai/spinningup has 0.01). Set it with many epochs.
+        target_kl: the policy's updates of an iteration end before a step whose minibatch has a KL(old, new)
+            above it, in nats a token; the critic's go on; null is never. Default null
+            (https://github.com/openai/spinningup has 0.01, times 1.5). Set it with many epochs.
         importance_cap: weight tokens by the training forward over the sampler, truncated here; null is off.
             Default null; 2.0 is usual (https://fengyao.notion.site/off-policy-rl). Set it when
             `sampler_log_prob_gap` is large, as with low-precision sampling.
         weight_decay: of the actor's AdamW (arXiv 1711.05101). Default 0.0: the KL holds the policy, zero is
             not where it comes from. Set it for very long runs.
         adam_eps: of the actor's AdamW. Default 1e-5 (detail 3 of
-            https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/). Larger damps weights
-            with hardly any gradient.
+            https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/). Raise it when weights
+            with hardly any gradient move too much.
         trainable: which of the actor's weights are trained. Default cross_keys_values, what image tokens get
             to read of the caption: it gets the most of the reward's signal through the noise of its gradient
             (benchmarks/RESULTS.md), and so loses least of what the model can draw. "cross_attention" is all
-            of those blocks; "all" the whole decoder, for rewards that captions say nothing about.
+            of those blocks; Use "all", the whole decoder, for rewards that captions say nothing about.
         bad_step: what a loss or gradient that is not finite does. "skip" leaves the step out and counts it
             in `skipped_updates`; "stop" ends the iteration and the run, with a checkpoint. An iteration
             without one good step stops the run either way. Default skip (as loss scaling does, arXiv
@@ -165,7 +168,8 @@ class KlConfig:
             it was. Use k1 to charge tokens for KL that they cause later.
         placement: "reward" (k1) or "loss" (k2, exact); other combinations have the wrong gradient and are
             refused (arXiv 2506.09477). In the loss, no token is charged for KL that it causes later. Default
-            loss, our own; reward is the usual one (arXiv 1909.08593).
+            loss, our own; reward is the usual one (arXiv 1909.08593). Use reward where early tokens should
+            pay for what they lead to, or to compare with others.
         target: nats an image to steer the coefficient to; null keeps it fixed. Default null. Set it (arXiv
             1909.08593) where the distance is known that is wanted, and not its price.
         horizon: images over which the coefficient adapts. Default 5000, half of arXiv 1909.08593's. More is
@@ -210,10 +214,12 @@ class CriticConfig:
             critic must be good at once (arXiv 2503.01491). Set it with `ppo.gae_lambda` below 1.
         value_clip: bound on the move of a value in one iteration, in units of normalised returns; null is
             none. Default null: it does not help (arXiv 2006.05990); 0.2 to 0.5 is PPO's code.
+            Set it to compare with that.
         weight_decay: of the critic's AdamW (arXiv 1711.05101). Default 0.0. Set it when the critic knows its
             batches by heart: `explained_variance` falls while `value_loss` does.
         adam_eps: of the critic's AdamW. Default 1e-5, as the actor's
-            (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, detail 3).
+            (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, detail 3). Raise it as
+            the actor's.
     """
 
     learning_rate: float = 1e-3

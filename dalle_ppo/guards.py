@@ -6,18 +6,21 @@ from .config import Config
 
 
 def check_collapse(described: dict, config: Config, iteration: int) -> None:
-    """Refuses to learn from a policy that has collapsed.
+    """Refuses a policy that has collapsed: to learn from it, or to call it a good checkpoint.
 
     Args:
         described: of `policy_metrics`.
         config: bounds in `ppo.min_entropy` and `kl.max_kl`.
-        iteration: for the message.
+        iteration: how many the policy has behind it.
 
     Raises:
         ValueError: KL or entropy is no number or past its bound.
     """
     kl, entropy = described["kl"], described["entropy"]
-    advice = "go on from an earlier checkpoint with a lower ppo.learning_rate or a higher kl.kl_coef"
+    advice = (
+        f"remove checkpoints/step_{iteration:06d} and --resume from the one before, with a lower "
+        "ppo.learning_rate or a higher kl.kl_coef"
+    )
     if not (math.isfinite(kl) and math.isfinite(entropy)):
         raise ValueError(
             f"iteration {iteration}: the policy has collapsed: its KL from the reference is {kl} and its "

@@ -26,14 +26,16 @@ METRICS: dict[str, str] = {
     "kl_k3": "The same estimated by r - 1 - log r, r = pi_ref / pi of the drawn tokens, in nats per image.",
     "kl_coef": "Weight of the KL penalty, in units of the advantages (in the loss) or normalised scores.",
     "kl_coef_raw": "Weight of the KL penalty in raw reward units: kl_coef times reward_scale and, in the "
-    "loss with whitened advantages, times advantage_std.",
+    "loss with whitened advantages, times advantage_std; null in the loss with advantages group or "
+    "per_prompt, which have a unit a caption.",
     "reward_scale": "Running standard deviation that the scores are divided by.",
     "entropy": "Entropy of the guided distribution that tokens are drawn from, in nats per image.",
-    "policy_loss": "Mean clipped policy loss over the iteration's updates.",
+    "policy_loss": "Mean policy loss over the iteration's updates, as ppo.objective says, before "
+    "importance weights.",
     "value_loss": "Mean of half the (clipped) squared error of the critic, in normalised units.",
     "kl_loss": "Mean KL term of the loss, where the KL penalty is placed there.",
     "entropy_loss": "Mean entropy term of the loss.",
-    "clip_fraction": "Share of tokens whose ratio left the clip range.",
+    "clip_fraction": "Share of tokens whose gradient a clip of the ratio, or the dual clip, switched off.",
     "ratio_first_minibatch_max_deviation": "Largest distance of a ratio from 1 in the first minibatch; "
     "0 up to rounding, which dropout anywhere would not leave.",
     "reference_changes": "Tensors of the reference whose bits are not those it began with; always 0.",

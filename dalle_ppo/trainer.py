@@ -1,5 +1,6 @@
 """The training loop: collect, score, update, log, save."""
 
+import math
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -116,8 +117,23 @@ class Trainer:
                     raise ValueError(broken)
                 done = self.progress.iteration
                 if done % self.config.checkpoint_every == 0 or done == self.config.num_iterations:
-                    self.save()
-                    self.draw_samples(writer)
+                    self.checkpoint(writer)
+
+    def checkpoint(self, writer: MetricsWriter) -> None:
+        """Draws samples and saves.
+
+        Raises:
+            ValueError: by its samples the policy has collapsed, or they have no usable reward. It is saved
+                all the same, and takes no earlier checkpoint's place.
+        """
+        try:
+            described = self.draw_samples(writer)
+            if described is not None:
+                check_collapse(described, self.config, self.progress.iteration)
+        except ValueError:
+            self.save(spare=1)
+            raise
+        self.save()
 
     def iterate(self, writer: MetricsWriter) -> dict:
         """One iteration; returns its metrics."""
@@ -189,16 +205,15 @@ class Trainer:
         now = fingerprint(self.reference)
         return sum(a != b for a, b in zip(now, self.reference_fingerprint, strict=True))
 
-    def memory_plan(self) -> MemoryPlan | None:
-        """How a rollout is split to fit `rollout.memory_gb`.
+    def memory_plan(self) -> MemoryPlan:
+        """What a rollout holds, and how it is split to fit `rollout.memory_gb`.
 
         Raises:
             ValueError: not even one image fits.
         """
         rollout = self.config.rollout
-        if rollout.memory_gb is None:
-            return None
-        sizes = rollout.rollout_batch_size, rollout.memory_gb * 1e9
+        budget = math.inf if rollout.memory_gb is None else rollout.memory_gb * 1e9
+        sizes = rollout.rollout_batch_size, budget
         dtype = getattr(torch, rollout.dtype)
         return plan_memory(self.actor.module, self.parts.vqgan, self.config.policy, *sizes, dtype)
 
@@ -261,9 +276,11 @@ class Trainer:
         if returns is not None:
             numbers["explained_variance"] = explained_variance(scored.values, returns)
             numbers["value_mean"], numbers["return_mean"] = scored.values.mean().item(), returns.mean().item()
+        if self.config.kl.placement == "loss" and ppo.advantage in ("group", "per_prompt"):
+            numbers["kl_coef_raw"] = None  # each caption's advantages are in units of their own
         if ppo.whiten_advantages:
             advantages = whiten(advantages)
-            if self.config.kl.placement == "loss":
+            if self.config.kl.placement == "loss" and numbers["kl_coef_raw"] is not None:
                 numbers["kl_coef_raw"] *= numbers["advantage_std"]
         if ppo.advantage_clip is not None:
             advantages = clip_advantages(advantages, ppo.advantage_clip)
@@ -326,8 +343,12 @@ class Trainer:
             progress.kl_coef = controller.update(measured, len(scored.scores)).kl_coef
 
     @torch.no_grad()
-    def draw_samples(self, writer: MetricsWriter) -> None:
-        """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard."""
+    def draw_samples(self, writer: MetricsWriter) -> dict | None:
+        """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard.
+
+        Returns:
+            What `policy_metrics` says of them; None without a usable reward.
+        """
         noise = NoiseSource(self.config.seed, "samples")
         policy, memory_gb = self.config.policy, self.config.rollout.memory_gb
         rollout = collect(
@@ -335,7 +356,7 @@ class Trainer:
         )
         result = self.score(rollout.batch)
         if result is None:
-            return
+            return None
         images = to_numpy(rollout.batch.images)
         if "nsfw_probability" in result.parts:
             flagged = result.parts["nsfw_probability"] > self.config.reward.unsafe_threshold
@@ -344,6 +365,10 @@ class Trainer:
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)
         writer.write_images(done, "samples", images, columns=8)
         writer.flush()
+        networks, microbatch_size = (self.actor.module, self.reference), self.config.ppo.microbatch_size
+        passes = score_passes(*networks, None, rollout.batch, rollout.prompts, policy, microbatch_size)
+        scored = ScoredBatch(scores=result.total, reward_parts=result.parts, **passes)
+        return policy_metrics(rollout.batch, scored)
 
     def save(self, spare: int = 0) -> Path:
         """Writes a checkpoint of everything that training carries on.

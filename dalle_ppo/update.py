@@ -223,15 +223,18 @@ def run_update(
                     critic_loss += _critic_backward(
                         critic, rows, batch, text, scored, targets, config, num_tokens
                     )
+            log.end_minibatch(train_actor)
+            if train_actor and config.ppo.target_kl is not None and log.last_approx_kl > config.ppo.target_kl:
+                actor.optimizer.zero_grad(set_to_none=True)
+                train_actor = False
             if train_actor:
                 log.add_step("gradient_norm", actor.step(actor_loss))
             if critic is not None:
                 log.sums["value_loss"] += critic_loss
                 log.add_step("critic_gradient_norm", critic.step(critic_loss))
-            log.end_minibatch()
             if log.skipped and config.ppo.bad_step == "stop":
                 return log.metrics()
-            if config.ppo.target_kl is not None and log.last_approx_kl > config.ppo.target_kl:
+            if critic is None and not train_actor:
                 return log.metrics()
     return log.metrics()
 
@@ -285,7 +288,7 @@ class _UpdateLog:
     def __init__(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
         self.steps: dict[str, list[float]] = defaultdict(list)
-        self.minibatches = 0
+        self.minibatches = self.actor_minibatches = 0
         self.skipped = 0
         self.ratio_max: float | None = None
         self.first_deviation: float | None = None
@@ -300,10 +303,9 @@ class _UpdateLog:
                 self.sums[f"{name}_loss"] += float(part.detach().sum()) / num_tokens
         self.sums["clip_fraction"] += float(policy.clipped.sum()) / num_tokens
         self._approx_kl += float(policy.approx_kl.sum()) / num_tokens
-        self.ratio_max = max(self.ratio_max or 0.0, float(policy.ratio.max()))
+        self.ratio_max = _larger(self.ratio_max, float(policy.ratio.max()))
         if self.minibatches == 0:
-            deviation = float((policy.ratio - 1).abs().max())
-            self.first_deviation = max(self.first_deviation or 0.0, deviation)
+            self.first_deviation = _larger(self.first_deviation, float((policy.ratio - 1).abs().max()))
         return float(terms.loss.detach().sum()) / num_tokens
 
     def add_step(self, name: str, norm: float | None) -> None:
@@ -312,14 +314,18 @@ class _UpdateLog:
         else:
             self.steps[name].append(norm)
 
-    def end_minibatch(self) -> None:
+    def end_minibatch(self, train_actor: bool) -> None:
         self.sums["approx_kl"] += self._approx_kl
         self.last_approx_kl, self._approx_kl = self._approx_kl, 0.0
         self.minibatches += 1
+        self.actor_minibatches += train_actor
 
     def metrics(self) -> dict[str, float | None]:
         names = ("policy_loss", "kl_loss", "entropy_loss", "value_loss", "clip_fraction", "approx_kl")
-        means = {name: self.sums[name] / self.minibatches if name in self.sums else None for name in names}
+        means: dict[str, float | None] = dict.fromkeys(names)
+        for name in self.sums.keys() & means.keys():
+            count = self.minibatches if name == "value_loss" else self.actor_minibatches
+            means[name] = self.sums[name] / count if count else None
         norms = {name: sum(norms) / len(norms) for name, norms in self.steps.items()}
         return {
             **means,
@@ -328,6 +334,11 @@ class _UpdateLog:
             "ratio_first_minibatch_max_deviation": self.first_deviation,
             "skipped_updates": self.skipped,
         }
+
+
+def _larger(a: float | None, b: float) -> float:
+    """The larger of two, where None is nothing; NaN if one is: `max` may pass over it."""
+    return b if a is None or math.isnan(b) else a if math.isnan(a) else max(a, b)
 
 
 LearningRate = Callable[[int], float]

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from dalle_ppo.command_line import load_config, parse_command_line, run_main, setting_names, to_yaml
-from dalle_ppo.config import Config, CriticConfig, ExtraReward, KlConfig, PpoConfig
+from dalle_ppo.config import Config, CriticConfig, ExtraReward, KlConfig, PpoConfig, RolloutConfig
+from dalle_ppo.models.policy import PolicySettings
 
 PACKAGE = Path(__file__).parent.parent / "dalle_ppo"
 
@@ -199,6 +200,8 @@ REFUSED = [
     ("ppo.advantage", "rloo"),  # one image a caption
     ("ppo.advantage", "group"),
     ("ppo.objective", "score_function"),  # two epochs
+    ("ppo.gamma", "0.5"),  # of a caption's images
+    ("ppo.gae_lambda", "0.5"),
     ("critic.value_clip", "0"),
     ("critic.learning_rate", "-1"),
     ("kl.kl_coef", "-0.1"),
@@ -214,6 +217,8 @@ REFUSED = [
 @pytest.mark.parametrize("name, value", REFUSED)
 def test_impossible_values_name_the_setting_and_what_it_is(name, value):
     more = ["--kl.target", "30", "--ppo.entropy_coef", "0"] if name == "kl.horizon" else []
+    if name in ("ppo.gamma", "ppo.gae_lambda"):
+        more = ["--ppo.advantage", "rloo", "--rollout.samples_per_caption", "2"]
     message = refused(f"--{name}", value, *more)
     assert name.split(".")[-1] in message and value.rstrip("0") in message
 
@@ -229,7 +234,10 @@ def test_kl_placements_are_those_with_the_right_gradient(estimator, placement):
     except ValueError as error:
         assert str(error) in refused(*argv), "the reason is told"
     else:
-        assert parse(*argv).kl.estimator == estimator
+        no_penalty = ["--ppo.entropy_coef", "0"]  # the default's belongs to a KL in the loss
+        assert parse(*argv, *no_penalty).kl.estimator == estimator
+        if placement == "reward":
+            assert "kl.placement reward" in refused(*argv)
 
 
 def test_combinations_that_are_allowed():
@@ -315,15 +323,21 @@ def described_settings(config_class: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
-@pytest.mark.parametrize("config_class", [PpoConfig, KlConfig, CriticConfig], ids=lambda c: c.__name__)
-def test_settings_of_the_algorithm_give_their_default_and_its_source(config_class):
+ALGORITHM = [PpoConfig, KlConfig, CriticConfig, PolicySettings, RolloutConfig]
+# How a description says when to change its setting.
+WHEN = r"\b(Use|Set|Raise|Lower|Less|More|Off|Larger|Change|[Nn]o reason to)\b"
+
+
+@pytest.mark.parametrize("config_class", ALGORITHM, ids=lambda c: c.__name__)
+def test_settings_of_the_algorithm_give_their_default_its_source_and_when_to_change_it(config_class):
     for f in dataclasses.fields(config_class):
         text = described_settings(config_class)[f.name]
         stated = re.search(r"Default (\S+?)[.,;:]?(?= |$)", text)
         assert stated, f"{f.name}: no default in its description"
         assert parse_default(stated[1]) == f.default, f"{f.name}: {stated[1]}"
-        source = r"arXiv \d{4}\.\d{5}|https?://|benchmarks/RESULTS\.md|docs/\w+\.md|our own"
+        source = r"arXiv \d{4}\.\d{5}|https?://|benchmarks/RESULTS\.md|our own"
         assert re.search(source, text), f"{f.name}: no source"
+        assert re.search(WHEN, text), f"{f.name}: not a word on when to change it"
 
 
 def parse_default(text: str) -> object:

@@ -75,6 +75,14 @@ def test_a_policy_past_a_bound_stops_the_run_with_a_checkpoint(
     assert untimed(tmp_path) == undisturbed, "the batch that was looked at left no trace"
 
 
+def test_what_the_last_update_did_is_looked_at_too(tmp_path):
+    message = stopped(trainer_of(tmp_path, num_iterations=1, kl__max_kl=1e-3))
+    assert message.startswith("iteration 1: the policy has collapsed") and "kl.max_kl = 0.001" in message
+    newest = latest_checkpoint(tmp_path)
+    assert f"remove checkpoints/{newest.name} and --resume from the one before" in message
+    assert len(untimed(tmp_path)) == 1 and (tmp_path / "samples" / "step_000001.png").is_file()
+
+
 def test_a_policy_that_collapses_for_real_is_caught_by_the_default_bounds(tmp_path):
     """A large entropy penalty and a KL that hardly holds against it make every token certain."""
     trainer = trainer_of(

@@ -61,7 +61,7 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "ppo.min_entropy": (1e4, {}),
     "kl.kl_coef": (1.0, {}),
     "kl.estimator": ("k2", {}),
-    "kl.placement": ("reward", {}),
+    "kl.placement": ("reward", {"ppo.entropy_coef": 0.0}),
     "kl.target": (1.0, {"ppo.entropy_coef": 0.0}),
     "kl.horizon": (50, {"kl.target": 1.0, "ppo.entropy_coef": 0.0}),
     "kl.error_clip": (0.05, {"kl.target": 1.0, "kl.horizon": 50, "ppo.entropy_coef": 0.0}),
@@ -149,4 +149,4 @@ def test_microbatches_do_not_matter():
     (loss, weights), (again, others) = outcome(frozen({})), outcome(frozen({"ppo.microbatch_size": 3}))
     weights, others = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (weights, others))
     assert loss == pytest.approx(again, abs=1e-4)
-    assert (weights - others).abs().max() < 1e-3 * weights.abs().max()
+    assert (weights - others).abs().max() < 1e-5 * weights.abs().max()

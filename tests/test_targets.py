@@ -15,7 +15,9 @@ from dalle_ppo.trainer import Trainer
 
 COUNT, TOKENS = 8, 5
 PLAIN = {"ppo.whiten_advantages": False, "ppo.advantage_clip": None, "ppo.gae_lambda": 0.9, "ppo.gamma": 0.97}
-IN_REWARD = {"kl.estimator": "k1", "kl.placement": "reward", "kl.kl_coef": 0.3}
+IN_REWARD = {"kl.estimator": "k1", "kl.placement": "reward", "kl.kl_coef": 0.3, "ppo.entropy_coef": 0.0}
+# What only GAE reads.
+UNDISCOUNTED = {"ppo.gae_lambda": 1.0, "ppo.gamma": 1.0}
 CAPTIONS = np.arange(COUNT) // 4
 
 
@@ -105,6 +107,11 @@ def test_the_kls_price_in_raw_scores_counts_whitening_where_it_acts():
     assert in_loss["kl_coef_raw"] == pytest.approx(0.3 * std * plain.std(ddof=1))
     in_reward = trainer_of(**settings, **IN_REWARD).targets(batch, scored)[1]
     assert in_reward["kl_coef_raw"] == pytest.approx(0.3 * std)
+    settings |= UNDISCOUNTED | {"ppo.advantage": "group", "rollout.samples_per_caption": 4}
+    no_one_unit = trainer_of(**settings, kl__kl_coef=0.3).targets(batch, scored)[1]
+    assert no_one_unit["kl_coef_raw"] is None, "each caption's advantages are over a deviation of their own"
+    in_reward = trainer_of(**settings, **IN_REWARD).targets(batch, scored)[1]
+    assert in_reward["kl_coef_raw"] == pytest.approx(0.3 * std)
 
 
 def test_deviation_of_the_batch_alone():
@@ -149,7 +156,7 @@ def test_advantages_clipped_before_whitening():
 def test_kl_forgotten_without_a_critic():
     """RLOO compares scores from which the image's whole KL has been taken, where it is in the reward."""
     batch, scored = random_batch()
-    settings = PLAIN | IN_REWARD | {"ppo.advantage": "rloo", "rollout.samples_per_caption": 4}
+    settings = PLAIN | UNDISCOUNTED | IN_REWARD | {"ppo.advantage": "rloo", "rollout.samples_per_caption": 4}
     targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
     total = rewards_by_hand(scored, scored.scores.numpy().std(), 0.3).sum(1)
     others = [np.mean(total[(CAPTIONS[i] == CAPTIONS) & (np.arange(COUNT) != i)]) for i in range(COUNT)]
@@ -160,7 +167,7 @@ def test_kl_forgotten_without_a_critic():
 def test_per_prompt_statistics_of_the_settings():
     """Buffer and least count of 3: from the first batch on, a caption has its latest three scores."""
     batch, scored = random_batch()
-    settings = PLAIN | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+    settings = PLAIN | UNDISCOUNTED | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
     settings |= {"ppo.prompt_buffer_size": 3, "ppo.prompt_min_count": 3, "ppo.normalise_scores": False}
     targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
     scores = scored.scores.numpy()
@@ -171,7 +178,7 @@ def test_per_prompt_statistics_of_the_settings():
 
 def test_per_prompt_statistics_keep_raw_scores():
     """A later batch has another deviation: divided scores of different iterations cannot be compared."""
-    settings = PLAIN | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+    settings = PLAIN | UNDISCOUNTED | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
     trainer = trainer_of(**settings)
     batches = [random_batch(seed, spread) for seed, spread in ((0, 10.0), (1, 1.0))]
     for batch, scored in batches:

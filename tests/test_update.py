@@ -1,6 +1,7 @@
 """The update: gradients against the formula written out, microbatches, and the classic mistakes of PPO."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -113,7 +114,8 @@ def of_tokens(log_pi, tokens):
 
 
 @torch.no_grad()
-def test_old_log_probs_are_those_of_the_drawn_tokens_not_of_resampled_ones():
+def test_resampled_tokens():
+    """Old log-probs are those of the tokens that were drawn, and drawing consumes no state."""
     setup = Setup()
     scored = setup.score()
     assert (scored.old_log_probs - setup.batch.sampler_log_probs).abs().max() < 1e-5
@@ -121,20 +123,43 @@ def test_old_log_probs_are_those_of_the_drawn_tokens_not_of_resampled_ones():
     assert torch.equal(scored.old_log_probs, setup.score().old_log_probs)
 
 
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_no_score_forgets_guidance_or_temperature_and_none_is_of_another_row(temperature):
-    setup = Setup(policy=replace(POLICY, temperature=temperature))
+def test_unguided_log_probs():
+    setup = Setup()
     scored = setup.score()
     pi = written_out_log_pi(setup.actor, setup, setup.config.policy)
-    ref = written_out_log_pi(setup.reference, setup, setup.config.policy)
-    close = {"rtol": 1e-9, "atol": 1e-9}
-    torch.testing.assert_close(scored.old_log_probs, of_tokens(pi, setup.batch.tokens), **close)
-    torch.testing.assert_close(scored.ref_log_probs, of_tokens(ref, setup.batch.tokens), **close)
-    torch.testing.assert_close(scored.kl, (pi.exp() * (pi - ref)).sum(-1), **close)
-    torch.testing.assert_close(scored.entropy, -(pi.exp() * pi).sum(-1), **close)
+    torch.testing.assert_close(scored.old_log_probs, of_tokens(pi, setup.batch.tokens), **CLOSE)
+    torch.testing.assert_close(scored.entropy, -(pi.exp() * pi).sum(-1), **CLOSE)
     unguided = written_out_log_pi(setup.actor, setup, replace(setup.config.policy, guidance=1.0))
     assert (of_tokens(unguided, setup.batch.tokens) - scored.old_log_probs).abs().mean() > 0.1
+
+
+@torch.no_grad()
+def test_temperature_forgotten_in_the_reference():
+    setup = Setup(policy=replace(POLICY, temperature=1.5))
+    scored, settings = setup.score(), setup.config.policy
+    pi, ref, hot = (
+        written_out_log_pi(network, setup, replace(settings, temperature=temperature))
+        for network, temperature in ((setup.actor, 1.5), (setup.reference, 1.5), (setup.reference, 1.0))
+    )
+    torch.testing.assert_close(scored.old_log_probs, of_tokens(pi, setup.batch.tokens), **CLOSE)
+    torch.testing.assert_close(scored.ref_log_probs, of_tokens(ref, setup.batch.tokens), **CLOSE)
+    torch.testing.assert_close(scored.kl, (pi.exp() * (pi - ref)).sum(-1), **CLOSE)
+    assert ((pi.exp() * (pi - hot)).sum(-1) - scored.kl).abs().mean() > 0.01
+
+
+@torch.no_grad()
+def test_kl_between_different_images():
+    """Each row's KL is of the two policies on its own tokens and caption, and 0 where they are the same."""
+    setup = Setup()
+    ref = written_out_log_pi(setup.reference, setup, setup.config.policy)
+    torch.testing.assert_close(setup.score().ref_log_probs, of_tokens(ref, setup.batch.tokens), **CLOSE)
+    same = setup.score(reference=setup.actor)
+    assert torch.equal(same.ref_log_probs, same.old_log_probs) and (same.kl == 0).all()
+    assert (same.old_log_probs - same.ref_log_probs.roll(1, 0)).abs().mean() > 0.1
 
 
 @torch.no_grad()
@@ -373,7 +398,28 @@ def test_target_kl_stops_an_iterations_updates():
         learners = setup.learners()
         setup.update(learners)
         steps.append(int(next(iter(learners[0].optimizer.state.values()))["step"]))
-    assert steps == [8, 2]  # the first minibatch has a KL of 0, the second sees the first's step
+    assert steps == [8, 1]  # the first minibatch has a KL of 0, the second sees the first's step
+
+
+def test_past_target_kl_the_critic_goes_on_and_the_log_says_what_the_policy_did():
+    learners = (setup := Setup(epochs=4, minibatch_size=4, target_kl=1e-9)).learners()
+    *_, metrics = setup.update(learners)
+    steps = [int(next(iter(x.optimizer.state.values()))["step"]) for x in learners]
+    assert steps == [1, 8] and all(p.grad is None for p in learners[0].module.parameters())
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
+    expected = -setup.targets.advantages[order[:4]].mean(), -setup.targets.advantages[order[4:]].mean()
+    assert metrics["policy_loss"] == pytest.approx(float(sum(expected)) / 2, abs=0.05), "of two minibatches"
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_ratio_that_is_no_number_is_not_passed_over_as_a_deviation_of_nothing(place):
+    setup = Setup(minibatch_size=4, microbatch_size=2)
+    scored, order = setup.score(), torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
+    old = scored.old_log_probs.clone()
+    old[order[0 if place == "first" else 3], 0] = float("nan")
+    *_, metrics = setup.update(scored=replace(scored, old_log_probs=old))
+    assert metrics["skipped_updates"] == 1
+    assert math.isnan(metrics["ratio_first_minibatch_max_deviation"]) and math.isnan(metrics["ratio_max"])
 
 
 def test_updates_raise_the_probability_of_what_earned_a_positive_advantage():
