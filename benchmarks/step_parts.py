@@ -13,11 +13,12 @@ from torch import nn
 
 from dalle_ppo import sampling
 from dalle_ppo.models.bart import GLU, BartDecoder, DecoderLayer
+from dalle_ppo.models.linear import Linear
 
 STEP = "the rest: embeddings, argmax, Python"
 # Function, and the part that its time counts for.
 PARTS = (
-    (nn.Linear, "forward", "projections and GLU products"),
+    (Linear, "forward", "projections and GLU products"),
     (DecoderLayer, "attend_cache", "self attention and cache, without projections"),
     (DecoderLayer, "attend_text", "cross attention, without projections"),
     (nn.LayerNorm, "forward", "norms"),

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .caches import Cache, GrowingCache, StaticCache
+from .linear import Linear, linear
 from .presets import BartConfig
 
 PAD_TOKEN = 1
@@ -27,9 +28,9 @@ class GLU(nn.Module):
         super().__init__()
         self.ln0 = nn.LayerNorm(width)
         self.ln1 = nn.LayerNorm(glu_width)
-        self.fc0 = nn.Linear(width, glu_width, bias=False)
-        self.fc1 = nn.Linear(width, glu_width, bias=False)
-        self.fc2 = nn.Linear(glu_width, width, bias=False)
+        self.fc0 = Linear(width, glu_width)
+        self.fc1 = Linear(width, glu_width)
+        self.fc2 = Linear(glu_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.ln0(x)
@@ -42,10 +43,10 @@ class Attention(nn.Module):
     def __init__(self, num_heads: int, width: int):
         super().__init__()
         self.num_heads = num_heads
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """[N, S, D] -> [N, H, S, D / H]."""
@@ -214,7 +215,7 @@ class BartDecoder(nn.Module):
         self.layernorm_embedding = nn.LayerNorm(config.width)
         self.final_ln = nn.LayerNorm(config.width)
         if with_head:
-            self.lm_head = nn.Linear(config.width, config.image_vocab_count + 1, bias=False)
+            self.lm_head = Linear(config.width, config.image_vocab_count + 1)
 
     def cross_states(self, text: TextStates) -> CrossStates:
         """Cross-attention keys and values of M captions, computed once, and laid out as they are read."""
@@ -288,7 +289,7 @@ class BartDecoder(nn.Module):
         An autocast around the call still narrows the product; `sampling.guided_log_pi` switches it off.
         """
         weight = self.lm_head.weight[: self.config.num_codes]
-        return F.linear(at_least_float32(hidden), at_least_float32(weight))
+        return linear(at_least_float32(hidden), at_least_float32(weight))
 
 
 def frozen_decoder(config: BartConfig, weights: dict[str, Tensor]) -> BartDecoder:
