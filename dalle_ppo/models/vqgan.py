@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from .presets import VqganConfig
 
 
+def silu(x: Tensor) -> Tensor:
+    """SiLU; without gradient in place, as the largest feature maps decide what memory an image takes."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResnetBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, groups: int):
         super().__init__()
@@ -26,9 +31,9 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        # In one expression: no name keeps a map of full size longer than it is needed.
+        h = self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
+        return h.add_(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttentionBlock(nn.Module):
@@ -131,7 +136,7 @@ class Decoder(nn.Module):
         z = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             z = level(z)
-        return self.conv_out(F.silu(self.norm_out(z)))
+        return self.conv_out(silu(self.norm_out(z)))
 
 
 class Encoder(nn.Module):
@@ -158,7 +163,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(silu(self.norm_out(self.mid(x))))
 
 
 class VqganDecoder(nn.Module):
