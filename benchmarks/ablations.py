@@ -262,7 +262,12 @@ alignment is on UNLIKELY captions. The reward never sees the judge.
 """
     path = folder / "ablations.md"
     if path.is_file():
-        text += path.read_text(encoding="utf-8").partition(f"{picture}\n")[2]
+        _, found, written = path.read_text(encoding="utf-8").partition(f"{picture}\n")
+        if not found:
+            raise ValueError(
+                f"{path} has lost the line of its picture, {picture}: put it back, or remove the file"
+            )
+        text += written
     path.write_text(text, encoding="utf-8")
 
 

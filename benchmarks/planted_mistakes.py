@@ -297,8 +297,8 @@ PLANTED = (
     Mistake(
         "the policy takes the step that is past target_kl",
         "update.py",
-        "if train_actor and config.ppo.target_kl is not None and log.last_approx_kl > config.ppo.target_kl:",
-        "if train_actor and False:",
+        "return target_kl is not None and approx_kl > target_kl",
+        "return False",
         "test_update.py::test_target_kl_stops_an_iterations_updates",
     ),
 )

@@ -70,8 +70,8 @@ class PpoConfig:
             of both must be above 0. Set it to 0 with another kl.kl_coef or kl.placement, or with kl.target.
         max_grad_norm: the actor's gradient is clipped to it. Default 1.0 (arXiv 2006.05990 finds 0.5 to 1).
             Lower it when single batches throw the policy off.
-        target_kl: the policy's updates of an iteration end before a step whose minibatch has a KL(old, new)
-            above it, in nats a token; the critic's go on; null is never. Default null
+        target_kl: the policy's updates of an iteration end before a step, other than the first, whose
+            minibatch has a KL(old, new) above it, in nats a token; the critic's go on; null is never. Default null
             (https://github.com/openai/spinningup has 0.01, times 1.5). Set it with many epochs.
         importance_cap: weight tokens by the training forward over the sampler, truncated here; null is off.
             Default null; 2.0 is usual (https://fengyao.notion.site/off-policy-rl). Set it when

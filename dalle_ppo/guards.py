@@ -18,8 +18,8 @@ def check_collapse(described: dict, config: Config, iteration: int) -> None:
     """
     kl, entropy = described["kl"], described["entropy"]
     advice = (
-        f"remove checkpoints/step_{iteration:06d} and --resume from the one before, with a lower "
-        "ppo.learning_rate or a higher kl.kl_coef"
+        f"remove checkpoints/step_{iteration:06d} and --resume from the one before, if there is one, with a "
+        "lower ppo.learning_rate or a higher kl.kl_coef"
     )
     if not (math.isfinite(kl) and math.isfinite(entropy)):
         raise ValueError(

@@ -71,7 +71,7 @@ def plan_memory(
     growth = CACHE_GROWTH if decoder.embed_positions.weight.device.type == "cpu" else 1
     image = int(growth * cache) + cross + CODE_VECTORS * 4 * config.num_codes
     pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
-    batch_size, microbatch_size = (int(min(num_images, budget // size)) for size in (image, pixel_bytes))
+    batch_size, microbatch_size = (int(min(num_images, budget / size)) for size in (image, pixel_bytes))
     if min(batch_size, microbatch_size) < 1:
         raise ValueError(
             f"memory_gb is {budget / 1e9:g}; one image needs {max(image, pixel_bytes) / 1e9:.3g} beside "

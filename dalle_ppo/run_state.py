@@ -84,7 +84,7 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _prune(parent, iteration, keep)
+    prune_checkpoints(run_dir, iteration, keep)
     return final
 
 
@@ -371,10 +371,10 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _prune(parent: Path, iteration: int, keep: int) -> None:
+def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
     """Remove all but the newest `keep` whole checkpoints up to `iteration`; damaged ones stay."""
     whole = []
-    for number, folder in sorted(_checkpoint_folders(parent)):
+    for number, folder in sorted(_checkpoint_folders(Path(run_dir) / "checkpoints")):
         try:
             _read_manifest(folder, verify_hashes=False)
         except ValueError:

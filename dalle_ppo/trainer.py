@@ -36,7 +36,13 @@ from .rl.kl import AdaptiveKL, kl_k1
 from .rl.losses import truncated_importance_weights
 from .rl.records import RolloutBatch, ScoredBatch, UpdateTargets
 from .rollout import FrozenParts, NoiseSource, Rollout, as_bfloat16, as_float, collect
-from .run_state import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
+from .run_state import (
+    Checkpoint,
+    flatten_optimizer,
+    prune_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+)
 from .update import Learner, learning_rates, make_learner, run_update, score_passes
 
 # With reward.bad_result "skip", a reward that fails this often in a row is broken, not unlucky.
@@ -120,20 +126,28 @@ class Trainer:
                     self.checkpoint(writer)
 
     def checkpoint(self, writer: MetricsWriter) -> None:
-        """Draws samples and saves.
+        """Saves, draws samples and looks at the policy on them.
 
         Raises:
-            ValueError: by its samples the policy has collapsed, or they have no usable reward. It is saved
-                all the same, and takes no earlier checkpoint's place.
+            ValueError: the policy has collapsed, or the samples have no usable reward. It is saved all the
+                same, and has taken no earlier checkpoint's place.
         """
-        try:
-            described = self.draw_samples(writer)
-            if described is not None:
-                check_collapse(described, self.config, self.progress.iteration)
-        except ValueError:
-            self.save(spare=1)
-            raise
-        self.save()
+        self.save(spare=1)
+        self.check_policy(self.draw_samples(writer))
+        prune_checkpoints(self.run_dir, self.progress.iteration, self.config.keep_checkpoints)
+
+    def check_policy(self, rollout: Rollout) -> None:
+        """Refuses a policy that has collapsed, by images that it has just drawn.
+
+        Raises:
+            ValueError: it has.
+        """
+        networks, config = (self.actor.module, self.reference), self.config
+        passes = score_passes(
+            *networks, None, rollout.batch, rollout.prompts, config.policy, config.ppo.microbatch_size
+        )
+        scored = ScoredBatch(scores=torch.zeros(len(rollout.batch)), reward_parts={}, **passes)
+        check_collapse(policy_metrics(rollout.batch, scored), config, self.progress.iteration)
 
     def iterate(self, writer: MetricsWriter) -> dict:
         """One iteration; returns its metrics."""
@@ -343,12 +357,8 @@ class Trainer:
             progress.kl_coef = controller.update(measured, len(scored.scores)).kl_coef
 
     @torch.no_grad()
-    def draw_samples(self, writer: MetricsWriter) -> dict | None:
-        """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard.
-
-        Returns:
-            What `policy_metrics` says of them; None without a usable reward.
-        """
+    def draw_samples(self, writer: MetricsWriter) -> Rollout:
+        """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard."""
         noise = NoiseSource(self.config.seed, "samples")
         policy, memory_gb = self.config.policy, self.config.rollout.memory_gb
         rollout = collect(
@@ -356,7 +366,7 @@ class Trainer:
         )
         result = self.score(rollout.batch)
         if result is None:
-            return None
+            return rollout
         images = to_numpy(rollout.batch.images)
         if "nsfw_probability" in result.parts:
             flagged = result.parts["nsfw_probability"] > self.config.reward.unsafe_threshold
@@ -365,10 +375,7 @@ class Trainer:
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)
         writer.write_images(done, "samples", images, columns=8)
         writer.flush()
-        networks, microbatch_size = (self.actor.module, self.reference), self.config.ppo.microbatch_size
-        passes = score_passes(*networks, None, rollout.batch, rollout.prompts, policy, microbatch_size)
-        scored = ScoredBatch(scores=result.total, reward_parts=result.parts, **passes)
-        return policy_metrics(rollout.batch, scored)
+        return rollout
 
     def save(self, spare: int = 0) -> Path:
         """Writes a checkpoint of everything that training carries on.

@@ -224,7 +224,7 @@ def run_update(
                         critic, rows, batch, text, scored, targets, config, num_tokens
                     )
             log.end_minibatch(train_actor)
-            if train_actor and config.ppo.target_kl is not None and log.last_approx_kl > config.ppo.target_kl:
+            if train_actor and log.actor_minibatches > 1 and past(config.ppo.target_kl, log.last_approx_kl):
                 actor.optimizer.zero_grad(set_to_none=True)
                 train_actor = False
             if train_actor:
@@ -237,6 +237,11 @@ def run_update(
             if critic is None and not train_actor:
                 return log.metrics()
     return log.metrics()
+
+
+def past(target_kl: float | None, approx_kl: float) -> bool:
+    """Whether the policy may not make another step."""
+    return target_kl is not None and approx_kl > target_kl
 
 
 def _actor_backward(

@@ -19,7 +19,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear` without bias, in whichever order of the product is fast.
+    """`F.linear` without bias, in whichever order of the product is fast; with gradient, as `F.linear`.
 
     A step of the sampler multiplies a large matrix by a few rows. Where CPUs have to stream it from memory,
     `weight @ columns` takes a third to two thirds of the time of `rows @ weight.T` (benchmarks/RESULTS.md).
