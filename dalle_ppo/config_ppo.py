@@ -71,8 +71,8 @@ class PpoConfig:
         max_grad_norm: the actor's gradient is clipped to it. Default 1.0 (arXiv 2006.05990 finds 0.5 to 1).
             Lower it when single batches throw the policy off.
         target_kl: the policy's updates of an iteration end before a step, other than the first, whose
-            minibatch has a KL(old, new) above it, in nats a token; the critic's go on; null is never. Default null
-            (https://github.com/openai/spinningup has 0.01, times 1.5). Set it with many epochs.
+            minibatch has a KL(old, new) above it, in nats a token; the critic's go on; null is never. Default
+            null (https://github.com/openai/spinningup has 0.01, times 1.5). Set it with many epochs.
         importance_cap: weight tokens by the training forward over the sampler, truncated here; null is off.
             Default null; 2.0 is usual (https://fengyao.notion.site/off-policy-rl). Set it when
             `sampler_log_prob_gap` is large, as with low-precision sampling.
