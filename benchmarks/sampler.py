@@ -4,8 +4,8 @@
     python benchmarks/sampler.py --width 64 --layers 2     # a minute, to see that it works
 
 For 16 images and for 1: seconds with and without pixels, the ratio, peak memory beside the weights, and the
-share of the rate that bare matrix products of the same shapes and weights, in the faster order, reach on this
-machine. Then the same for teacher-forced log-probs, and where a step's time goes. CPU only.
+share of the rate that bare matrix products of the same shapes and weights reach on this machine, the fastest
+way of four. Then the same for teacher-forced log-probs, and where a step's time goes. CPU only.
 
 Both sides share one copy of the weights. The package attends over all 256 positions at each of its steps, so
 they take equally long, and `--package_steps` may time fewer of them.
@@ -14,6 +14,7 @@ they take equally long, and `--package_steps` may time fewer of them.
 import argparse
 import ctypes
 import gc
+import math
 import platform
 import sys
 import time
@@ -26,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle_ppo.models.bart import BartDecoder, BartEncoder, init_bart
+from dalle_ppo.models.bart import BartDecoder, BartEncoder, frozen_decoder, init_bart
+from dalle_ppo.models.linear import FEW_ROWS, PackedLinear, onednn_product
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
 from dalle_ppo.models.vqgan import VqganDecoder
@@ -112,13 +114,21 @@ def text_tokens(config: BartConfig) -> tuple[torch.Tensor, torch.Tensor]:
     return caption, unconditional
 
 
+def drawing_decoder(models: Models, num_images: int) -> BartDecoder:
+    """Our decoder as `python -m dalle_ppo.generate` has it: packed, where several images are drawn."""
+    decoder = frozen_decoder(models.config, models.decoder.state_dict())
+    if 2 * num_images > FEW_ROWS:
+        decoder.pack(2 * num_images)
+    return decoder
+
+
 @torch.no_grad()
-def draw_tokens(models: Models, num_images: int) -> torch.Tensor:
+def draw_tokens(models: Models, num_images: int, decoder: BartDecoder | None = None) -> torch.Tensor:
     """Ours: tokens [N, 256] of one caption."""
     caption, unconditional = text_tokens(models.config)
     prompts = encode_prompts(models.encoder, caption[None], unconditional, SETTINGS)
     keys = noise_keys(0, "generate", 0, ["benchmark"] * num_images, range(num_images))
-    return sample(models.decoder, prompts, keys, SETTINGS).tokens
+    return sample(decoder or models.decoder, prompts, keys, SETTINGS).tokens
 
 
 def package_tokens(models: Models, num_images: int, num_steps: int) -> torch.Tensor:
@@ -139,15 +149,19 @@ def package_pixels(models: Models, tokens: torch.Tensor) -> None:
 
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+PACKED = "oneDNN, packed"
 # Which is faster depends on the shapes and the machine.
 PRODUCTS: dict[str, Product] = {
-    "rows by weights": F.linear,
-    "weights by columns": lambda rows, weight: weight @ rows.T,
+    "MKL, rows by weights": F.linear,
+    "MKL, weights by columns": lambda rows, weight: weight @ rows.T,
+    "oneDNN": onednn_product,
+    PACKED: onednn_product,
 }
 
 
-def step_matmuls(models: Models, rows: int, product: Product) -> Callable[[], object]:
+def step_matmuls(models: Models, rows: int, way: str) -> Callable[[], object]:
     """The matrix products of one sampler step alone: every weight once, at the sampler's shapes."""
+    product = PRODUCTS[way]
     weights = [
         layer.get_submodule(f"{block}.{name}").weight
         for layer in models.decoder.layers
@@ -160,6 +174,8 @@ def step_matmuls(models: Models, rows: int, product: Product) -> Callable[[], ob
     ]
     inputs = {width: torch.randn(rows, width) for width in {w.shape[1] for w in weights}}
     head, hidden = models.decoder.lm_head.weight, torch.randn(rows // 2, models.config.width)
+    if way == PACKED:
+        weights, head = [PackedLinear(w, rows).packed for w in weights], PackedLinear(head, rows // 2).packed
 
     def run() -> None:
         for weight in weights:
@@ -183,15 +199,24 @@ def seconds_of(call: Callable[[], object], repeats: int) -> float:
 
 @torch.no_grad()
 def flops_of(call: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    product = {torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}
+    with FlopCounterMode(display=False, custom_mapping=product) as counter:
         call()
     return counter.get_total_flops()
 
 
 def compare(models: Models, num_images: int, package_steps: int) -> tuple[list[str], float]:
-    """Two rows of the table, and the seconds of our tokens."""
+    """Two rows of the table, and the seconds of our tokens.
+
+    Packing counts among our seconds. Its bytes do not: it takes the place of weights that the package still
+    needs here.
+    """
     num_steps = models.config.num_image_tokens
-    ours = measure(lambda: draw_tokens(models, num_images))
+    start = time.perf_counter()
+    decoder = drawing_decoder(models, num_images)
+    packing = time.perf_counter() - start
+    drawn = measure(lambda: draw_tokens(models, num_images, decoder))
+    ours = replace(drawn, seconds=drawn.seconds + packing)
     theirs = measure(lambda: package_tokens(models, num_images, package_steps))
     their_seconds = theirs.seconds * num_steps / package_steps
     tokens = torch.randint(0, models.config.num_codes, (num_images, num_steps))
@@ -225,14 +250,16 @@ def flops_to_draw(models: Models) -> tuple[int, int]:
         for text in (prompts.text, prompts.unconditional):
             models.decoder.cross_states(text)
 
-    once = flops_of(shared)
-    return once, flops_of(lambda: draw_tokens(models, 1)) - once
+    once = flops_of(shared)  # a single image's rows are doubled where that is faster: two have no such extra
+    return once, (flops_of(lambda: draw_tokens(models, 2)) - once) // 2
 
 
 def share_of_limit(models: Models, num_images: int, seconds: float, flops: int) -> str:
     """The sampler's rate of operations against that of its bare matrix products."""
-    bare = [step_matmuls(models, 2 * num_images, product) for product in PRODUCTS.values()]
-    rates = [flops_of(products) / seconds_of(products, 5) for products in bare]
+    rates = []
+    for way in PRODUCTS:
+        products = step_matmuls(models, 2 * num_images, way)
+        rates.append(flops_of(products) / seconds_of(products, 5))
     return share_row(f"sampler, {num_images} images", flops / num_images, flops / seconds, rates)
 
 
@@ -255,7 +282,11 @@ def share_of_teacher_forcing(models: Models, num_images: int) -> str:
     weight = models.decoder.layers[0].glu.fc0.weight
     inputs = torch.randn(tokens.numel(), models.config.width)
     bare_flops = 2 * inputs.numel() * weight.shape[0]
-    rates = [bare_flops / seconds_of(partial(product, inputs, weight), 5) for product in PRODUCTS.values()]
+    packed = PackedLinear(weight, len(inputs)).packed
+    rates = [
+        bare_flops / seconds_of(partial(product, inputs, packed if way == PACKED else weight), 5)
+        for way, product in PRODUCTS.items()
+    ]
     flops = flops_of(score)
     return share_row(
         f"log-probs, {num_images} images", flops / num_images, flops / seconds_of(score, 2), rates
@@ -306,7 +337,10 @@ def main() -> None:
         flops = once + num_images * each
         print(share_of_limit(models, num_images, seconds[num_images], flops), flush=True)
     print(share_of_teacher_forcing(models, max(args.images)), flush=True)
-    steps = {n: step_seconds(partial(draw_tokens, models, n), config.num_image_tokens) for n in args.images}
+    steps = {}
+    for n in args.images:
+        draw = partial(draw_tokens, models, n, drawing_decoder(models, n))
+        steps[n] = step_seconds(draw, config.num_image_tokens)
     print(f"\n{step_table(steps)}")
 
 

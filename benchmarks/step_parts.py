@@ -13,20 +13,21 @@ from torch import nn
 
 from dalle_ppo import sampling
 from dalle_ppo.models.bart import GLU, BartDecoder, DecoderLayer
-from dalle_ppo.models.linear import Linear
+from dalle_ppo.models.linear import Linear, PackedLinear
 
 STEP = "the rest: embeddings, argmax, Python"
 # Function, and the part that its time counts for.
 PARTS = (
     (Linear, "forward", "projections and GLU products"),
     (DecoderLayer, "attend_cache", "self attention and cache, without projections"),
-    (DecoderLayer, "attend_text", "cross attention, without projections"),
+    (DecoderLayer, "attend_branches", "cross attention, without projections"),
     (nn.LayerNorm, "forward", "norms"),
     (GLU, "forward", "GELU and gate"),
     (BartDecoder, "head", "head"),
     (sampling, "guided_log_pi", "guidance, top-k, softmax"),
     (sampling, "gumbel_noise", "noise"),
     (sampling._Drawing, "advance", STEP),
+    (PackedLinear, "forward", "projections and GLU products"),
 )
 
 
@@ -85,7 +86,7 @@ def step_table(columns: Mapping[int, Mapping[str, float]]) -> str:
         ["---"] * (len(columns) + 1),
         *(
             [part, *(f"{1e3 * c[part]:.2f} ({c[part] / totals[n]:.0%})" for n, c in columns.items())]
-            for _, _, part in PARTS
+            for part in dict.fromkeys(part for _, _, part in PARTS)
         ),
         ["all", *(f"{1e3 * total:.2f}" for total in totals.values())],
     ]

@@ -128,9 +128,14 @@ def draw(args: argparse.Namespace, decoders: list, parts, num_images: int, setti
     from .caption_text import caption_id
     from .drawing import draw_images, image_keys
     from .memory_plan import plan_memory
+    from .models.linear import FEW_ROWS
 
     plan = plan_memory(decoders[0], parts.vqgan, settings, num_images, args.memory_gb * 1e9)
     print(plan)
+    num_rows = plan.batch_size * (2 if settings.guided else 1)
+    if num_rows > FEW_ROWS:
+        for decoder in decoders:
+            decoder.pack(num_rows)
     keys = image_keys(args.seed, caption_id(args.caption), num_images)
     drawn = [draw_images(decoder, parts, args.caption, keys, settings, plan) for decoder in decoders]
     if any(was_cut for _, was_cut in drawn):

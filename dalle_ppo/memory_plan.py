@@ -1,5 +1,6 @@
 """How many images are sampled and decoded at a time, so that caches and activations fit."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,8 @@ def plan_memory(
         vqgan: what decodes its tokens.
         settings: guidance doubles the cache of all layers but the first.
         num_images: wanted.
-        budget: bytes beside the weights; infinite where there is no bound.
+        budget: bytes beside the weights; where it is infinite, a batch is sampled whole, and decoded
+            `images_at_once`.
         dtype: of the caches; by default that of the decoder's weights.
 
     Raises:
@@ -72,6 +74,8 @@ def plan_memory(
     image = int(growth * cache) + cross + CODE_VECTORS * 4 * config.num_codes
     pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
     batch_size, microbatch_size = (int(min(num_images, budget / size)) for size in (image, pixel_bytes))
+    if math.isinf(budget):
+        microbatch_size = min(num_images, vqgan.images_at_once)
     if min(batch_size, microbatch_size) < 1:
         raise ValueError(
             f"memory_gb is {budget / 1e9:g}; one image needs {max(image, pixel_bytes) / 1e9:.3g} beside "

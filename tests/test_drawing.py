@@ -1,5 +1,6 @@
 """Many images within a budget of memory, and `generate` with DALL·E mini's weights."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -59,6 +60,17 @@ def test_a_batch_is_split_to_fit():
         assert plan.batch_size == 100 or (plan.batch_size + 1) * plan.image_bytes > budget
     with pytest.raises(ValueError, match=r"memory_gb is 0\.001; one image needs 0\.0419"):
         plan_memory(decoder, VqganDecoder(WIDE), GUIDED, 1, 1e6)
+
+
+@torch.no_grad()
+def test_the_plan_without_a_bound_is_what_is_done(monkeypatch):
+    vqgan, (_, decoder) = VqganDecoder(WIDE), tiny_bart()
+    plan = plan_memory(decoder, vqgan, GUIDED, 40, math.inf)
+    at_once = []
+    monkeypatch.setattr(vqgan, "forward", lambda tokens: at_once.append(len(tokens)) or torch.zeros(1))
+    vqgan.decode_uint8(torch.zeros(40, 64 * 64, dtype=torch.long))
+    assert plan.batch_size == 40 and plan.microbatch_size == max(at_once) < 40
+    assert plan_memory(decoder, vqgan, GUIDED, 3, math.inf).microbatch_size == 3
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def models(sampler):
 
 def test_what_images_share_is_counted_once(sampler, models):
     once, each = sampler.flops_to_draw(models)
-    for count in (1, 4):
+    for count in (2, 4):
         assert once + count * each == sampler.flops_of(lambda count=count: sampler.draw_tokens(models, count))
     keys_and_values = CONFIG.num_layers * 2 * 2 * CONFIG.width**2 * (sampler.CAPTION_LENGTH + 2)
     assert once > keys_and_values
@@ -56,12 +56,12 @@ def test_each_part_of_a_step_has_its_own_time(sampler, models, monkeypatch):
         monkeypatch.setattr(owner, name, ticking(getattr(owner, name), 10**number))
     monkeypatch.setattr(parts, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     seconds = parts.step_seconds(lambda: sampler.draw_tokens(models, 3), CONFIG.num_image_tokens)
-    layers, branches = CONFIG.num_layers, 2
+    layers = CONFIG.num_layers
     calls = {
-        "projections and GLU products": layers * (4 + 3 + 2 * branches),
+        "projections and GLU products": layers * (4 + 3 + 2),
         "self attention and cache, without projections": layers,
-        "cross attention, without projections": layers * branches,
-        "norms": 2 + layers * (2 + 2 + 2 * branches),
+        "cross attention, without projections": layers,
+        "norms": 2 + layers * (2 + 2 + 2),
         "GELU and gate": layers,
         "head": 1,
         "guidance, top-k, softmax": 1,

@@ -13,7 +13,8 @@ from tiny_models import TINY, captions, image_tokens, relative_difference, tiny_
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 
-from dalle_ppo.models.bart import Attention, BartDecoder, TextStates, frozen_decoder
+from dalle_ppo.models import bart
+from dalle_ppo.models.bart import BartDecoder, TextStates, frozen_decoder
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.rollout import sample_in_parts
 from dalle_ppo.sampling import (
@@ -448,7 +449,7 @@ def test_the_attention_of_a_step_on_cuda_equals_teacher_forcing(dtype, bound):
     decoder.to(dtype)
     branches, caches = [decoder.cross_states(text)], decoder.new_cache(6, 1, static=True)
     current = torch.full((6,), TINY.start_token)
-    with patch.object(Attention, "attend_step", Attention.attend):
+    with patch.object(bart, "attend_by_products", F.scaled_dot_product_attention):
         for t in range(tokens.shape[1]):
             hidden = decoder.step(current, torch.tensor([t]), caches, branches)[0]
             assert relative_difference(hidden.double(), forced[:, t]) <= bound, f"position {t}"

@@ -47,11 +47,9 @@ def test_captions_are_read_once_and_every_position_is_computed_once(settings):
         vectors = [shape.numel() // shape[-1] for shape in calls[name]]
         if part in ("encoder_attn.k_proj", "encoder_attn.v_proj"):
             assert vectors == [m * s for m, s in zip(rows, lengths, strict=True)], name
-        elif part.startswith("encoder_attn"):
-            assert vectors == [images] * length * len(rows), name
         else:
-            # The branches part ways after the first layer's self-attention.
-            shared = part.startswith("self_attn") and layer == "0"
+            # The branches part ways where the first layer reads the captions.
+            shared = layer == "0" and (part.startswith("self_attn") or part == "encoder_attn.q_proj")
             assert vectors == [images * (1 if shared else len(rows))] * length, name
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from min_dalle_reference import package
 from tiny_models import relative_difference
+from torch.nn import functional as F
 
 from dalle_ppo.models.presets import VQGAN_PRESETS, VqganConfig
-from dalle_ppo.models.vqgan import VqganDecoder, VqganEncoder, encode_images, nearest_codes
+from dalle_ppo.models.vqgan import VqganDecoder, VqganEncoder, conv_of_doubled, encode_images, nearest_codes
 
 PUBLISHED = VQGAN_PRESETS["imagenet_f16_16384"]
 SMALL = VqganConfig(
@@ -139,3 +140,18 @@ def test_uint8_images_are_rounded_whatever_the_microbatch():
     whole = decoder.decode_uint8(tokens).int()
     assert (images.int() - whole).abs().max() <= 1
     assert (images.int() != whole).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+@torch.no_grad()
+def test_a_convolution_of_doubled_images_needs_no_doubled_image(size):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, 4, *size), (6, 4, 3, 3), (6,))
+    )
+    doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    oracle = F.conv2d(doubled, weight, bias, padding=1)
+    out = conv_of_doubled(x, weight, bias)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert out.shape == oracle.shape and relative_difference(out, oracle) <= 1e-14

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .caches import Cache, GrowingCache, StaticCache
-from .linear import Linear, linear
+from .linear import Linear, PackedLinear, is_large, linear, onednn_product
 from .presets import BartConfig
 
 PAD_TOKEN = 1
@@ -70,18 +70,35 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
-    def attend_step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`attend` for the few queries of one step of the sampler.
+    def read(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the few queries of one step of the sampler get, before `out_proj`.
 
-        For so few, two plain products are faster on CPUs than torch's fused kernel.
+        Args:
+            queries: of `q_proj`, [N, S, D].
+            keys: [N, H, T, D / H].
+            values: likewise.
+            mask: True where there is something to read; broadcasts to [N, H, S, T].
+
+        Returns:
+            [N, S, D].
         """
-        if x.device.type != "cpu":
-            return self.attend(x, keys, values, mask)
-        queries = self.split_heads(self.q_proj(x)) * (x.shape[-1] // self.num_heads) ** -0.5
-        scores = queries @ keys.transpose(2, 3)
-        if mask is not None:
-            scores.masked_fill_(~mask, -torch.inf)
-        return self.out_proj((scores.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
+        attend = attend_by_products if queries.device.type == "cpu" else F.scaled_dot_product_attention
+        return attend(self.split_heads(queries), keys, values, mask).transpose(1, 2).flatten(2)
+
+
+def attend_by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """`F.scaled_dot_product_attention`; on CPUs faster than that for few queries.
+
+    Most of all for one query, with keys and values on the left, and values laid out as `GrowingCache` does.
+    """
+    queries = queries * queries.shape[-1] ** -0.5
+    if values.stride(2) == 1:
+        scores = (keys @ queries.transpose(2, 3)).transpose(2, 3)
+        return (values.transpose(2, 3) @ scores.softmax(dim=-1).transpose(2, 3)).transpose(2, 3)
+    scores = queries @ keys.transpose(2, 3)
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ values
 
 
 @dataclass(frozen=True)
@@ -175,13 +192,12 @@ class DecoderLayer(nn.Module):
         self.encoder_attn_layer_norm = nn.LayerNorm(config.width)
         self.glu = GLU(config.width, config.glu_width)
 
-    def attend_text(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor, step: bool = False
-    ) -> Tensor:
+    def attend_text(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """Residual cross-attention of images [N, t, D]; the N / M images of a caption are one query."""
         h = self.pre_encoder_attn_layer_norm(x).reshape(mask.shape[0], -1, x.shape[-1])
-        attend = self.encoder_attn.attend_step if step else self.encoder_attn.attend
-        return x + self.encoder_attn_layer_norm(attend(h, *keys_values, mask).reshape(x.shape))
+        return x + self.encoder_attn_layer_norm(
+            self.encoder_attn.attend(h, *keys_values, mask).reshape(x.shape)
+        )
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """Whole sequences [N, T, D], causally."""
@@ -194,8 +210,31 @@ class DecoderLayer(nn.Module):
     def attend_cache(self, x: Tensor, cache: Cache, position: Tensor) -> Tensor:
         """Residual self-attention of one new token [N, 1, D]; its key and value go into the cache."""
         h = self.pre_self_attn_layer_norm(x)
-        seen = cache.write(*self.self_attn.keys_values(h), position)
-        return x + self.self_attn_layer_norm(self.self_attn.attend_step(h, *seen))
+        attn, seen = self.self_attn, cache.write(*self.self_attn.keys_values(h), position)
+        return x + self.self_attn_layer_norm(attn.out_proj(attn.read(attn.q_proj(h), *seen)))
+
+    def attend_branches(
+        self, x: Tensor, texts: list[tuple[tuple[Tensor, Tensor], Tensor]], parted: bool
+    ) -> Tensor:
+        """Residual cross-attention of one new token, of all branches together: weights are read once.
+
+        Args:
+            x: [B N, 1, D]; [N, 1, D] where the B branches have not parted yet.
+            texts: keys, values and mask of each branch.
+            parted: whether they have.
+
+        Returns:
+            [B N, 1, D].
+        """
+        attn, width = self.encoder_attn, x.shape[-1]
+        queries = attn.q_proj(self.pre_encoder_attn_layer_norm(x))
+        parts = queries.chunk(len(texts)) if parted else [queries] * len(texts)
+        read = [
+            attn.read(part.reshape(mask.shape[0], -1, width), *keys_values, mask).reshape(part.shape)
+            for part, (keys_values, mask) in zip(parts, texts, strict=True)
+        ]
+        x = x if parted else x.repeat(len(texts), 1, 1)
+        return x + self.encoder_attn_layer_norm(attn.out_proj(torch.cat(read)))
 
 
 class BartDecoder(nn.Module):
@@ -273,13 +312,8 @@ class BartDecoder(nn.Module):
         x = self.layernorm_embedding(x)[:, None]
         for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x = layer.attend_cache(x, cache, position)
-            parts = x.chunk(len(branches)) if i > 0 else [x] * len(branches)
-            x = torch.cat(
-                [
-                    layer.attend_text(part, branch.keys_values[i], branch.mask, step=True)
-                    for part, branch in zip(parts, branches, strict=True)
-                ]
-            )
+            texts = [(branch.keys_values[i], branch.mask) for branch in branches]
+            x = layer.attend_branches(x, texts, parted=i > 0)
             x = x + layer.glu(x)
         return self.final_ln(x).view(len(branches), -1, x.shape[-1])
 
@@ -288,8 +322,28 @@ class BartDecoder(nn.Module):
 
         An autocast around the call still narrows the product; `sampling.guided_log_pi` switches it off.
         """
-        weight = self.lm_head.weight[: self.config.num_codes]
-        return linear(at_least_float32(hidden), at_least_float32(weight))
+        hidden = at_least_float32(hidden)
+        if isinstance(self.lm_head, PackedLinear):
+            return onednn_product(hidden, self.lm_head.packed)
+        return linear(hidden, at_least_float32(self.lm_head.weight[: self.config.num_codes]))
+
+    def pack(self, num_rows: int) -> None:
+        """Lays the large weights of `step` and `head` out anew, in place, for draws on a CPU.
+
+        From then on the decoder only draws, a fifth faster; it has no weights to save or train.
+
+        Args:
+            num_rows: of a step: images times branches.
+        """
+        for layer in self.layers:
+            names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+            names += ("encoder_attn.q_proj", "encoder_attn.out_proj", "glu.fc0", "glu.fc1", "glu.fc2")
+            for name in names:
+                part = layer.get_submodule(name)
+                if isinstance(part, Linear) and is_large(part.weight):
+                    layer.set_submodule(name, PackedLinear(part.weight, num_rows))
+        if isinstance(self.lm_head, Linear) and is_large(self.lm_head.weight):
+            self.lm_head = PackedLinear(self.lm_head.weight[: self.config.num_codes], num_rows)
 
 
 def frozen_decoder(config: BartConfig, weights: dict[str, Tensor]) -> BartDecoder:

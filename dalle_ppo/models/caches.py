@@ -11,7 +11,8 @@ Seen = tuple[Tensor, Tensor, Tensor | None]  # keys, values, and a mask where no
 class GrowingCache:
     """For CPUs: buffers that grow by an eighth of the sequence at a time.
 
-    The start of a long buffer is read at half the speed of a short one.
+    The start of a long buffer is read at half the speed of a short one. Of the values, tokens are neighbours
+    in memory, not the numbers of one token: the product that reads them then takes half the time.
 
     Args:
         num_images: N, rows of the buffers.
@@ -22,22 +23,23 @@ class GrowingCache:
     def __init__(self, num_images: int, config: BartConfig, like: Tensor):
         self.num_tokens = config.num_image_tokens
         self.growth = -(-self.num_tokens // 8)
-        self.keys = self.values = like.new_empty(
-            num_images, config.num_heads, 0, config.width // config.num_heads
-        )
+        shape = num_images, config.num_heads, 0, config.width // config.num_heads
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
 
     def write(self, keys: Tensor, values: Tensor, position: Tensor) -> Seen:
         """Adds one token's keys and values [N, H, 1, D / H]; returns those of all tokens up to it."""
         here = int(position)
         if here == self.keys.shape[2]:
-            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+            self.keys = self._grown(self.keys, (0, 1, 2, 3))
+            self.values = self._grown(self.values, (0, 1, 3, 2))
         self.keys[:, :, here : here + 1] = keys
         self.values[:, :, here : here + 1] = values
         return self.keys[:, :, : here + 1], self.values[:, :, : here + 1], None
 
-    def _grown(self, buffer: Tensor) -> Tensor:
+    def _grown(self, buffer: Tensor, layout: tuple[int, ...]) -> Tensor:
         num_images, num_heads, length, width = buffer.shape
-        longer = buffer.new_empty(num_images, num_heads, min(length + self.growth, self.num_tokens), width)
+        shape = num_images, num_heads, min(length + self.growth, self.num_tokens), width
+        longer = torch.empty_permuted(shape, layout, dtype=buffer.dtype, device=buffer.device)
         longer[:, :, :length] = buffer
         return longer
 

@@ -1,11 +1,11 @@
-"""The linear layer of the transformers, and its product where weights are large and rows few."""
+"""The linear layer of the transformers, and its product where weights are large."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 128
 LARGE_WEIGHT = 1 << 19  # numbers; DALL·E mini's matrices are larger, the built-in world's smaller
+FEW_ROWS = 2  # what one guided image has
 
 
 class Linear(nn.Linear):
@@ -18,11 +18,32 @@ class Linear(nn.Linear):
         return linear(x, self.weight)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear` without bias, in whichever order of the product is fast; with gradient, as `F.linear`.
+class PackedLinear(nn.Module):
+    """A `Linear` that only multiplies, its weight laid out as oneDNN reads it.
 
-    A step of the sampler multiplies a large matrix by a few rows. Where CPUs have to stream it from memory,
-    `weight @ columns` takes a third to two thirds of the time of `rows @ weight.T` (benchmarks/RESULTS.md).
+    For draws of several images on CPUs, whose products of a large matrix by a few rows otherwise spend a
+    third of their time on laying it out (benchmarks/RESULTS.md). The layout is the only copy: `linear` and
+    training need another.
+
+    Args:
+        weight: [N, K], of which `is_large` holds.
+        rows: that the layout is best for.
+    """
+
+    def __init__(self, weight: Tensor, rows: int):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return onednn_product(x, self.packed)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` without bias, by whichever product is fast; with gradient, as `F.linear`.
+
+    On CPUs torch asks MKL for products in float32. For large weights oneDNN, which it brings along, takes
+    0.6 to 0.9 of the time, and for one or two rows MKL's `weight @ columns` a third of `rows @ weight.T`
+    (benchmarks/RESULTS.md).
 
     Args:
         x: [..., K].
@@ -31,9 +52,27 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         [..., N].
     """
-    rows = x.numel() // x.shape[-1]
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not plain or torch.is_grad_enabled() or rows > FEW_ROWS or weight.numel() < LARGE_WEIGHT:
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not is_large(weight):
         return F.linear(x, weight)
-    columns = x.reshape(rows, x.shape[-1]).T
-    return (weight @ columns).T.contiguous().view(*x.shape[:-1], len(weight))
+    rows = x.numel() // x.shape[-1]
+    if rows > FEW_ROWS:
+        return onednn_product(x, weight)
+    columns = x.reshape(rows, x.shape[-1])
+    if rows == 1:
+        columns = columns.repeat(2, 1)  # by one column MKL takes twice as long as by two
+    return (weight @ columns.T)[:, :rows].T.contiguous().view(*x.shape[:-1], len(weight))
+
+
+def is_large(weight: Tensor) -> bool:
+    """Whether oneDNN is there and multiplies by this weight faster than MKL."""
+    plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return plain and weight.numel() >= LARGE_WEIGHT and torch.backends.mkldnn.is_available()
+
+
+def onednn_product(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` without bias and without gradient, of a weight that may be packed.
+
+    Source: https://github.com/pytorch/pytorch/blob/v2.11.0/aten/src/ATen/native/mkldnn/Linear.cpp, which
+        compiled models call.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
