@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,10 @@ def peak_growth(call: Callable[[], object]) -> tuple[int, object]:
     before = _status("VmRSS")
     result = call()
     return _status("VmHWM") - before, result
+
+
+def alone(function: Callable, *arguments: object) -> object:
+    """Calls a function of a module in a fresh process: late in a session of tests, memory that this one freed
+    and touches again blurs what a call takes."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
