@@ -7,7 +7,8 @@ For 16 images and for 1: seconds with and without pixels, the ratio, peak memory
 share of the rate that bare matrix products of the same shapes and weights reach on this machine, the fastest
 way of four. Then the same for teacher-forced log-probs, and where a step's time goes. CPU only.
 
-Both sides share one copy of the weights. The package attends over all 256 positions at each of its steps, so
+Both sides share one copy of the weights; several images are drawn from a packed copy, which no column counts
+(`generate` packs in place). The package attends over all 256 positions at each of its steps, so
 they take equally long, and `--package_steps` may time fewer of them.
 """
 

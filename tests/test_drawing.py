@@ -16,6 +16,7 @@ from dalle_ppo import generate
 from dalle_ppo.build import choose_device, load_model
 from dalle_ppo.drawing import draw_images, image_keys
 from dalle_ppo.memory_plan import plan_memory
+from dalle_ppo.models.bart import BartDecoder
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.models.presets import VqganConfig
 from dalle_ppo.models.vqgan import VqganDecoder
@@ -146,6 +147,17 @@ def test_generate_draws_a_grid_with_published_weights(mini, tmp_path, cli):
     for name, value in (("guidance", 2), ("top_k", 1), ("start_token", 69), ("seed", 1), ("temperature", 4)):
         changed = ("--model", mini, "--grid_size", "2", f"--{name}", str(value))
         assert (draw(cli, tmp_path / "c.png", *changed)[0] != first).any(), name
+
+
+@pytest.mark.parametrize("count, guidance, rows", [(1, 16, []), (2, 1, []), (2, 16, [4]), (3, 1, [3])])
+def test_several_images_are_drawn_from_packed_weights(
+    count, guidance, rows, mini, tmp_path, cli, monkeypatch
+):
+    packed, pack = [], BartDecoder.pack
+    monkeypatch.setattr(BartDecoder, "pack", lambda self, num: packed.append(num) or pack(self, num))
+    options = ("--num_images", str(count), "--guidance", str(guidance))
+    draw(cli, tmp_path / "a.png", "--model", mini, *options)
+    assert packed == rows
 
 
 @pytest.mark.parametrize(

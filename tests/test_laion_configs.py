@@ -68,5 +68,5 @@ def test_the_memory_fits(size):
     update = frozen + adam + gradients + config.ppo.microbatch_size * ACTIVATIONS[size]
     assert update < 0.9 * GIGABYTES[size]
     for images in (config.rollout.rollout_batch_size, config.evaluation.batch_size, 32):
-        drawing = max(images * CACHE_IMAGE[size], min(64, images) * VQGAN_IMAGE)
+        drawing = max(images * CACHE_IMAGE[size], min(4, images) * VQGAN_IMAGE)
         assert frozen + adam + drawing < 0.9 * GIGABYTES[size]

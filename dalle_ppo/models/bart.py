@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .caches import Cache, GrowingCache, StaticCache
-from .linear import Linear, PackedLinear, is_large, linear, onednn_product
+from .linear import Linear, PackedLinear, is_large, linear
 from .presets import BartConfig
 
 PAD_TOKEN = 1
@@ -89,16 +89,18 @@ class Attention(nn.Module):
 def attend_by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """`F.scaled_dot_product_attention`; on CPUs faster than that for few queries.
 
-    Most of all for one query, with keys and values on the left, and values laid out as `GrowingCache` does.
+    Most of all for one query without a mask, with keys on the left, and values on the left too where
+    `GrowingCache` has laid them out for it.
     """
     queries = queries * queries.shape[-1] ** -0.5
-    if values.stride(2) == 1:
-        scores = (keys @ queries.transpose(2, 3)).transpose(2, 3)
-        return (values.transpose(2, 3) @ scores.softmax(dim=-1).transpose(2, 3)).transpose(2, 3)
-    scores = queries @ keys.transpose(2, 3)
+    one = mask is None and queries.shape[2] == 1
+    scores = (keys @ queries.transpose(2, 3)).transpose(2, 3) if one else queries @ keys.transpose(2, 3)
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)
-    return scores.softmax(dim=-1) @ values
+    weights = scores.softmax(dim=-1)
+    if one and values.stride(2) == 1:
+        return (values.transpose(2, 3) @ weights.transpose(2, 3)).transpose(2, 3)
+    return weights @ values
 
 
 @dataclass(frozen=True)
@@ -320,20 +322,21 @@ class BartDecoder(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of the drawable codes [..., V], in float32 even if the weights are narrower.
 
-        An autocast around the call still narrows the product; `sampling.guided_log_pi` switches it off.
+        An autocast around the call still narrows the product, unless the decoder is packed;
+        `sampling.guided_log_pi` switches it off.
         """
         hidden = at_least_float32(hidden)
         if isinstance(self.lm_head, PackedLinear):
-            return onednn_product(hidden, self.lm_head.packed)
+            return self.lm_head(hidden)
         return linear(hidden, at_least_float32(self.lm_head.weight[: self.config.num_codes]))
 
     def pack(self, num_rows: int) -> None:
         """Lays the large weights of `step` and `head` out anew, in place, for draws on a CPU.
 
-        From then on the decoder only draws, a fifth faster; it has no weights to save or train.
+        From then on the decoder only draws; it has no weights to save or train.
 
         Args:
-            num_rows: of a step: images times branches.
+            num_rows: of a step: images times branches. Any number works, this one best.
         """
         for layer in self.layers:
             names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")

@@ -11,8 +11,9 @@ Seen = tuple[Tensor, Tensor, Tensor | None]  # keys, values, and a mask where no
 class GrowingCache:
     """For CPUs: buffers that grow by an eighth of the sequence at a time.
 
-    The start of a long buffer is read at half the speed of a short one. Of the values, tokens are neighbours
-    in memory, not the numbers of one token: the product that reads them then takes half the time.
+    The start of a long buffer is read at half the speed of a short one. Of values in float32, tokens are
+    neighbours in memory, not the numbers of one token: the product that reads them then takes half the time,
+    where in bfloat16 it would take four times as long.
 
     Args:
         num_images: N, rows of the buffers.
@@ -23,6 +24,7 @@ class GrowingCache:
     def __init__(self, num_images: int, config: BartConfig, like: Tensor):
         self.num_tokens = config.num_image_tokens
         self.growth = -(-self.num_tokens // 8)
+        self.values_layout = (0, 1, 3, 2) if like.dtype == torch.float32 else (0, 1, 2, 3)
         shape = num_images, config.num_heads, 0, config.width // config.num_heads
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
 
@@ -31,7 +33,7 @@ class GrowingCache:
         here = int(position)
         if here == self.keys.shape[2]:
             self.keys = self._grown(self.keys, (0, 1, 2, 3))
-            self.values = self._grown(self.values, (0, 1, 3, 2))
+            self.values = self._grown(self.values, self.values_layout)
         self.keys[:, :, here : here + 1] = keys
         self.values[:, :, here : here + 1] = values
         return self.keys[:, :, : here + 1], self.values[:, :, : here + 1], None

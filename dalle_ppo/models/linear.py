@@ -21,9 +21,8 @@ class Linear(nn.Linear):
 class PackedLinear(nn.Module):
     """A `Linear` that only multiplies, its weight laid out as oneDNN reads it.
 
-    For draws of several images on CPUs, whose products of a large matrix by a few rows otherwise spend a
-    third of their time on laying it out (benchmarks/RESULTS.md). The layout is the only copy: `linear` and
-    training need another.
+    For draws of several images on CPUs: a product of a large matrix by a few rows otherwise spends a fifth to
+    a third of its time on laying the matrix out (benchmarks/RESULTS.md). There is no gradient.
 
     Args:
         weight: [N, K], of which `is_large` holds.
@@ -35,15 +34,16 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
 
     def forward(self, x: Tensor) -> Tensor:
+        assert not (torch.is_grad_enabled() and x.requires_grad), "a packed decoder only draws"
         return onednn_product(x, self.packed)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """`F.linear` without bias, by whichever product is fast; with gradient, as `F.linear`.
 
-    On CPUs torch asks MKL for products in float32. For large weights oneDNN, which it brings along, takes
-    0.6 to 0.9 of the time, and for one or two rows MKL's `weight @ columns` a third of `rows @ weight.T`
-    (benchmarks/RESULTS.md).
+    On CPUs torch asks MKL for products in float32, which is slow at `rows @ weight.T` on AMD's. For large
+    weights oneDNN, which torch brings along, takes 0.5 to 0.7 of the time, and for two rows MKL's `weight @
+    columns` a third (benchmarks/RESULTS.md).
 
     Args:
         x: [..., K].
@@ -64,7 +64,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def is_large(weight: Tensor) -> bool:
-    """Whether oneDNN is there and multiplies by this weight faster than MKL."""
+    """Whether oneDNN is there, and the weight so large that it is the faster one."""
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32
     return plain and weight.numel() >= LARGE_WEIGHT and torch.backends.mkldnn.is_available()
 
