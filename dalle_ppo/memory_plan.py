@@ -9,8 +9,8 @@ from .models.bart import BartDecoder
 from .models.policy import PolicySettings
 from .models.vqgan import VqganDecoder
 
-# Full-resolution maps that live at once in the VQGAN's last block (measured: 5 to 6 for the published one, 6.6
-# for the built-in world's), and vectors over all codes in one step of the sampler.
+# Full-resolution maps that live at once in the VQGAN's last block (5 to 6 were measured for the published
+# one, 6.6 for the built-in world's), and vectors over all codes in one step of the sampler.
 PIXEL_MAPS = 10
 CODE_VECTORS = 10
 # On CPUs a cache grows, and what it grew out of is not all used again: 1.6 to 1.85 were measured.
