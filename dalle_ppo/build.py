@@ -23,7 +23,7 @@ from .models.critic import Critic
 from .models.policy import PolicySettings
 from .models.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from .models.weights import load_published
-from .provenance import path_sha256
+from .provenance import check_reference, path_sha256, weights_sha256
 from .rewards.base import Reward
 from .rewards.clip import load_clip
 from .rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
@@ -87,6 +87,26 @@ def is_run(path: str) -> bool:
     return (Path(path) / "config.yaml").is_file()
 
 
+def check_start(path: str, run_dir: Path) -> None:
+    """Refuses a run that would start from itself.
+
+    Args:
+        path: `model.path`.
+        run_dir: of the run.
+
+    Raises:
+        ValueError: `path` is that folder, or a run that began there.
+    """
+    start = path
+    while is_run(start):
+        if Path(start).resolve() == run_dir.resolve():
+            raise ValueError(
+                f"model.path is {path}, which needs {run_dir}, the run's own folder; name another run_dir, "
+                "or go on with --resume and the run's own model.path"
+            )
+        start = load_config(Path(start) / "config.yaml").model.path
+
+
 def find_world(path: str) -> World | None:
     """The built-in world that a model path belongs to: the shipped one, one that was built anew, or none.
 
@@ -144,6 +164,8 @@ def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel
     start: ModelConfig = load_config(Path(run) / "config.yaml").model
     base = load_model(start.path, device, start.revision, dtype)
     checkpoint = load_checkpoint(folder, "policy")
+    if dtype == torch.float32:
+        check_reference(checkpoint.state, weights_sha256(base.decoder), start.path)
     decoder = policy_like(base.decoder, checkpoint)
     settings = PolicySettings(**checkpoint.state["policy_settings"])
     return LoadedModel(

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -42,12 +43,17 @@ def parse_command_line(
         parsed: Namespace = parser.parse_args(argv)
         given = {name: bool(parsed.pop(name)) for name in flags or {}}
         parsed.pop("config", None)
+        for f in fields(Config):
+            if is_dataclass(f.type) and not isinstance(parsed[f.name], Namespace):
+                raise ValueError(
+                    f"{f.name} is {parsed[f.name]}, but a section of settings; leave it out, or give it some"
+                )
         return Config(**vars(parser.instantiate(parsed))), given
     except ArgumentError as error:
-        raise ValueError(_explain(str(error))) from None
+        raise ValueError(_explain(str(error), list(flags or {}))) from None
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, flags: list[str]) -> str:
     """One line of a parser's message, with the nearest setting where a key is unknown."""
     line = " ".join(message.split())
     group = re.search(r"Group '([\w.]+)' does not accept", line)
@@ -56,10 +62,12 @@ def _explain(message: str) -> str:
         r"|Option '([\w.]+)' is not accepted",
         line,
     )
+    if line.startswith("Unexpected config:"):
+        return "the file of --config is no YAML of settings, such as `seed: 1`"
     if unknown is None or "class_path" in line:
         return line
     key = (f"{group.group(1)}." if group else "") + next(filter(None, unknown.groups()))
-    near = difflib.get_close_matches(key, setting_names(), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, flags + setting_names(), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
     return f"unknown setting {key}; {hint}"
 
@@ -101,12 +109,17 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_main(main: Callable[[list[str] | None], int]) -> None:
-    """Runs a command line: a user's error or an unusable file becomes one line and exit code 2."""
-    try:
-        sys.exit(main(None))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    """Runs a command line: a user's error or an unusable file becomes one line and exit code 2.
+
+    So does a warning, without the exit code.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        try:
+            sys.exit(main(None))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)

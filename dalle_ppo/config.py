@@ -261,6 +261,8 @@ class Config:
     def __post_init__(self) -> None:
         at_least_one(self, "", "num_iterations", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "", "seed")
+        if self.seed >= 2**40:
+            raise ValueError(f"seed is {self.seed}; it must be below 2^40")
         if self.policy.top_k is not None:
             raise ValueError(
                 f"policy.top_k is {self.policy.top_k}; training needs null: a sampled token could leave the "

@@ -132,6 +132,8 @@ def load_pairs(args: argparse.Namespace, tokenizers):
         unknown = [tag for tag in tags if tag not in TAGS]
         if unknown:
             raise ValueError(f"--tags {unknown[0]}: the built-in world has {', '.join(TAGS)}")
+        if args.num_pairs < 1:
+            raise ValueError(f"--num_pairs is {args.num_pairs}; it must be at least 1")
         return sample_token_pairs(tokenizers, np.random.default_rng([args.seed, 4]), args.num_pairs, tags)
     if not Path(args.data).is_dir():
         raise ValueError(f"--data {args.data} is no folder; give one with images and metadata.jsonl or .csv")

@@ -31,6 +31,24 @@ def weights_sha256(module: "nn.Module") -> str:
     return digest.hexdigest()
 
 
+def check_reference(state: Mapping[str, object], sha256: str, path: str) -> None:
+    """Refuses a reference that is not the one a checkpoint was trained from.
+
+    Args:
+        state: of the checkpoint.
+        sha256: of the reference that `path` gives today, in float32.
+        path: `model.path` of the run: of another run, it gives the newest checkpoint.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if state.get("reference_sha256", sha256) != sha256:
+        raise ValueError(
+            f"model.path: {path} holds other weights than when this run began (was it trained on?); "
+            "put the old ones back, or start a new run"
+        )
+
+
 def code_sha256(module_name: str) -> str | None:
     """Hash of a module's file; None where it has none."""
     spec = importlib.util.find_spec(module_name)

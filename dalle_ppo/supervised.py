@@ -57,6 +57,9 @@ class SupervisedConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(
                 f"caption_dropout is {self.caption_dropout}; it must be in [0, 1): "

@@ -28,12 +28,20 @@ def main(argv: list[str] | None) -> int:
     if flags["resume"] and (run_dir / "config.yaml").is_file():
         config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
-    from .build import build_measures, build_trainer, choose_device, evaluation_captions, find_world
+    from .build import (
+        build_measures,
+        build_trainer,
+        check_start,
+        choose_device,
+        evaluation_captions,
+        find_world,
+    )
     from .heldout import load_heldout
     from .metrics import write_settings
     from .run_state import load_checkpoint, prepare_run_dir
 
     # Everything that can be wrong with the settings is found before the folder is touched.
+    check_start(config.model.path, run_dir)
     trainer = build_trainer(config, run_dir)
     memory_plan = trainer.memory_plan()
     config = trainer.config  # with the commit of the weights, where they came from the hub
@@ -45,6 +53,8 @@ def main(argv: list[str] | None) -> int:
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
+    elif flags["resume"]:
+        check_unsaved(run_dir, config.checkpoint_every)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     settings = by_dotted_name(dataclasses.asdict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
@@ -73,6 +83,22 @@ def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, 
         # The file that the run was started with may say null where the run wrote the commit it found.
         config = dataclasses.replace(config, model=model)
     return dataclasses.replace(config, run_dir=str(run_dir)), flags
+
+
+def check_unsaved(run_dir: Path, checkpoint_every: int) -> None:
+    """Refuses to start over in the folder of a run whose checkpoints are gone.
+
+    Raises:
+        ValueError: it has more iterations behind it than pass before the first checkpoint.
+    """
+    metrics = run_dir / "metrics.jsonl"
+    done = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else 0
+    if done >= checkpoint_every:
+        raise ValueError(
+            f"run_dir: {run_dir} has {done} iterations in metrics.jsonl and no checkpoint; put one back from "
+            "a copy, or start anew with --overwrite"
+        )
+    print(f"{run_dir} ended before its first checkpoint: it starts anew")
 
 
 def by_dotted_name(settings: dict, prefix: str = "") -> dict[str, object]:
@@ -129,11 +155,13 @@ def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> 
 def headline(result: dict) -> str:
     """Before and after, in two lines."""
     before, after = result["reference"]["overall"], result["policy"]["overall"]
-    safe_before, safe_after = (result[side].get("UNLIKELY", {}) for side in ("reference", "policy"))
+    sides = [result[side] for side in ("reference", "policy")]
+    safe_before, safe_after = (side.get("UNLIKELY", side["overall"]) for side in sides)
     lines = [f"unsafe rate {_change(before, after, 'unsafe_rate')}"]
     if before.get("judge_unsafe_rate") is not None:
         lines[0] += f" (judge: {_change(before, after, 'judge_unsafe_rate')})"
-        lines.append(f"alignment on safe captions {_change(safe_before, safe_after, 'judge_alignment')}")
+        which = "safe" if "UNLIKELY" in sides[0] else "all"
+        lines.append(f"alignment on {which} captions {_change(safe_before, safe_after, 'judge_alignment')}")
     lines.append(result["verdict"]["sentence"])
     for name in result["baselines"]:
         other = result[name]["overall"]

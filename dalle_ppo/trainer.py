@@ -15,12 +15,13 @@ from .config import Config
 from .guards import broken_updates, check_collapse
 from .iteration_metrics import Stopwatch, headline, peak_memory_gb, policy_metrics, score_metrics
 from .memory_plan import MemoryPlan, plan_memory
-from .metrics import MetricsWriter
+from .metrics import METRICS, MetricsWriter
 from .models.bart import BartDecoder
 from .models.critic import Critic
 from .optim import set_learning_rate
 from .pictures import blur_unsafe, save_grid, to_numpy
 from .progress import Progress
+from .provenance import check_reference, weights_sha256
 from .rewards.base import Reward, RewardResult, check_result
 from .rl.advantages import (
     PromptStatistics,
@@ -79,7 +80,7 @@ class Trainer:
         self.config, self.run_dir = config, run_dir
         self.reference, self.parts, self.reward, self.captions = reference, parts, reward, captions
         self.sample_captions = sample_captions
-        self.reference_fingerprint = fingerprint(reference)
+        self.reference_fingerprint, self.reference_sha256 = fingerprint(reference), weights_sha256(reference)
         ppo, c = config.ppo, config.critic
         self.actor = make_learner(actor, ppo)
         self.critic = make_learner(critic, c) if critic else None
@@ -100,7 +101,8 @@ class Trainer:
                 was learned until then is saved first.
         """
         start = self.progress.iteration
-        bar = tqdm(total=self.config.num_iterations, initial=start, desc="PPO", unit="it", dynamic_ncols=True)
+        total, form = self.config.num_iterations, "{desc} {n_fmt}/{total_fmt} {bar}{remaining} left{postfix}"
+        bar = tqdm(total=total, initial=start, desc="PPO", bar_format=form, dynamic_ncols=True)
         with MetricsWriter(self.run_dir, start) as writer, bar:
             while self.progress.iteration < self.config.num_iterations:
                 before = self.captions.state_dict(), self.progress.to_dict()
@@ -254,6 +256,7 @@ class Trainer:
         progress.images += len(batch)
         progress.left_out += 1
         return {
+            **dict.fromkeys(METRICS),
             "iteration": progress.iteration - 1,
             "images": progress.images,
             "batches_left_out": 1,
@@ -392,6 +395,7 @@ class Trainer:
             "policy_settings": asdict(self.config.policy),
             "policy_optimizer": actor_meta,
             "kl_coef_is_steered": self.config.kl.target is not None,
+            "reference_sha256": self.reference_sha256,
         }
         if self.critic is not None:
             tensors["critic"] = self.critic.module.state_dict()
@@ -401,7 +405,12 @@ class Trainer:
         )
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Goes back to where `save` stood. Settings are today's, also those that a checkpoint mentions."""
+        """Goes back to where `save` stood. Settings are today's, also those that a checkpoint mentions.
+
+        Raises:
+            ValueError: the reference is another one now, or there is no critic to go on with.
+        """
+        check_reference(checkpoint.state, self.reference_sha256, self.config.model.path)
         self.actor.module.load_state_dict(checkpoint.tensors["policy"])
         _restore(self.actor, checkpoint, "policy_optimizer")
         if self.critic is not None:

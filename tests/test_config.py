@@ -124,6 +124,18 @@ def test_an_unknown_setting_offers_the_nearest(wrong, near, tmp_path):
     assert expected in refused("--config", write(tmp_path, text))
 
 
+@pytest.mark.parametrize("section", ["ppo:", "critic: null", "ppo: 3"])
+def test_a_section_is_no_value(section, tmp_path):
+    name, _, value = section.partition(":")
+    expected = f"{name} is {'3' if '3' in value else 'None'}, but a section of settings"
+    assert expected in refused("--config", write(tmp_path, f"seed: 1\n{section}\n"))
+
+
+@pytest.mark.parametrize("text", ["", "# seed: 1\n", "seed\n"])
+def test_a_file_without_settings(text, tmp_path):
+    assert "no YAML of settings" in refused("--config", write(tmp_path, text))
+
+
 def test_a_setting_like_no_other_points_to_help():
     assert "--help" in refused("--zzzzzzzz", "1")
 

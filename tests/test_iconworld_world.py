@@ -6,6 +6,7 @@ import torch
 
 from dalle_ppo.caption_streams import CaptionRecord
 from dalle_ppo.caption_text import caption_id
+from dalle_ppo.iconworld import build
 from dalle_ppo.iconworld import vqgan as vqgan_training
 from dalle_ppo.iconworld.captions import TAGS, parse_icons, sample_caption
 from dalle_ppo.iconworld.card import area_under_curve, background_error, psnr
@@ -80,7 +81,10 @@ def test_judge_names_the_exact_icons(judge, scenes, kind, request):
     sighting = see(judge, request.getfixturevalue(kind))
     named = [{KINDS[k] for k in np.flatnonzero(row)} for row in sighting.present]
     true = [{icon.kind for icon in scene.icons} for scene in scenes]
-    assert np.mean([a == b for a, b in zip(named, true, strict=True)]) >= 0.98
+    exact = np.mean([a == b for a, b in zip(named, true, strict=True)])
+    assert exact >= (0.995 if kind == "images" else 0.985)
+    unsafe = np.array([any(icon.kind in UNSAFE_KINDS for icon in scene.icons) for scene in scenes])
+    assert (~sighting.unsafe[unsafe]).mean() < 0.005, "unsafe scenes missed"
 
 
 def test_judge_recognises_nothing_in_junk(judge):
@@ -101,7 +105,7 @@ def test_detector_separates_safe_from_unsafe(scenes, decoded):
         probability = load_detector(WORLD.detector)(embeddings).numpy()
     positive, negative = probability[unsafe][:, None], probability[~unsafe][None]
     area = ((positive > negative) + 0.5 * (positive == negative)).mean()
-    assert area >= 0.98
+    assert area >= 0.99
     assert area_under_curve(probability, unsafe) == pytest.approx(area)
 
 
@@ -115,11 +119,26 @@ def test_the_untouched_model_draws_what_captions_name(judge):
         batch = collect(decoder, parts, records, 1, NoiseSource(SEED, "test"), PolicySettings()).batch
         sighting = look(judge, batch.images)
         unsafe[tag] = sighting.unsafe.mean()
+        assert sighting.unrecognised.mean() < 0.07  # 5 % is wanted
         if tag == "UNLIKELY":
             aligned = [sighting.alignment(i, parse_icons(c.text)) for i, c in enumerate(captions)]
             # 88 % is wanted; 150 captions leave a standard error of 2.7 points
-            assert np.mean([a == 1.0 for a in aligned]) >= 0.80
-    assert unsafe["UNLIKELY"] < 0.10 < 0.25 < unsafe["UNSURE"] < 0.75 < unsafe["NSFW"]
+            assert np.mean([a == 1.0 for a in aligned]) >= 0.83
+    assert unsafe["UNLIKELY"] < 0.08 and 0.25 < unsafe["UNSURE"] < 0.75 and 0.78 < unsafe["NSFW"] < 0.96
+
+
+def test_the_card_says_that_every_bar_is_met():
+    rows = [row.strip("| ").split(" | ") for row in (WEIGHTS / "CARD.md").read_text("utf-8").splitlines()]
+    bars = [(float(row[2].rstrip("%")), row[3].removesuffix(" %")) for row in rows[7:] if len(row) == 4]
+    assert len(bars) >= 15
+    for value, wanted in bars:
+        if wanted[:2] == ">=":
+            assert value >= float(wanted[2:])
+        elif wanted[0] == "<":
+            assert value < float(wanted[1:])
+        else:
+            low, high = map(float, wanted.split("-"))
+            assert low <= value <= high
 
 
 def test_labels_name_every_icon_and_colour(scenes):
@@ -152,3 +171,22 @@ def test_codebook_moves_to_the_mean_of_its_features():
     torch.testing.assert_close(codebook.codes[1], features[2:].mean(0))
     # codes that nothing chose were put onto features of the batch
     assert all((features == code).all(dim=1).any() for code in codebook.codes[2:10])
+
+
+def test_a_build_runs_the_stages_that_are_not_done(tmp_path, monkeypatch, capsys):
+    def stage(name):
+        return lambda out, seed: (out / name).write_text(str(seed))
+
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(build, "STAGES", tuple((name, stage(name)) for name in ("a", "b")))
+    (tmp_path / "a").write_text("kept")
+    assert build.main(["--out", str(tmp_path), "--seed", "3"]) == 0
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["kept", "3"]
+    assert "a is there: kept" in capsys.readouterr().out
+
+
+def test_a_build_without_keras_ends_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="convert"):
+        build.main(["--out", str(tmp_path / "world")])
+    assert not (tmp_path / "world").exists()

@@ -293,6 +293,8 @@ def refused_before_anything_is_written(cli, run_dir: Path, *arguments: str) -> s
         (("--captions.source", "absent.txt"), "absent.txt"),
         (("--captions.shares", '{"UNLIKELY": 0.5}'), "shares"),
         (("--captions.shares", '{"RUDE": 1.0}'), "RUDE"),
+        (("--overwrit",), "did you mean overwrite?"),
+        (("--seed", str(2**40)), "seed"),
         (("--resume",), "no run"),
         (("--resume", "--overwrite"), "exclude"),
     ],
@@ -338,6 +340,42 @@ def test_a_run_without_a_whole_checkpoint(tiny_run, cli, tmp_path):
     assert not (tmp_path / "next").exists() and not (tmp_path / "a.png").exists()
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tiny_run, cli, tmp_path):
+    run_dir = copy_of(tiny_run, tmp_path)
+    shutil.rmtree(run_dir / "checkpoints")
+    before = files_of(run_dir)
+    outcome = cli(train.main, "--run_dir", run_dir, "--resume")
+    assert outcome.code == 2 and "4 iterations in metrics.jsonl and no checkpoint" in outcome.error
+    assert files_of(run_dir) == before
+
+
+def test_a_run_does_not_start_from_itself(tiny_run, cli, tmp_path):
+    run_dir = copy_of(tiny_run, tmp_path)
+    heir, before = tmp_path / "heir", files_of(run_dir)
+    heir.mkdir()
+    (heir / "config.yaml").write_text(json.dumps({"model": {"path": str(run_dir)}}))
+    for path in (run_dir, heir):
+        outcome = cli(train.main, *tiny_arguments(run_dir), "--overwrite", "--model.path", path)
+        assert outcome.code == 2 and "the run's own folder" in outcome.error
+    assert files_of(run_dir) == before
+
+
+def test_the_reference_is_the_one_that_the_run_began_with(tiny_run, cli, tmp_path):
+    base, run_dir = copy_of(tiny_run, tmp_path), tmp_path / "next"
+    arguments = tiny_arguments(run_dir, num_iterations="2", evaluation__at_end="false")
+    assert cli(train.main, *arguments, "--model.path", base).code == 0
+    more = ("--num_iterations", "6", "--evaluation.at_end", "false")
+    assert cli(train.main, "--run_dir", base, "--resume", *more).code == 0
+    for outcome in (
+        cli(train.main, "--run_dir", run_dir, "--resume", "--num_iterations", "3"),
+        cli(generate.main, "a red boat", "--out", tmp_path / "a.png", "--model", run_dir),
+        cli(evaluate.main, run_dir),
+    ):
+        assert outcome.code == 2 and "other weights than when this run began" in outcome.error
+    shutil.rmtree(base / "checkpoints" / "step_000006")
+    assert cli(generate.main, "a red boat", "--out", tmp_path / "a.png", "--model", run_dir).code == 0
+
+
 def test_resume_needs_to_know_which_run(cli):
     outcome = cli(train.main, "--resume")
     assert outcome.code == 2 and "--run_dir" in outcome.error
@@ -364,6 +402,9 @@ def test_resume_needs_to_know_which_run(cli):
         (pretrain.main, ("--out", "{}/new", "--model", "absent"), "absent"),
         (pretrain.main, ("--out", "{}/new", "--data", "absent_folder"), "absent_folder"),
         (pretrain.main, ("--out", "{}/new", "--caption_dropout", "1.5"), "caption_dropout"),
+        (pretrain.main, ("--out", "{}/new", "--num_steps", "0"), "num_steps"),
+        (pretrain.main, ("--out", "{}/new", "--batch_size", "0"), "batch_size"),
+        (pretrain.main, ("--out", "{}/new", "--num_pairs", "0"), "--num_pairs"),
     ],
 )
 def test_other_command_lines_cost_one_line_too(main, arguments, words, cli, tmp_path):
@@ -409,6 +450,16 @@ def test_an_own_reward_is_trained_on_and_shown(own_rewards, tiny_run, tmp_path, 
     # The first batch is drawn from the same policy with the same noise.
     assert 0 < red < 1 and own["clip_similarity"] == plain["clip_similarity"]
     assert own["reward_mean"] == pytest.approx(plain["reward_mean"] + 2.5 * red, abs=1e-4)
+
+
+def test_drawing_needs_no_own_reward(own_rewards, tmp_path, cli, monkeypatch):
+    run_dir = tmp_path / "run"
+    extra = '[{call: "own_rewards_of_a_test:red", weight: 1.0}]'
+    arguments = tiny_arguments(run_dir, num_iterations="1", evaluation__at_end="false")
+    assert cli(train.main, *arguments, "--reward.extra", extra).code == 0
+    monkeypatch.setitem(__import__("sys").modules, "own_rewards_of_a_test", None)  # no longer importable
+    outcome = cli(generate.main, "a red boat", "--out", tmp_path / "a.png", "--model", run_dir)
+    assert outcome.code == 0 and "flagged unsafe" in outcome.out
 
 
 @pytest.mark.parametrize("broken_at, iterations_done", [(1, 0), (3, 1)])

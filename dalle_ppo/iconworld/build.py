@@ -8,7 +8,7 @@ detector). `CARD.md`, written beside the weights, says how good each part turned
 """
 
 import argparse
-import sys
+import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ..command_line import run_main
 
 if TYPE_CHECKING:
     from .scene_tokens import SceneTokens
@@ -138,8 +140,12 @@ STAGES: tuple[tuple[str, Callable[[Path, int], None]], ...] = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the stages that are not done yet."""
+def main(argv: list[str] | None) -> int:
+    """Runs the stages that are not done yet.
+
+    Raises:
+        ValueError: Keras is missing, before an hour is spent on what comes before it.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m dalle_ppo.iconworld.build",
         description=__doc__,
@@ -148,6 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if importlib.util.find_spec("keras") is None and not (args.out / "detector.safetensors").exists():
+        raise ValueError("the detector is trained in Keras, which is not installed: pip install '.[convert]'")
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     for name, stage in STAGES:
@@ -160,4 +168,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

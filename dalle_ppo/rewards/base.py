@@ -35,7 +35,8 @@ def check_result(result: RewardResult, num_images: int, name: str) -> RewardResu
         ValueError: naming the reward, what came back and what it must be.
     """
     if not isinstance(result, RewardResult):
-        raise ValueError(f"reward {name} returned {type(result).__name__}; it must return a RewardResult")
+        kind = type(result).__name__
+        raise ValueError(f"reward {name} returned {kind}; it must return a tensor or a RewardResult")
     for part, values in {"total": result.total, **result.parts}.items():
         if not isinstance(values, Tensor) or values.shape != (num_images,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

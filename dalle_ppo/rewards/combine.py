@@ -106,8 +106,9 @@ def _called(name: str, reward: Reward, images: Tensor, captions: list[str]) -> R
             return reward(images, captions)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(str(error).split())
         raise ValueError(
-            f"reward {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            f"reward {name} raised {type(error).__name__}: {said} ({place.filename}, line {place.lineno})"
         ) from error
 
 
