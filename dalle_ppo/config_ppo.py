@@ -33,8 +33,8 @@ class PpoConfig:
             2305.13301), for one epoch of one minibatch. Default clip. Change it to see what the ratio buys.
         advantage: "gae" with the critic (arXiv 1506.02438); without one "rloo" (arXiv 2402.14740) and
             "group" (GRPO's, arXiv 2402.03300), for several images a caption, or "per_prompt" (arXiv
-            2305.13301), for captions that come again. Default gae. Change it where a critic does not fit
-            into memory.
+            2305.13301), for captions that come again. Default gae: on the built-in world safer and more
+            faithful than rloo (benchmarks/RESULTS.md). Change it where a critic does not fit into memory.
         prompt_buffer_size: scores that "per_prompt" keeps of each caption. Default 32, our own, twice that of
             https://github.com/kvablack/ddpo-pytorch. Less where the policy changes fast.
         prompt_min_count: a caption with fewer scores is compared with the whole batch. Default 16, as in
