@@ -243,7 +243,7 @@ class Config:
 
     run_dir: str | None = None
     seed: int = 0
-    num_iterations: int = 85
+    num_iterations: int = 90
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
     device: str = "auto"
