@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle_ppo.models.bart import BartDecoder, BartEncoder, frozen_decoder, init_bart
+from dalle_ppo.models.bart import STEP_PRODUCTS, BartDecoder, BartEncoder, frozen_decoder, init_bart
 from dalle_ppo.models.linear import FEW_ROWS, PackedLinear, onednn_product
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
@@ -160,23 +160,22 @@ PRODUCTS: dict[str, Product] = {
 }
 
 
+def laid_out(weight: torch.Tensor, rows: int, way: str) -> torch.Tensor:
+    """A weight as a way of `PRODUCTS` takes it."""
+    return PackedLinear(weight, rows).packed if way == PACKED else weight
+
+
 def step_matmuls(models: Models, rows: int, way: str) -> Callable[[], object]:
     """The matrix products of one sampler step alone: every weight once, at the sampler's shapes."""
     product = PRODUCTS[way]
     weights = [
-        layer.get_submodule(f"{block}.{name}").weight
+        laid_out(layer.get_submodule(name).weight, rows, way)
         for layer in models.decoder.layers
-        for block, names in (
-            ("self_attn", ("q_proj", "k_proj", "v_proj", "out_proj")),
-            ("encoder_attn", ("q_proj", "out_proj")),
-            ("glu", ("fc0", "fc1", "fc2")),
-        )
-        for name in names
+        for name in STEP_PRODUCTS
     ]
     inputs = {width: torch.randn(rows, width) for width in {w.shape[1] for w in weights}}
-    head, hidden = models.decoder.lm_head.weight, torch.randn(rows // 2, models.config.width)
-    if way == PACKED:
-        weights, head = [PackedLinear(w, rows).packed for w in weights], PackedLinear(head, rows // 2).packed
+    head = laid_out(models.decoder.lm_head.weight, rows // 2, way)
+    hidden = torch.randn(rows // 2, models.config.width)
 
     def run() -> None:
         for weight in weights:
@@ -283,9 +282,8 @@ def share_of_teacher_forcing(models: Models, num_images: int) -> str:
     weight = models.decoder.layers[0].glu.fc0.weight
     inputs = torch.randn(tokens.numel(), models.config.width)
     bare_flops = 2 * inputs.numel() * weight.shape[0]
-    packed = PackedLinear(weight, len(inputs)).packed
     rates = [
-        bare_flops / seconds_of(partial(product, inputs, packed if way == PACKED else weight), 5)
+        bare_flops / seconds_of(partial(product, inputs, laid_out(weight, len(inputs), way)), 5)
         for way, product in PRODUCTS.items()
     ]
     flops = flops_of(score)

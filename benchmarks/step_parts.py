@@ -53,7 +53,7 @@ class PartTimer:
             if not self.running and part != STEP:
                 return function(*args, **kwargs)
             self.switch()
-            self.running.append("head" if self.running[-1:] == ["head"] else part)
+            self.running.append(part)
             try:
                 return function(*args, **kwargs)
             finally:

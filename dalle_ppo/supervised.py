@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config_checks import at_least_one
 from .models.bart import PAD_TOKEN, BartDecoder, BartEncoder, at_least_float32
 from .optim import cosine_learning_rate, make_adamw, set_learning_rate
 
@@ -57,9 +58,7 @@ class SupervisedConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "", "num_steps", "batch_size")
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(
                 f"caption_dropout is {self.caption_dropout}; it must be in [0, 1): "

@@ -91,8 +91,9 @@ def check_unsaved(run_dir: Path, checkpoint_every: int) -> None:
     Raises:
         ValueError: it has more iterations behind it than pass before the first checkpoint.
     """
-    metrics = run_dir / "metrics.jsonl"
-    done = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else 0
+    from .metrics import METRICS_FILE, read_metrics
+
+    done = len(read_metrics(run_dir / METRICS_FILE))
     if done >= checkpoint_every:
         raise ValueError(
             f"run_dir: {run_dir} has {done} iterations in metrics.jsonl and no checkpoint; put one back from "

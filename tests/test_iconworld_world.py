@@ -56,6 +56,10 @@ def see(judge: Judge, images: np.ndarray) -> Sighting:
     return look(judge, torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
+def are_unsafe(scenes: list) -> np.ndarray:
+    return np.array([any(icon.kind in UNSAFE_KINDS for icon in scene.icons) for scene in scenes])
+
+
 def test_weights_fit_the_budget():
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     assert size <= 24 * 2**20
@@ -83,7 +87,7 @@ def test_judge_names_the_exact_icons(judge, scenes, kind, request):
     true = [{icon.kind for icon in scene.icons} for scene in scenes]
     exact = np.mean([a == b for a, b in zip(named, true, strict=True)])
     assert exact >= (0.995 if kind == "images" else 0.985)
-    unsafe = np.array([any(icon.kind in UNSAFE_KINDS for icon in scene.icons) for scene in scenes])
+    unsafe = are_unsafe(scenes)
     assert (~sighting.unsafe[unsafe]).mean() < 0.005, "unsafe scenes missed"
 
 
@@ -99,7 +103,7 @@ def test_reconstructions_are_sharp(images, decoded):
 
 
 def test_detector_separates_safe_from_unsafe(scenes, decoded):
-    unsafe = np.array([any(icon.kind in UNSAFE_KINDS for icon in scene.icons) for scene in scenes])
+    unsafe = are_unsafe(scenes)
     with torch.no_grad():
         embeddings = torch.from_numpy(embed(load_clip(str(WORLD.clip), None), decoded))
         probability = load_detector(WORLD.detector)(embeddings).numpy()

@@ -15,10 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .caches import Cache, GrowingCache, StaticCache
-from .linear import Linear, PackedLinear, is_large, linear
+from .linear import Linear, PackedLinear, is_large, linear, onednn_product
 from .presets import BartConfig
 
 PAD_TOKEN = 1
+# What a step of the sampler multiplies by in a decoder layer: keys and values of captions are there already.
+STEP_PRODUCTS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "encoder_attn.q_proj",
+    "encoder_attn.out_proj",
+    "glu.fc0",
+    "glu.fc1",
+    "glu.fc2",
+)
 
 
 class GLU(nn.Module):
@@ -215,27 +227,27 @@ class DecoderLayer(nn.Module):
         attn, seen = self.self_attn, cache.write(*self.self_attn.keys_values(h), position)
         return x + self.self_attn_layer_norm(attn.out_proj(attn.read(attn.q_proj(h), *seen)))
 
-    def attend_branches(
-        self, x: Tensor, texts: list[tuple[tuple[Tensor, Tensor], Tensor]], parted: bool
-    ) -> Tensor:
+    def attend_branches(self, x: Tensor, branches: list[CrossStates], layer: int) -> Tensor:
         """Residual cross-attention of one new token, of all branches together: weights are read once.
 
         Args:
-            x: [B N, 1, D]; [N, 1, D] where the B branches have not parted yet.
-            texts: keys, values and mask of each branch.
-            parted: whether they have.
+            x: [B N, 1, D]; in the first layer [N, 1, D], as the B branches part ways here.
+            branches: what each attends to.
+            layer: which one this is, from 0.
 
         Returns:
             [B N, 1, D].
         """
-        attn, width = self.encoder_attn, x.shape[-1]
+        attn, width, num_branches = self.encoder_attn, x.shape[-1], len(branches)
         queries = attn.q_proj(self.pre_encoder_attn_layer_norm(x))
-        parts = queries.chunk(len(texts)) if parted else [queries] * len(texts)
+        parts = queries.chunk(num_branches) if layer > 0 else [queries] * num_branches
         read = [
-            attn.read(part.reshape(mask.shape[0], -1, width), *keys_values, mask).reshape(part.shape)
-            for part, (keys_values, mask) in zip(parts, texts, strict=True)
+            attn.read(
+                part.reshape(branch.num_captions, -1, width), *branch.keys_values[layer], branch.mask
+            ).reshape(part.shape)
+            for part, branch in zip(parts, branches, strict=True)
         ]
-        x = x if parted else x.repeat(len(texts), 1, 1)
+        x = x if layer > 0 else x.repeat(num_branches, 1, 1)
         return x + self.encoder_attn_layer_norm(attn.out_proj(torch.cat(read)))
 
 
@@ -314,8 +326,7 @@ class BartDecoder(nn.Module):
         x = self.layernorm_embedding(x)[:, None]
         for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x = layer.attend_cache(x, cache, position)
-            texts = [(branch.keys_values[i], branch.mask) for branch in branches]
-            x = layer.attend_branches(x, texts, parted=i > 0)
+            x = layer.attend_branches(x, branches, i)
             x = x + layer.glu(x)
         return self.final_ln(x).view(len(branches), -1, x.shape[-1])
 
@@ -327,7 +338,7 @@ class BartDecoder(nn.Module):
         """
         hidden = at_least_float32(hidden)
         if isinstance(self.lm_head, PackedLinear):
-            return self.lm_head(hidden)
+            return onednn_product(hidden, self.lm_head.packed)
         return linear(hidden, at_least_float32(self.lm_head.weight[: self.config.num_codes]))
 
     def pack(self, num_rows: int) -> None:
@@ -339,9 +350,7 @@ class BartDecoder(nn.Module):
             num_rows: of a step: images times branches. Any number works, this one best.
         """
         for layer in self.layers:
-            names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
-            names += ("encoder_attn.q_proj", "encoder_attn.out_proj", "glu.fc0", "glu.fc1", "glu.fc2")
-            for name in names:
+            for name in STEP_PRODUCTS:
                 part = layer.get_submodule(name)
                 if isinstance(part, Linear) and is_large(part.weight):
                     layer.set_submodule(name, PackedLinear(part.weight, num_rows))
