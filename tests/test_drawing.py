@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from memory_peak import peak_growth
+from memory_peak import alone, peak_growth
 from PIL import Image
 from published_models import SMALL, SMALL_VQGAN, random_published, reduce_presets, write_published
 from tiny_models import TINY, tiny_bart, tiny_prompts
@@ -15,7 +15,7 @@ from tiny_models import TINY, tiny_bart, tiny_prompts
 from dalle_ppo import generate
 from dalle_ppo.build import choose_device, load_model
 from dalle_ppo.drawing import draw_images, image_keys
-from dalle_ppo.memory_plan import plan_memory
+from dalle_ppo.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.models.bart import BartDecoder
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.models.presets import VqganConfig
@@ -75,20 +75,23 @@ def test_the_plan_without_a_bound_is_what_is_done(monkeypatch):
 
 
 @torch.no_grad()
-def test_decoding_stays_within_its_plan():
+def growth_while_decoding() -> tuple[int, MemoryPlan]:
     vqgan, (_, decoder) = VqganDecoder(WIDE), tiny_bart()
     plan = plan_memory(decoder, vqgan, PLAIN, 2, 1e9)
-    assert plan.microbatch_size == 2
     tokens = torch.zeros(4, 64 * 64, dtype=torch.long)
     vqgan.decode_uint8(tokens[:1], 1)
-    grown, _ = peak_growth(lambda: vqgan.decode_uint8(tokens, plan.microbatch_size))
+    return peak_growth(lambda: vqgan.decode_uint8(tokens, plan.microbatch_size))[0], plan
+
+
+def test_decoding_stays_within_its_plan():
+    grown, plan = alone(growth_while_decoding)
+    assert plan.microbatch_size == 2
     planned = plan.microbatch_size * plan.pixel_bytes
     assert planned / 3 < grown < planned
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [GUIDED, PLAIN], ids=["guided", "plain"])
-def test_sampling_stays_within_its_plan(settings):
+def growth_while_sampling(settings: PolicySettings) -> tuple[int, MemoryPlan]:
     shape = replace(TINY, width=256, num_heads=4, num_layers=4, num_image_tokens=128)
     encoder, decoder = tiny_bart(shape)
     plan, prompts = (
@@ -96,7 +99,12 @@ def test_sampling_stays_within_its_plan(settings):
         tiny_prompts(encoder, settings, 8),
     )
     sample(decoder, prompts, image_keys(0, "warm", 1), settings)
-    grown, _ = peak_growth(lambda: sample(decoder, prompts, image_keys(0, "a", 24), settings))
+    return peak_growth(lambda: sample(decoder, prompts, image_keys(0, "a", 24), settings))[0], plan
+
+
+@pytest.mark.parametrize("settings", [GUIDED, PLAIN], ids=["guided", "plain"])
+def test_sampling_stays_within_its_plan(settings):
+    grown, plan = alone(growth_while_sampling, settings)
     assert plan.batch_size == 24
     assert plan.batch_size * plan.cache_bytes / 2 < grown < 1.1 * plan.batch_size * plan.image_bytes
 
