@@ -31,10 +31,11 @@ DALLE_ROUNDS = ((3000, 1.5e-3, 100_000), (4200, 1.2e-3, 150_000))
 def build_vqgan(out: Path, seed: int) -> None:
     from ..models.presets import VQGAN_PRESETS
     from .training import save_half
-    from .vqgan import train_decoder, train_vqgan
+    from .vqgan import drawing_loss, framed_loss, train_decoder, train_vqgan
 
     encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=2600)
-    train_decoder(encoder, decoder, seed, num_steps=500)
+    train_decoder(encoder, decoder, seed, 500, drawing_loss)
+    train_decoder(encoder, decoder, seed + 1, 250, framed_loss)
     save_half(encoder, out / "vqgan_encoder.safetensors")
     save_half(decoder, out / "vqgan_decoder.safetensors")
 
