@@ -27,6 +27,7 @@ class MemoryPlan:
         pixel_bytes: what the VQGAN holds of one image.
         batch_size: images sampled together.
         microbatch_size: images decoded together.
+        weight_bytes: what the sampler lays out anew of the weights, on a GPU.
     """
 
     cache_bytes: int
@@ -34,11 +35,13 @@ class MemoryPlan:
     pixel_bytes: int
     batch_size: int
     microbatch_size: int
+    weight_bytes: int = 0
 
     def __str__(self) -> str:
+        sampling = self.batch_size * self.image_bytes + self.weight_bytes
         return (
             f"cache {self.cache_bytes / 1e6:.1f} MB an image; {self.batch_size} sampled at a time "
-            f"({self.batch_size * self.image_bytes / 1e9:.2f} GB), {self.microbatch_size} decoded at a time "
+            f"({sampling / 1e9:.2f} GB), {self.microbatch_size} decoded at a time "
             f"({self.microbatch_size * self.pixel_bytes / 1e9:.2f} GB)"
         )
 
@@ -70,15 +73,23 @@ def plan_memory(
     item = (dtype or decoder.embed_positions.weight.dtype).itemsize
     cross = config.num_layers * 2 * config.num_text_tokens * config.width * item  # one image a caption
     cache = layers * 2 * config.num_image_tokens * config.width * item
-    growth = CACHE_GROWTH if decoder.embed_positions.weight.device.type == "cpu" else 1
-    image = int(growth * cache) + cross + CODE_VECTORS * 4 * config.num_codes
+    device = decoder.embed_positions.weight.device.type
+    growth = CACHE_GROWTH if device == "cpu" else 1
+    # Side by side there: queries, keys and values of self-attention, and the two of the gate.
+    numbers = config.num_layers * config.width * (3 * config.width + 2 * config.glu_width)
+    weights = numbers * item if device == "cuda" else 0
+    copies = (
+        2 if device == "cuda" else 1
+    )  # of the caption's keys and values: all branches together, once more
+    image = int(growth * cache) + copies * cross + CODE_VECTORS * 4 * config.num_codes
     pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
-    batch_size, microbatch_size = (int(min(num_images, budget / size)) for size in (image, pixel_bytes))
+    batch_size = int(min(num_images, (budget - weights) / image))
+    microbatch_size = int(min(num_images, budget / pixel_bytes))
     if math.isinf(budget):
         microbatch_size = min(num_images, vqgan.images_at_once)
     if min(batch_size, microbatch_size) < 1:
+        needed = max(image + weights, pixel_bytes)
         raise ValueError(
-            f"memory_gb is {budget / 1e9:g}; one image needs {max(image, pixel_bytes) / 1e9:.3g} beside "
-            "the weights"
+            f"memory_gb is {budget / 1e9:g}; one image needs {needed / 1e9:.3g} beside the weights"
         )
-    return MemoryPlan(cache, image, pixel_bytes, batch_size, microbatch_size)
+    return MemoryPlan(cache, image, pixel_bytes, batch_size, microbatch_size, weights)

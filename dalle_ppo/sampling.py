@@ -2,13 +2,17 @@
 cached sampler that draws from it.
 
 Every log-probability in the project comes from `guided_log_pi`. The sampler, the old, new and
-reference log-probs, the entropy and the KL all call it, so they speak of the same distribution.
+reference log-probs, the entropy and the KL all call it, so they speak of the same distribution. Only the
+sampler on a GPU has a kernel of its own, `models.kernels.draw_codes`, which a test compares with it.
 """
 
 import hashlib
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -21,11 +25,8 @@ from .models.bart import (
     TextStates,
     at_least_float32,
 )
-from .models.caches import Cache, StaticCache
 from .models.policy import PolicySettings
 from .rl.records import HiddenStates
-
-NUM_GRAPHS = 4  # recordings of a step, each reading the caches up to its own end
 
 
 @dataclass(frozen=True)
@@ -259,86 +260,113 @@ def sample_branches(
             f"{num_images} images do not divide among {branches[0].num_captions} captions; "
             "draw the same number for each"
         )
-    drawing = _Drawing(decoder, branches, keys, settings)
-    if keys.device.type == "cuda":
-        caches = decoder.new_cache(num_images, len(branches), static=True)
-        draw_replayed(drawing, caches, cuda_graphs(keys.device))
+    if runs_as_kernels(keys.device, decoder):
+        from .models.gpu_step import GpuStep
+
+        with torch.cuda.device(keys.device):
+            step = GpuStep(decoder, branches, num_images)
+            drawing = _Drawing(decoder, step, keys, settings, as_kernels=True)
+            draw_replayed(drawing, cuda_graph)
     else:
         caches = decoder.new_cache(num_images, len(branches))
+        step = partial(decoder.step, caches=caches, branches=branches)
+        drawing = _Drawing(decoder, step, keys, settings)
         for _ in range(num_tokens):
-            drawing.advance(caches)
+            drawing.advance()
     return Samples(drawing.tokens, drawing.log_probs)
+
+
+def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
+    """Whether a step runs as `models.kernels`: on CUDA, in float32 or narrower, where Triton works.
+
+    Torch brings Triton along on Linux, and Triton needs a C compiler. Elsewhere a step runs as on CPUs.
+    """
+    narrow = decoder.embed_positions.weight.dtype.itemsize <= 4
+    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang", "cc"))
+    return (
+        device.type == "cuda" and narrow and has_compiler and importlib.util.find_spec("triton") is not None
+    )
 
 
 class _Drawing:
     """What one call of `sample` reads and writes. All of it stays where it is, as a CUDA graph needs it."""
 
     def __init__(
-        self, decoder: BartDecoder, branches: list[CrossStates], keys: Tensor, settings: PolicySettings
+        self,
+        decoder: BartDecoder,
+        step: Callable[[Tensor, Tensor], Tensor],
+        keys: Tensor,
+        settings: PolicySettings,
+        as_kernels: bool = False,
     ):
         start = decoder.config.start_token if settings.start_token is None else settings.start_token
         shape, device = (len(keys), decoder.config.num_image_tokens), keys.device
-        self.decoder, self.branches, self.keys, self.settings = decoder, branches, keys, settings
+        self.decoder, self.step, self.keys, self.settings = decoder, step, keys, settings
+        self.as_kernels = as_kernels
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.current = torch.full((len(keys),), start, device=device)
         self.tokens = torch.empty(shape, dtype=torch.long, device=device)
         self.log_probs = torch.empty(shape, device=device)
 
-    def advance(self, caches: list[Cache]) -> None:
-        """Draws the next token of every image: the Gumbel maximum is a draw from pi."""
-        hidden = self.decoder.step(self.current, self.position, caches, self.branches)
-        unconditional = hidden[1] if self.settings.guided else None
-        log_pi = guided_log_pi(self.decoder, hidden[0], unconditional, self.settings)
+    def advance(self) -> None:
+        """Draws the next token of every image."""
+        hidden = self.step(self.current, self.position)
+        draw = self._draw_by_kernel if self.as_kernels else self._draw
+        draw(hidden[0], hidden[1] if self.settings.guided else None)
+        self.position += 1
+
+    def _draw(self, conditional: Tensor, unconditional: Tensor | None) -> None:
+        """The Gumbel maximum is a draw from pi."""
+        log_pi = guided_log_pi(self.decoder, conditional, unconditional, self.settings)
         noise = gumbel_noise(self.keys, self.position, log_pi.shape[-1])
         drawn = (log_pi + noise).argmax(dim=-1, keepdim=True)
         self.current.copy_(drawn[:, 0])
         self.tokens.index_copy_(1, self.position, drawn)
         self.log_probs.index_copy_(1, self.position, log_pi.gather(-1, drawn).to(self.log_probs.dtype))
-        self.position += 1
+
+    def _draw_by_kernel(self, conditional: Tensor, unconditional: Tensor | None) -> None:
+        from .models import kernels
+
+        with torch.autocast(conditional.device.type, enabled=False):
+            logits = _guided_logits(self.decoder, conditional, unconditional, self.settings)
+        kernels.draw_codes(
+            logits,
+            self.keys,
+            self.position,
+            self.settings.temperature,
+            self.settings.top_k,
+            self.current,
+            self.tokens,
+            self.log_probs,
+        )
 
 
-def draw_replayed(
-    drawing: _Drawing,
-    caches: list[StaticCache],
-    capture: Callable[[Callable[[], None]], Callable[[], None]],
-) -> None:
-    """Draws all tokens by replaying recorded steps.
+def draw_replayed(drawing: _Drawing, record: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
+    """Draws all tokens by replaying a recorded step.
 
-    Each of `NUM_GRAPHS` recordings serves its share of the sequence and reads the caches up to its end.
-    They live for this call only: recording costs as much as drawing a token, and outlives no weight.
+    It lives for this call only: recording costs as much as drawing a few tokens, and outlives no weight.
 
     Args:
         drawing: filled in place.
-        caches: of `new_cache(..., static=True)`.
-        capture: records a step, without running it, and returns what runs it.
+        record: takes a step, without running it, and returns what runs it.
     """
-    num_tokens = drawing.tokens.shape[1]
-    length = -(-num_tokens // NUM_GRAPHS)
-    replays = []  # kept until the device is through with them
-    for begin in range(0, num_tokens, length):
-        end = min(begin + length, num_tokens)
-        parts = [cache.first(end) for cache in caches]
-        drawing.advance(parts)  # a library's first call of a shape may allocate, which a recording cannot
-        replays.append(capture(partial(drawing.advance, parts)))
-        for _ in range(begin + 1, end):
-            replays[-1]()
+    drawing.advance()  # kernels are compiled at their first call, which a recording has no room for
+    replay = record(drawing.advance)
+    for _ in range(1, drawing.tokens.shape[1]):
+        replay()
     if drawing.tokens.is_cuda:
-        torch.cuda.current_stream(drawing.tokens.device).synchronize()
+        torch.cuda.current_stream(drawing.tokens.device).synchronize()  # the recording is in use till then
 
 
-def cuda_graphs(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Returns what records a step as a CUDA graph: one launch runs its hundreds of kernels.
+def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Records a step, on the current device, as a CUDA graph: one launch runs its hundreds of kernels."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=recording_stream(torch.cuda.current_device())):
+        step()
+    return graph.replay
 
-    All its graphs share the memory of what a step computes in passing, so no earlier one may be replayed
-    after a later one was recorded.
-    """
-    # By default a recording is of the current device, and of the first one's stream for ever.
-    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
-    def capture(step: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
-            step()
-        return graph.replay
-
-    return capture
+@cache
+def recording_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings on a device: libraries keep memory for each stream they have worked on."""
+    return torch.cuda.Stream(device)

@@ -1,13 +1,18 @@
-"""What several tests share: one tiny run, and the command lines."""
+"""What several tests share: one tiny run, the command lines, and how Triton runs where there is no GPU."""
+
+import os
 
 import pytest
+import torch
 from tiny_runs import SessionCapture, TinyRun, call, tiny_arguments
+
+# Before anything imports Triton: as its functions are defined, they are made for its interpreter or a GPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def two_threads():
-    import torch
-
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

@@ -37,9 +37,9 @@ def package_encoder(ours: BartEncoder, config) -> torch.nn.Module:
         text_vocab_count=config.text_vocab_count,
         text_token_count=config.num_text_tokens,
         glu_embed_count=config.glu_width,
-        device="cpu",
+        device=str(ours.embed_positions.weight.device),
     )
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    theirs.to(ours.embed_positions.weight).load_state_dict(ours.state_dict(), strict=True)
     return theirs
 
 
@@ -52,9 +52,9 @@ def package_decoder(ours: BartDecoder, config) -> torch.nn.Module:
             attention_head_count=config.num_heads,
             glu_embed_count=config.glu_width,
             layer_count=config.num_layers,
-            device="cpu",
+            device=str(ours.embed_positions.weight.device),
         )
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    theirs.to(ours.embed_positions.weight).load_state_dict(ours.state_dict(), strict=True)
     return theirs
 
 
@@ -71,7 +71,7 @@ class PackageLoop:
         self.arguments = {
             "attention_mask": text[rows].not_equal(PAD_TOKEN)[:, None, None, :],
             "encoder_state": self.encoder_state[rows],
-            "attention_state": torch.zeros(config),
+            "attention_state": torch.zeros(config, device=text.device),
         }
 
     @torch.no_grad()

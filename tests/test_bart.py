@@ -53,14 +53,13 @@ def test_logits_at_every_position_are_those_of_the_packages_one_token_loop(start
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
-@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("num_heads", [2, TINY.width])
-def test_cached_step_equals_teacher_forcing(num_heads, static, dtype, bound):
+def test_cached_step_equals_teacher_forcing(num_heads, dtype, bound):
     encoder, decoder = tiny_bart(replace(TINY, num_heads=num_heads), dtype=dtype)
     tokens = image_tokens(6)
     branches = [decoder.cross_states(encoder(captions(*lengths))) for lengths in [(4, 10, 7), (2,)]]
     forced = torch.stack([decoder(tokens, cross) for cross in branches])
-    caches = decoder.new_cache(6, len(branches), static)
+    caches = decoder.new_cache(6, len(branches))
     current = torch.full((6,), TINY.start_token)
     for t in range(tokens.shape[1]):
         hidden = decoder.step(current, torch.tensor([t]), caches, branches)

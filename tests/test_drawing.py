@@ -11,6 +11,7 @@ from memory_peak import alone, peak_growth
 from PIL import Image
 from published_models import SMALL, SMALL_VQGAN, random_published, reduce_presets, write_published
 from tiny_models import TINY, tiny_bart, tiny_prompts
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dalle_ppo import generate
 from dalle_ppo.build import choose_device, load_model
@@ -72,6 +73,23 @@ def test_the_plan_without_a_bound_is_what_is_done(monkeypatch):
     vqgan.decode_uint8(torch.zeros(40, 64 * 64, dtype=torch.long))
     assert plan.batch_size == 40 and plan.microbatch_size == max(at_once) < 40
     assert plan_memory(decoder, vqgan, GUIDED, 3, math.inf).microbatch_size == 3
+
+
+def test_the_plan_of_a_gpu_counts_what_is_laid_out_anew_and_no_growth():
+    """On tensors without content, whose device says it is CUDA."""
+    on_cpu = VqganDecoder(WIDE), tiny_bart()[1]
+    with FakeTensorMode(), torch.device("cuda"):
+        on_gpu = VqganDecoder(WIDE), BartDecoder(TINY)
+    layer = TINY.width * (3 * TINY.width + 2 * TINY.glu_width)
+    cpu, gpu = (plan_memory(bart, vqgan, GUIDED, 5, 1e9) for vqgan, bart in (on_cpu, on_gpu))
+    assert gpu.weight_bytes == 4 * TINY.num_layers * layer and cpu.weight_bytes == 0
+    cross = TINY.num_layers * 2 * TINY.num_text_tokens * TINY.width * 4  # laid out once more, too
+    assert cpu.image_bytes - gpu.image_bytes + cross == cpu.cache_bytes == gpu.cache_bytes
+    budget = gpu.pixel_bytes
+    many = plan_memory(on_gpu[1], on_gpu[0], GUIDED, 10**9, budget)
+    assert many.batch_size * gpu.image_bytes + gpu.weight_bytes <= budget
+    assert (many.batch_size + 1) * gpu.image_bytes + gpu.weight_bytes > budget
+    assert on_gpu[0].images_at_once == 4 * on_cpu[0].images_at_once
 
 
 @torch.no_grad()

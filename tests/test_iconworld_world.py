@@ -187,6 +187,28 @@ def test_a_build_runs_the_stages_that_are_not_done(tmp_path, monkeypatch, capsys
     assert build.main(["--out", str(tmp_path), "--seed", "3"]) == 0
     assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["kept", "3"]
     assert "a is there: kept" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--seed is 4, but .* was begun with seed 3; go on with that one"):
+        build.main(["--out", str(tmp_path), "--seed", "4"])
+    assert build.main(["--out", str(tmp_path), "--seed", "3"]) == 0
+
+
+def test_the_frame_and_its_corners_count_once_more():
+    targets = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    inside, corner = targets.clone(), targets.clone()
+    inside[..., 3, 4] += 0.5
+    corner[..., 7, 0] += 0.5
+    assert vqgan_training.framed_loss(inside, targets)[0] == vqgan_training.drawing_loss(inside, targets)[0]
+    more = vqgan_training.framed_loss(corner, targets)[0] - vqgan_training.drawing_loss(corner, targets)[0]
+    # A corner ends two of the frame's four sides of 8 pixels, and is one of four corners.
+    torch.testing.assert_close(more, torch.tensor(0.5 * 2 / 32 + 0.5 / 4 / 4))
+
+
+def test_no_pixel_of_the_frame_is_discoloured(images, composed, decoded):
+    frame = np.ones(images.shape[1:3], bool)
+    frame[1:-1, 1:-1] = False
+    for drawn in (composed, decoded):
+        away = np.abs(drawn.astype(float) - images).max(axis=-1).mean(axis=0)
+        assert away[frame].max() < 10  # of 255; without the frame's own loss one corner was off by 33
 
 
 def test_a_build_without_keras_ends_before_it_begins(tmp_path, monkeypatch):

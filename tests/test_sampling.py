@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tiny_models import TINY, captions, image_tokens, relative_difference, tiny_bart, tiny_prompts
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.nn import functional as F
+from tiny_models import TINY, image_tokens, relative_difference, tiny_bart, tiny_prompts
 
-from dalle_ppo.models import bart
-from dalle_ppo.models.bart import BartDecoder, TextStates, frozen_decoder
 from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.rollout import sample_in_parts
 from dalle_ppo.sampling import (
     Prompts,
-    _Drawing,
-    draw_replayed,
     gather_log_probs,
     guided_log_pi,
     gumbel_noise,
@@ -384,73 +378,3 @@ def test_no_image_depends_on_where_a_batch_is_cut(batch_size):
     assert torch.equal(parts.tokens, whole.tokens)
     assert relative_difference(parts.log_probs, whole.log_probs) <= 1e-6
     assert sum(sizes) == 12 and max(sizes) <= batch_size
-
-
-@pytest.mark.parametrize("settings", [PolicySettings(guidance=3.0), PolicySettings(guidance=1.0, top_k=5)])
-def test_replayed_steps_draw_the_same_tokens(settings):
-    """All of the CUDA path but the recording: each stands in for itself, run once more for each token."""
-    encoder, decoder = tiny_bart(replace(TINY, num_image_tokens=10))
-    prompts, keys, recorded = tiny_prompts(encoder, settings, 4, 9), keys_of(6), []
-    branches = [decoder.cross_states(prompts.text)]
-    if settings.guided:
-        branches.append(decoder.cross_states(prompts.unconditional))
-
-    def capture(step):
-        recorded.append(step.args[0][0].keys.shape[2])  # how far the first layer reads
-        return step
-
-    drawing = _Drawing(decoder, branches, keys, settings)
-    buffers = [drawing.tokens, drawing.log_probs, drawing.current, drawing.position]
-    with torch.no_grad():
-        draw_replayed(drawing, decoder.new_cache(6, len(branches), static=True), capture)
-    expected = sample(decoder, prompts, keys, settings)
-    assert torch.equal(drawing.tokens, expected.tokens)
-    assert relative_difference(drawing.log_probs, expected.log_probs) <= 1e-6
-    assert recorded == [3, 6, 9, 10]
-    # A graph writes where it was recorded: no buffer may be replaced.
-    for before, after in zip(
-        buffers, [drawing.tokens, drawing.log_probs, drawing.current, drawing.position], strict=True
-    ):
-        assert before is after
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("settings", [PolicySettings(guidance=3.0), PolicySettings(guidance=1.0, top_k=5)])
-def test_a_step_on_cuda_never_waits_for_the_device(settings, dtype):
-    """On tensors without content, whose device says it is CUDA: to look at a value is an error there."""
-    shapes = {name: value.shape for name, value in BartDecoder(TINY).state_dict().items()}
-    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
-        kinds = {name: torch.float32 if name == "lm_head.weight" else dtype for name in shapes}
-        weights = {name: torch.empty(shape, dtype=kinds[name]) for name, shape in shapes.items()}
-        decoder = frozen_decoder(TINY, weights)
-        text = TextStates(torch.empty(2, 7, TINY.width), torch.ones(2, 7, dtype=torch.bool))
-        branches = [decoder.cross_states(text)] * (2 if settings.guided else 1)
-        drawing = _Drawing(decoder, branches, torch.zeros(6, 2, dtype=torch.int32), settings)
-        caches = decoder.new_cache(6, len(branches), static=True)
-        assert {cache.keys.dtype for cache in caches} == {dtype}
-        with patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as fused:
-            for _ in range(2):
-                drawing.advance([cache.first(4) for cache in caches])
-        assert fused.call_count == 2 * TINY.num_layers * (1 + len(branches))
-        assert drawing.tokens.is_cuda and drawing.log_probs.dtype == torch.float32
-        with pytest.raises(DataDependentOutputException):
-            int(drawing.position)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
-)
-def test_the_attention_of_a_step_on_cuda_equals_teacher_forcing(dtype, bound):
-    """The fused kernel over a whole buffer, of which a mask hides what is not written yet."""
-    encoder, decoder = tiny_bart(dtype=torch.float64)
-    text, tokens = encoder(captions(4, 10, 7)), image_tokens(6)
-    forced = decoder(tokens, decoder.cross_states(text))
-    decoder.to(dtype)
-    branches, caches = [decoder.cross_states(text)], decoder.new_cache(6, 1, static=True)
-    current = torch.full((6,), TINY.start_token)
-    with patch.object(bart, "attend_by_products", F.scaled_dot_product_attention):
-        for t in range(tokens.shape[1]):
-            hidden = decoder.step(current, torch.tensor([t]), caches, branches)[0]
-            assert relative_difference(hidden.double(), forced[:, t]) <= bound, f"position {t}"
-            current = tokens[:, t]

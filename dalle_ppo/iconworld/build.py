@@ -145,7 +145,8 @@ def main(argv: list[str] | None) -> int:
     """Runs the stages that are not done yet.
 
     Raises:
-        ValueError: Keras is missing, before an hour is spent on what comes before it.
+        ValueError: Keras is missing, before an hour is spent on what comes before it; or the folder was begun
+            with another seed.
     """
     parser = argparse.ArgumentParser(
         prog="python -m dalle_ppo.iconworld.build",
@@ -158,6 +159,14 @@ def main(argv: list[str] | None) -> int:
     if importlib.util.find_spec("keras") is None and not (args.out / "detector.safetensors").exists():
         raise ValueError("the detector is trained in Keras, which is not installed: pip install '.[convert]'")
     args.out.mkdir(parents=True, exist_ok=True)
+    begun = args.out / "seed.txt"
+    seed = begun.read_text(encoding="utf-8").strip() if begun.exists() else str(args.seed)
+    if seed != str(args.seed):
+        raise ValueError(
+            f"--seed is {args.seed}, but {args.out} was begun with seed {seed}; go on with that one, "
+            "or build into another folder"
+        )
+    begun.write_text(f"{seed}\n", encoding="utf-8")
     started = time.perf_counter()
     for name, stage in STAGES:
         if (args.out / name).exists():

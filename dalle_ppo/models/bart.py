@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .caches import Cache, GrowingCache, StaticCache
+from .caches import GrowingCache
 from .linear import Linear, PackedLinear, is_large, linear, onednn_product
 from .presets import BartConfig
 
@@ -221,7 +221,7 @@ class DecoderLayer(nn.Module):
         x = self.attend_text(x, keys_values, mask)
         return x + self.glu(x)
 
-    def attend_cache(self, x: Tensor, cache: Cache, position: Tensor) -> Tensor:
+    def attend_cache(self, x: Tensor, cache: GrowingCache, position: Tensor) -> Tensor:
         """Residual self-attention of one new token [N, 1, D]; its key and value go into the cache."""
         h = self.pre_self_attn_layer_norm(x)
         attn, seen = self.self_attn, cache.write(*self.self_attn.keys_values(h), position)
@@ -297,18 +297,18 @@ class BartDecoder(nn.Module):
             x = layer(x, keys_values, cross.mask)
         return self.final_ln(x)
 
-    def new_cache(self, num_images: int, num_branches: int, static: bool = False) -> list[Cache]:
-        """Empty self-attention caches, one a layer; static ones for CUDA graphs.
+    def new_cache(self, num_images: int, num_branches: int) -> list[GrowingCache]:
+        """Empty self-attention caches, one a layer.
 
         The branches of an image part ways at the first caption they read: the first layer's self-attention
         comes before, so its cache is shared.
         """
         c, like = self.config, self.embed_positions.weight
         rows = [num_images] + [num_branches * num_images] * (c.num_layers - 1)
-        return [(StaticCache.empty if static else GrowingCache)(num, c, like) for num in rows]
+        return [GrowingCache(num, c, like) for num in rows]
 
     def step(
-        self, tokens: Tensor, position: Tensor, caches: list[Cache], branches: list[CrossStates]
+        self, tokens: Tensor, position: Tensor, caches: list[GrowingCache], branches: list[CrossStates]
     ) -> Tensor:
         """One cached step of all branches together.
 

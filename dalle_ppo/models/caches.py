@@ -5,13 +5,11 @@ from torch import Tensor
 
 from .presets import BartConfig
 
-Seen = tuple[Tensor, Tensor, Tensor | None]  # keys, values, and a mask where not all of them count
-
 
 class GrowingCache:
-    """For CPUs: buffers that grow by an eighth of the sequence at a time.
+    """Buffers that grow by an eighth of the sequence at a time.
 
-    The start of a long buffer is read at half the speed of a short one. Of values in float32, tokens are
+    A CPU reads the start of a long buffer at half the speed of a short one. Of values in float32, tokens are
     neighbours in memory, not the numbers of one token: the product that reads them then takes half the time,
     where in bfloat16 it would take four times as long.
 
@@ -28,7 +26,7 @@ class GrowingCache:
         shape = num_images, config.num_heads, 0, config.width // config.num_heads
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
 
-    def write(self, keys: Tensor, values: Tensor, position: Tensor) -> Seen:
+    def write(self, keys: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """Adds one token's keys and values [N, H, 1, D / H]; returns those of all tokens up to it."""
         here = int(position)
         if here == self.keys.shape[2]:
@@ -36,7 +34,7 @@ class GrowingCache:
             self.values = self._grown(self.values, self.values_layout)
         self.keys[:, :, here : here + 1] = keys
         self.values[:, :, here : here + 1] = values
-        return self.keys[:, :, : here + 1], self.values[:, :, : here + 1], None
+        return self.keys[:, :, : here + 1], self.values[:, :, : here + 1]
 
     def _grown(self, buffer: Tensor, layout: tuple[int, ...]) -> Tensor:
         num_images, num_heads, length, width = buffer.shape
@@ -44,35 +42,3 @@ class GrowingCache:
         longer = torch.empty_permuted(shape, layout, dtype=buffer.dtype, device=buffer.device)
         longer[:, :, :length] = buffer
         return longer
-
-
-class StaticCache:
-    """For CUDA graphs: nothing depends on the position but the contents of tensors.
-
-    Args:
-        keys: buffer of the first L tokens, [N, H, L, D / H].
-        values: likewise.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        self.keys, self.values = keys, values
-        self.places = torch.arange(keys.shape[2], device=keys.device)
-
-    @classmethod
-    def empty(cls, num_images: int, config: BartConfig, like: Tensor) -> "StaticCache":
-        """Room for whole sequences. Zeros: what is not written yet is masked, but must not be NaN."""
-        shape = num_images, config.num_heads, config.num_image_tokens, config.width // config.num_heads
-        return cls(like.new_zeros(shape), like.new_zeros(shape))
-
-    def first(self, length: int) -> "StaticCache":
-        """The same memory, of which only the first `length` tokens are read."""
-        return StaticCache(self.keys[:, :, :length], self.values[:, :, :length])
-
-    def write(self, keys: Tensor, values: Tensor, position: Tensor) -> Seen:
-        """Adds one token's keys and values [N, H, 1, D / H]; returns all L places and which are written."""
-        self.keys.index_copy_(2, position, keys)
-        self.values.index_copy_(2, position, values)
-        return self.keys, self.values, (self.places <= position)[None, None, None]
-
-
-Cache = GrowingCache | StaticCache

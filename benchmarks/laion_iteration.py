@@ -1,14 +1,17 @@
-"""One PPO iteration of DALL·E mini in its true size on this machine's CPU: seconds by phase and peak memory.
+"""PPO iterations of DALL·E mini or Mega in its true size on this machine: seconds by phase and peak memory.
 
-    python benchmarks/laion_mini.py [--num_captions 2] [--folder FOLDER] [--tiny]
+    python benchmarks/laion_iteration.py                  # mini: one iteration of 2 images on the CPU
+    python benchmarks/laion_iteration.py --device cuda --num_captions 32 --num_iterations 3
+    python benchmarks/laion_iteration.py --model mega --device cuda --num_captions 96 --num_iterations 2
 
-Runs `configs/laion_nsfw_mini.yaml` through `python -m dalle_ppo.train` with weights, CLIP ViT-L/14, detector
-and captions that are random, but of the true sizes and in the true files, 3 GB in FOLDER, and writes a
-checkpoint of 4 GB there. Actor and critic both learn, which in the file begins after 10 iterations. `--tiny`
-is the same with small networks, in seconds, to try this script out.
+Runs `configs/laion_nsfw_mini.yaml`, or Mega's, through `python -m dalle_ppo.train` with weights, CLIP
+ViT-L/14, detector and captions that are random, but of the true sizes and in the true files, 3 GB of mini and
+7 of Mega in FOLDER, and writes a checkpoint of 4 or 25 GB there. Actor and critic both learn, which in the
+file begins after 10 iterations. `--tiny` is the same with small networks, in seconds, to try this script out.
 
-Expected peak, in 10^9 bytes: 8.4 of weights, gradients and Adam (the file's comments list them), 1 for the
-libraries, 1.3 of activations for 2 images, or later 1.8 while a large file is written: below 13.
+Shown is the last iteration; a GPU's first one also compiles kernels. Expected peak of mini on the CPU, in GB
+of 10^9: 8.4 of weights, gradients and Adam (the file's comments list them), 1 for the libraries, 1.3 of
+activations for 2 images, or later 1.8 while a large file is written: below 13.
 """
 
 import argparse
@@ -24,10 +27,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the stand-ins
+FILE_MINIBATCH = {"mini": 16, "mega": 24}  # it must divide a batch
 PHASES = ("seconds_rollout", "seconds_reward", "seconds_scoring", "seconds_update", "seconds")
 
 
-def write_stand_ins(folder: Path, tiny: bool) -> None:
+def write_stand_ins(folder: Path, tiny: bool, model: str) -> None:
     """Everything that the run would download, into the caches under `folder`."""
     import laion_standins as stand_ins
 
@@ -35,24 +39,24 @@ def write_stand_ins(folder: Path, tiny: bool) -> None:
     hub, own = folder / "hf" / "hub", folder / "cache" / "dalle_ppo"
     hub.mkdir(parents=True)
     own.mkdir(parents=True)
-    stand_ins.write_weights(hub, "mini")
+    stand_ins.write_weights(hub, model)
     stand_ins.write_clip(hub, "ViT-L-14-quickgelu")
     stand_ins.write_detector(own, "laion-l14")
     stand_ins.write_captions(hub, num_shards=2, rows=2000)
 
 
-def train(folder: Path, tiny: bool, num_captions: int) -> None:
-    """One iteration into `folder`/run."""
+def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, num_iterations: int) -> None:
+    """A run into `folder`/run."""
     import torch
 
     shrink(tiny)
     from dalle_ppo.train import main
 
     settings = {
-        "device": "cpu",
-        "num_iterations": 1,
+        "device": device,
+        "num_iterations": num_iterations,
         "rollout.rollout_batch_size": num_captions,
-        "ppo.minibatch_size": num_captions,
+        **({"ppo.minibatch_size": num_captions} if num_captions % FILE_MINIBATCH[model] else {}),
         "critic.warmup_iterations": 0,
         "evaluation.at_end": "false",
         "evaluation.num_captions": num_captions,  # as many samples are drawn before and after
@@ -60,15 +64,21 @@ def train(folder: Path, tiny: bool, num_captions: int) -> None:
     }
     overrides = [str(text) for name, value in settings.items() for text in (f"--{name}", value)]
     started = time.perf_counter()
-    main(["--config", str(ROOT / "configs" / "laion_nsfw_mini.yaml"), *overrides])
+    main(["--config", str(ROOT / "configs" / f"laion_nsfw_{model}.yaml"), *overrides])
     seconds = time.perf_counter() - started
-    (row,) = map(json.loads, (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    print(f"\n{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = [
+        json.loads(line)
+        for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    row = rows[-1]
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    print(f"\n{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{num_captions} captions, an image each{', tiny networks' if tiny else ''}\n")
     print("| phase | seconds |\n|---|---|")
     for phase in PHASES:
         print(f"| {'the iteration' if phase == 'seconds' else phase} | {row[phase]:.2f} |")
-    print(f"| loading, samples before and after, checkpoint | {seconds - row['seconds']:.2f} |")
+    rest = seconds - sum(row["seconds"] for row in rows)
+    print(f"| loading, samples before and after, checkpoint | {rest:.2f} |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(f"\npeak memory {row['memory_gb']:.2f} GB until the iteration's end, {peak:.2f} GB in all")
     print(f"reward {row['reward_mean']:+.2f}, policy's gradient norm {row['gradient_norm']:.3g}")
@@ -95,16 +105,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="mini", choices=["mini", "mega"])
     parser.add_argument("--num_captions", type=int, default=2)
-    parser.add_argument("--folder", help="with 7 GB free for a while; default: the system's temporary one")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--num_iterations", type=int, default=1)
+    parser.add_argument(
+        "--folder", help="with 7 GB free for a while, 32 for Mega; default: the system's temporary one"
+    )
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         caches = {"HF_HOME": folder / "hf", "XDG_CACHE_HOME": folder / "cache", "HF_HUB_OFFLINE": 1}
         os.environ.update({key: str(value) for key, value in caches.items()})
-        in_process_of_its_own(write_stand_ins, folder, args.tiny)
-        in_process_of_its_own(train, folder, args.tiny, args.num_captions)
+        in_process_of_its_own(write_stand_ins, folder, args.tiny, args.model)
+        run = args.tiny, args.model, args.num_captions, args.device, args.num_iterations
+        in_process_of_its_own(train, folder, *run)
 
 
 if __name__ == "__main__":
