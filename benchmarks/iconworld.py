@@ -1,14 +1,16 @@
 """Seconds per iteration by phase, images/s and peak memory of PPO on the built-in world.
 
-    python benchmarks/iconworld.py [--num_iterations 12]
+    python benchmarks/iconworld.py [--num_iterations 12] [--record]
 
 Runs the training loop of `python -m dalle_ppo.train` into a temporary folder, without evaluation, and
-prints the median of each phase over the iterations after the first two.
+prints the median of each phase over the iterations after the first two. `--record` puts that into RESULTS.md,
+in place of what stands there.
 """
 
 import argparse
 import json
 import platform
+import resource
 import statistics
 import tempfile
 from pathlib import Path
@@ -17,6 +19,8 @@ import torch
 
 from dalle_ppo.train import main as train
 
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEADING = "## The built-in world: `python benchmarks/iconworld.py`"
 PHASES = ("seconds", "seconds_rollout", "seconds_reward", "seconds_scoring", "seconds_update")
 
 
@@ -26,6 +30,7 @@ def run() -> None:
     )
     parser.add_argument("--num_iterations", type=int, default=12)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md")
     args, settings = parser.parse_known_args()
     if args.num_iterations < 3:
         parser.error("--num_iterations must be at least 3: the first two warm up")
@@ -35,12 +40,33 @@ def run() -> None:
         train([*overrides, "--device", args.device, "--evaluation.at_end", "false", *settings])
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines][2:]
-    print(f"\n{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("| phase | median seconds an iteration |\n|---|---|")
-    for phase in PHASES:
-        print(f"| {phase} | {statistics.median(row[phase] for row in rows):.2f} |")
-    print(f"\nimages/s {statistics.median(row['images_per_second'] for row in rows):.1f}, ", end="")
-    print(f"peak memory {rows[-1]['memory_gb']:.2f} GB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    table = "\n".join(table_lines(rows, peak))
+    print(f"\n{table}")
+    if args.record:
+        record(RESULTS, table)
+
+
+def table_lines(rows: list[dict], peak: float) -> list[str]:
+    """Markdown lines of the medians of `metrics.jsonl`'s rows and the process's peak memory, GB."""
+    return [
+        "| phase | median seconds an iteration |",
+        "|---|---|",
+        *(f"| {phase} | {statistics.median(row[phase] for row in rows):.2f} |" for phase in PHASES),
+        "",
+        f"{statistics.median(row['images_per_second'] for row in rows):.1f} images/s, "
+        f"peak memory {peak:.2f} GB",
+        f"({platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{len(rows)} iterations).",
+    ]
+
+
+def record(path: Path, table: str) -> None:
+    """Replaces what stands between this benchmark's heading in `path` and the next one."""
+    text = path.read_text(encoding="utf-8")
+    start = text.index(HEADING) + len(HEADING)
+    end = text.index("\n#", start)
+    path.write_text(f"{text[:start]}\n\n{table}\n{text[end:]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

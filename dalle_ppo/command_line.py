@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import yaml
 
+from . import config
 from .config import Config
 
 
@@ -64,12 +65,23 @@ def _explain(message: str, flags: list[str]) -> str:
     )
     if line.startswith("Unexpected config:"):
         return "the file of --config is no YAML of settings, such as `seed: 1`"
+    part = re.search(r"^Parser key \"([\w.]+)\".* '[\w.]+\.(\w+)': Option '(\w+)' is not accepted", line)
+    if part:
+        return _explain_part(*part.groups())
     if unknown is None or "class_path" in line:
         return line
     key = (f"{group.group(1)}." if group else "") + next(filter(None, unknown.groups()))
     near = difflib.get_close_matches(key, flags + setting_names(), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
     return f"unknown setting {key}; {hint}"
+
+
+def _explain_part(setting: str, class_name: str, key: str) -> str:
+    """Of an unknown key in a setting that is a record of its own, such as an item of a list."""
+    names = [f.name for f in fields(getattr(config, class_name))]
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    hint = f"did you mean {setting}.{near[0]}?" if near else f"it has {', '.join(names)}"
+    return f"unknown setting {setting}.{key}; {hint}"
 
 
 def setting_names(config_class: type = Config, prefix: str = "") -> list[str]:
@@ -82,9 +94,9 @@ def setting_names(config_class: type = Config, prefix: str = "") -> list[str]:
     return names
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(settings: Config) -> str:
     """The resolved settings as YAML."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: str | Path) -> Config:

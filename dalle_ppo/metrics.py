@@ -278,8 +278,8 @@ def read_metrics(path: Path) -> list[dict]:
     return records
 
 
-def truncate_metrics(path: Path, iterations: int) -> list[dict]:
-    """Keep the first `iterations` iterations of a metrics.jsonl, all at once or not at all; returns them.
+def first_metrics(path: Path, iterations: int) -> list[dict]:
+    """The first `iterations` iterations of a metrics.jsonl.
 
     Raises:
         ValueError: the file holds fewer, so that a resumed run would leave a gap.
@@ -290,6 +290,12 @@ def truncate_metrics(path: Path, iterations: int) -> list[dict]:
             f"{path}: holds {len(records)} iterations, but the checkpoint is at {iterations}; "
             "resume from an earlier checkpoint or start over with --overwrite"
         )
+    return records
+
+
+def truncate_metrics(path: Path, iterations: int) -> list[dict]:
+    """Keep what `first_metrics` returns, all at once or not at all; returns it."""
+    records = first_metrics(path, iterations)
     temporary = path.with_suffix(".jsonl.tmp")
     lines = [json.dumps(record) + "\n" for record in records]
     temporary.write_text("".join(lines), encoding="utf-8")

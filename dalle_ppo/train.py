@@ -37,7 +37,7 @@ def main(argv: list[str] | None) -> int:
         find_world,
     )
     from .heldout import load_heldout
-    from .metrics import write_settings
+    from .metrics import METRICS_FILE, first_metrics, write_settings
     from .run_state import load_checkpoint, prepare_run_dir
 
     # Everything that can be wrong with the settings is found before the folder is touched.
@@ -53,6 +53,7 @@ def main(argv: list[str] | None) -> int:
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
+        first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # refuses before anything changes
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")

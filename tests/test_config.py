@@ -124,6 +124,19 @@ def test_an_unknown_setting_offers_the_nearest(wrong, near, tmp_path):
     assert expected in refused("--config", write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    "argument, expected",
+    [
+        ("--evaluation.heldout_clip.modell=x", "evaluation.heldout_clip.modell; did you mean {}.model?"),
+        ('--reward.extra=[{"wieght": 1}]', "reward.extra.wieght; did you mean {}.weight?"),
+        ('--reward.extra=[{"function": "a:b"}]', "reward.extra.function; it has call, weight"),
+    ],
+)
+def test_an_unknown_setting_of_a_record_offers_what_it_has(argument, expected):
+    setting = argument.removeprefix("--").partition("=")[0].removesuffix(".modell")
+    assert refused(argument) == f"unknown setting {expected.format(setting)}"
+
+
 @pytest.mark.parametrize("section", ["ppo:", "critic: null", "ppo: 3"])
 def test_a_section_is_no_value(section, tmp_path):
     name, _, value = section.partition(":")

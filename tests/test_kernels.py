@@ -142,18 +142,19 @@ def test_codes_that_tie_with_the_kth_are_kept(sign):
 @torch.no_grad()
 @pytest.mark.parametrize("num_heads, guided", [(2, True), (4, False)])
 def test_a_step_equals_teacher_forcing(num_heads, guided):
-    encoder, decoder = (part.to(DEVICE) for part in tiny_bart(replace(TINY, num_heads=num_heads)))
-    tokens = image_tokens(6).to(DEVICE)
-    texts = [encoder(captions(*lengths).to(DEVICE)) for lengths in [(4, 10, 7), (2,)][: 1 + guided]]
+    config = replace(TINY, num_heads=num_heads, num_image_tokens=5)
+    encoder, decoder = (part.to(DEVICE) for part in tiny_bart(config))
+    tokens = image_tokens(4, config).to(DEVICE)
+    texts = [encoder(captions(*lengths).to(DEVICE)) for lengths in [(4, 10), (2,)][: 1 + guided]]
     branches = [decoder.cross_states(text) for text in texts]
     exact = [
         decoder.double()(tokens, decoder.cross_states(replace(t, states=t.states.double()))) for t in texts
     ]
     decoder.float()
-    step, current = GpuStep(decoder, branches, 6), torch.full((6,), TINY.start_token, device=DEVICE)
+    step, current = GpuStep(decoder, branches, 4), torch.full((4,), TINY.start_token, device=DEVICE)
     for t in range(tokens.shape[1]):
         hidden = step(current, torch.tensor([t], device=DEVICE))
-        assert hidden.shape == (1 + guided, 6, TINY.width)
+        assert hidden.shape == (1 + guided, 4, TINY.width)
         for ours, expected in zip(hidden, exact, strict=True):
             assert relative_difference(ours.double(), expected[:, t]) < 1e-5, f"position {t}"
         current = tokens[:, t]
@@ -168,13 +169,15 @@ def on_device(cross: CrossStates) -> CrossStates:
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_replayed_steps_draw_the_tokens_of_a_cpu(settings):
     """All of what a GPU does but the recording: a step stands in for it, run once more for each token."""
-    encoder, decoder = tiny_bart()
-    prompts, keys = tiny_prompts(encoder, settings, 4, 10, 7), noise_keys(0, "rollout", 0, "abcdef", [0] * 6)
+    config = replace(TINY, num_image_tokens=5)
+    encoder, decoder = tiny_bart(config)
+    prompts = tiny_prompts(encoder, settings, 4, 10, config=config)
+    keys = noise_keys(0, "rollout", 0, "abcd", [0] * 4)
     expected = sample(decoder, prompts, keys, settings)
     branches = [on_device(decoder.cross_states(prompts.text))]
     if settings.guided:
         branches.append(on_device(decoder.cross_states(prompts.unconditional)))
-    step = GpuStep(decoder.to(DEVICE), branches, 6)
+    step = GpuStep(decoder.to(DEVICE), branches, 4)
     drawing = _Drawing(decoder, step, keys.to(DEVICE), settings, as_kernels=True)
     buffers, recorded = (drawing.tokens, drawing.log_probs, drawing.current, drawing.position), []
 

@@ -376,6 +376,16 @@ def test_the_reference_is_the_one_that_the_run_began_with(tiny_run, cli, tmp_pat
     assert cli(generate.main, "a red boat", "--out", tmp_path / "a.png", "--model", run_dir).code == 0
 
 
+def test_a_resume_that_is_refused_changes_nothing(tiny_run, tmp_path, cli):
+    run_dir = shutil.copytree(tiny_run.run_dir, tmp_path / "run")
+    (run_dir / "metrics.jsonl").unlink()
+    before = files_of(run_dir)
+    refused = cli(train.main, *tiny_arguments(run_dir, num_iterations=6), "--resume")
+    assert refused.code == 2
+    assert "holds 0 iterations, but the checkpoint is at 4" in refused.error
+    assert files_of(run_dir) == before
+
+
 def test_resume_needs_to_know_which_run(cli):
     outcome = cli(train.main, "--resume")
     assert outcome.code == 2 and "--run_dir" in outcome.error
