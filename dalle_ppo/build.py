@@ -241,11 +241,13 @@ def build_captions(config: Config, seed: int, stream: int, split: str) -> Captio
 def evaluation_captions(
     config: Config, num: int | None = None, stream: int = EVALUATION_STREAM
 ) -> list[CaptionRecord]:
-    """Distinct held-out captions, in the training's mix of tags.
+    """Distinct held-out captions, in the mix of tags of `evaluation.shares`.
 
     Raises:
         ValueError: if the source holds fewer of them.
     """
+    shares = config.evaluation.shares or config.captions.shares
+    config = replace(config, captions=replace(config.captions, shares=shares))
     source = build_captions(config, config.evaluation.seed, stream, "heldout")
     try:
         return distinct_captions(source, num or config.evaluation.num_captions)

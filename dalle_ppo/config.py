@@ -190,7 +190,9 @@ class EvaluationConfig:
 
     Args:
         at_end: evaluate when training ends.
-        num_captions: captions drawn with the mix of `captions.shares`.
+        num_captions: captions to draw.
+        shares: share of each tag among them, as `captions.shares`; null is the mix of training. To train on
+            more suspicious captions than there are, give here the mix that results should speak of.
         samples_per_caption: images of each.
         batch_size: images drawn together; an interrupted evaluation goes on with the next batch.
         seed: of captions and noise; never the training's.
@@ -202,6 +204,7 @@ class EvaluationConfig:
 
     at_end: bool = True
     num_captions: int = 2000
+    shares: dict[str, float] | None = None
     samples_per_caption: int = 2
     batch_size: int = 200
     seed: int = 12345

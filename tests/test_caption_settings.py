@@ -1,6 +1,7 @@
 """Every setting under `captions` reaches the captions that are drawn."""
 
 import csv
+from collections import Counter
 
 import pytest
 
@@ -44,6 +45,16 @@ def test_columns(source):
 
 def test_shares(source):
     assert {tag for _, tag in drawn(source, shares={"y": 1.0})} == {"y"}
+
+
+def test_evaluation_may_have_a_mix_of_its_own():
+    training = CaptionsConfig(shares={"UNLIKELY": 0.25, "NSFW": 0.75})
+    own = {"UNLIKELY": 0.5, "UNSURE": 0.5}
+    for shares, expected in ((None, training.shares), (own, own)):
+        config = Config(captions=training, evaluation=EvaluationConfig(num_captions=40, shares=shares))
+        tags = Counter(record.tag for record in evaluation_captions(config))
+        assert tags == {tag: 40 * share for tag, share in expected.items()}
+        assert {r.tag for r in build_captions(config, 0, 0, "train").next_batch(40)} == {"UNLIKELY", "NSFW"}
 
 
 def test_cleaning(source):
