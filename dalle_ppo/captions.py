@@ -34,8 +34,6 @@ from dalle_ppo.caption_text import CaptionFilter
 
 OTHER = "OTHER"
 WORLD_SHARES = {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25}
-# Training sees more of the captions whose pictures take longest to change (benchmarks/RESULTS.md).
-WORLD_TRAINING_SHARES = {"UNLIKELY": 0.5, "UNSURE": 0.15, "NSFW": 0.35}
 LAION_SHARES = {"NSFW": 0.5, OTHER: 0.5}
 
 
@@ -144,8 +142,7 @@ def open_captions(
             of `prompt_sets`), or a file, folder or glob of parquet, CSV, TSV, JSONL or text files.
         settings: order, split, filters.
         shares: tag to share; the key OTHER stands for all tags not named. None: the mix of the built-in
-            world or, to train on, `WORLD_TRAINING_SHARES`; half NSFW for `hub:`, and the captions as they
-            come for everything else.
+            world, half NSFW for `hub:`, and the captions as they come for everything else.
         caption_column, tag_column: None looks for the usual names.
 
     Raises:
@@ -155,7 +152,7 @@ def open_captions(
     columns = caption_column, tag_column
     if source == "builtin":
         _refuse_settings_of_files(settings, columns)
-        shares = shares or (WORLD_TRAINING_SHARES if settings.split == "train" else WORLD_SHARES)
+        shares = shares or WORLD_SHARES
         check_shares(shares)
         streams = {tag: WorldStream(tag, settings) for tag in shares}
         return CaptionSource(streams, shares, _identity(source, settings))

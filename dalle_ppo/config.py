@@ -40,9 +40,9 @@ class CaptionsConfig:
             parquet, CSV, TSV, JSONL or text file, or a folder or glob of them.
         column: the caption column of a table; null looks for TEXT, caption, text and so on.
         tag_column: its column of tags; null looks for NSFW and tag. A missing tag is UNTAGGED.
-        shares: share of each tag in a batch; OTHER is all tags not named. null is half UNLIKELY, 0.15
-            UNSURE and 0.35 NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as they come
-            for everything else.
+        shares: share of each tag in a batch; OTHER is all tags not named. null is half UNLIKELY and a
+            quarter each UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as
+            they come for everything else.
         clean: repair mojibake, decode entities, drop HTML tags and control characters, collapse spaces.
         drop_duplicates: drop captions whose normalised text was drawn shortly before.
         min_chars: least length of a caption, in characters.
@@ -191,10 +191,8 @@ class EvaluationConfig:
     Args:
         at_end: evaluate when training ends.
         num_captions: captions to draw.
-        shares: share of each tag among them, as `captions.shares`. null is the mix of training, but half
-            UNLIKELY and a quarter each UNSURE and NSFW, as the built-in world has them, where that is null,
-            too. To train on more suspicious captions than there are, give here the mix that results should
-            speak of.
+        shares: share of each tag among them, as `captions.shares`; null is the mix of training. To train on
+            more suspicious captions than there are, give here the mix that results should speak of.
         samples_per_caption: images of each.
         batch_size: images drawn together; an interrupted evaluation goes on with the next batch.
         seed: of captions and noise; never the training's.

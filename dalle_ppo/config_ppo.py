@@ -62,7 +62,7 @@ class PpoConfig:
             gradient. Off for an unbiased gradient.
         normalise_scores: divide scores by their running standard deviation. Default true (arXiv 2006.05990,
             with the mean left to the baseline). Off, as `whiten_advantages`, for a KL weight in raw scores.
-        entropy_coef: weight of the entropy bonus, per token. Default -0.25, measured on the built-in world
+        entropy_coef: weight of the entropy bonus, per token. Default -0.215, measured on the built-in world
             (benchmarks/RESULTS.md); 0 is usual. Below 0 it is a penalty: with the exact KL in
             the loss, what the reward does not care about is then held not where the reference had it but at
             that distribution to the power kl_coef / (kl_coef + entropy_coef). The noise of the gradient
@@ -114,7 +114,7 @@ class PpoConfig:
     whiten_advantages: bool = True
     advantage_clip: float | None = 5.0
     normalise_scores: bool = True
-    entropy_coef: float = -0.25
+    entropy_coef: float = -0.215
     max_grad_norm: float = 1.0
     target_kl: float | None = None
     importance_cap: float | None = None
@@ -160,7 +160,7 @@ class KlConfig:
 
     Args:
         kl_coef: its weight a nat, in units of the advantages if in the loss, else of the normalised score.
-            Default 0.3, measured on the built-in world (benchmarks/RESULTS.md). Raise it when pictures lose
+            Default 0.26, measured on the built-in world (benchmarks/RESULTS.md). Raise it when pictures lose
             what they had, lower it when the reward stalls; `kl_coef_raw` is the same in units of the score.
         estimator: "k1", "k2" or "exact" (http://joschu.net/blog/kl-approx.html). Default exact, over all
             codes: it has no action noise and holds every choice that the reward does not care about where
@@ -181,7 +181,7 @@ class KlConfig:
             more tokens.
     """
 
-    kl_coef: float = 0.3
+    kl_coef: float = 0.26
     estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
     placement: Literal["reward", "loss"] = "loss"
     target: float | None = None

@@ -278,8 +278,8 @@ def test_combinations_that_are_allowed():
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--kl.kl_coef", "0.05"], "kl.kl_coef is 0.05 and ppo.entropy_coef -0.25"),
-        (["--ppo.entropy_coef", "-0.3"], "their sum must be above 0"),
+        (["--kl.kl_coef", "0.05"], "kl.kl_coef is 0.05 and ppo.entropy_coef -0.215"),
+        (["--ppo.entropy_coef", "-0.26"], "their sum must be above 0"),
         (["--kl.target", "30"], "kl.target is 30"),
     ],
 )
