@@ -8,15 +8,14 @@ in place of what stands there.
 """
 
 import argparse
-import json
 import platform
-import resource
 import statistics
 import tempfile
 from pathlib import Path
 
 import torch
 
+from dalle_ppo.metrics import read_metrics
 from dalle_ppo.train import main as train
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -38,24 +37,22 @@ def run() -> None:
         run_dir = Path(folder) / "run"
         overrides = ["--run_dir", str(run_dir), "--num_iterations", str(args.num_iterations)]
         train([*overrides, "--device", args.device, "--evaluation.at_end", "false", *settings])
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines][2:]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    table = "\n".join(table_lines(rows, peak))
+        rows = read_metrics(run_dir / "metrics.jsonl")[2:]
+    table = "\n".join(table_lines(rows))
     print(f"\n{table}")
     if args.record:
         record(RESULTS, table)
 
 
-def table_lines(rows: list[dict], peak: float) -> list[str]:
-    """Markdown lines of the medians of `metrics.jsonl`'s rows and the process's peak memory, GB."""
+def table_lines(rows: list[dict]) -> list[str]:
+    """Markdown lines of what the rows of a `metrics.jsonl` say: medians, and the peak of memory."""
     return [
         "| phase | median seconds an iteration |",
         "|---|---|",
         *(f"| {phase} | {statistics.median(row[phase] for row in rows):.2f} |" for phase in PHASES),
         "",
         f"{statistics.median(row['images_per_second'] for row in rows):.1f} images/s, "
-        f"peak memory {peak:.2f} GB",
+        f"peak memory {rows[-1]['memory_gb']:.2f} GB",
         f"({platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{len(rows)} iterations).",
     ]

@@ -9,13 +9,12 @@ ViT-L/14, detector and captions that are random, but of the true sizes and in th
 7 of Mega in FOLDER, and writes a checkpoint of 4 or 25 GB there. Actor and critic both learn, which in the
 file begins after 10 iterations. `--tiny` is the same with small networks, in seconds, to try this script out.
 
-Shown is the last iteration; a GPU's first one also compiles kernels. Expected peak of mini on the CPU, in GB
-of 10^9: 8.4 of weights, gradients and Adam (the file's comments list them), 1 for the libraries, 1.3 of
+Shown is the last iteration; a GPU's first one also compiles kernels. Expected peak of mini on the CPU, in
+10^9 bytes: 8.4 of weights, gradients and Adam (the file's comments list them), 1 for the libraries, 1.3 of
 activations for 2 images, or later 1.8 while a large file is written: below 13.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -27,7 +26,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the stand-ins
-FILE_MINIBATCH = {"mini": 16, "mega": 24}  # it must divide a batch
 PHASES = ("seconds_rollout", "seconds_reward", "seconds_scoring", "seconds_update", "seconds")
 
 
@@ -50,13 +48,17 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
     import torch
 
     shrink(tiny)
+    from dalle_ppo.command_line import load_config
+    from dalle_ppo.metrics import read_metrics
     from dalle_ppo.train import main
 
+    file = ROOT / "configs" / f"laion_nsfw_{model}.yaml"
+    divides = num_captions % load_config(file).ppo.minibatch_size == 0
     settings = {
         "device": device,
         "num_iterations": num_iterations,
         "rollout.rollout_batch_size": num_captions,
-        **({"ppo.minibatch_size": num_captions} if num_captions % FILE_MINIBATCH[model] else {}),
+        **({} if divides else {"ppo.minibatch_size": num_captions}),
         "critic.warmup_iterations": 0,
         "evaluation.at_end": "false",
         "evaluation.num_captions": num_captions,  # as many samples are drawn before and after
@@ -64,12 +66,9 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
     }
     overrides = [str(text) for name, value in settings.items() for text in (f"--{name}", value)]
     started = time.perf_counter()
-    main(["--config", str(ROOT / "configs" / f"laion_nsfw_{model}.yaml"), *overrides])
+    main(["--config", str(file), *overrides])
     seconds = time.perf_counter() - started
-    rows = [
-        json.loads(line)
-        for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    rows = read_metrics(folder / "run" / "metrics.jsonl")
     row = rows[-1]
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"\n{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from dalle_ppo.models.bart import STEP_PRODUCTS, BartDecoder, BartEncoder, init_bart
-from dalle_ppo.models.policy import PolicySettings
 from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
 from dalle_ppo.models.vqgan import VqganDecoder
 from dalle_ppo.rollout import as_bfloat16
@@ -27,9 +26,8 @@ from dalle_ppo.sampling import Prompts, encode_prompts, log_pi_of_tokens, noise_
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from min_dalle_reference import PackageLoop, package, package_decoder, package_encoder
+from sampler import SETTINGS, text_tokens
 
-SETTINGS = PolicySettings(guidance=16.0, top_k=256, start_token=16383)
-CAPTION_LENGTH = 14
 GRID = 9
 
 
@@ -59,13 +57,9 @@ def product_rate() -> float:
     return 2 * 8192**3 / seconds_of(lambda: a @ b, 10)
 
 
-def text_tokens(config: BartConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """A caption of `CAPTION_LENGTH` tokens and the unconditional one, each int64 [64]."""
-    caption = torch.ones(config.num_text_tokens, dtype=torch.long)
-    caption[:CAPTION_LENGTH] = torch.arange(CAPTION_LENGTH) + 10
-    caption[0], caption[CAPTION_LENGTH - 1] = 0, 2
-    unconditional = torch.ones_like(caption)
-    unconditional[:2] = torch.tensor([0, 2])
+def text_tokens_on_gpu(config: BartConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """The caption and the unconditional one of the CPU's benchmark, each int64 [64]."""
+    caption, unconditional = text_tokens(config)
     return caption.cuda(), unconditional.cuda()
 
 
@@ -96,7 +90,7 @@ def package_seconds(encoder, decoder, config: BartConfig, num_images: int, num_s
     with torch.autocast("cuda", torch.bfloat16):
 
         def begin() -> PackageLoop:
-            return PackageLoop(encoder, decoder, *text_tokens(config), num_images)
+            return PackageLoop(encoder, decoder, *text_tokens_on_gpu(config), num_images)
 
         def steps(loop: PackageLoop) -> None:
             current = torch.full((num_images,), SETTINGS.start_token, device="cuda")
@@ -178,7 +172,7 @@ def main() -> None:
     copy, product = copy_rate(), product_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, DALL·E {args.model}")
     print(f"copy {copy / 1e12:.2f} TB/s, bfloat16 product {product / 1e12:.0f} TFLOP/s\n")
-    caption, unconditional = text_tokens(config)
+    caption, unconditional = text_tokens_on_gpu(config)
     prompts = encode_prompts(encoder, caption[None], unconditional, SETTINGS)
     columns = (
         "images",
