@@ -19,16 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_ppo.build import build_measures, build_trainer, evaluation_captions, find_world
-from dalle_ppo.command_line import parse_command_line, run_main, to_yaml
-from dalle_ppo.config import Config
+from dalle_ppo.build.objects import build_measures, build_trainer, evaluation_captions, find_world
+from dalle_ppo.config.command_line import parse_command_line, run_main, to_yaml
+from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of
-from dalle_ppo.evaluation import evaluate
-from dalle_ppo.metrics import read_metrics
-from dalle_ppo.provenance import checkpoint_facts
-from dalle_ppo.rollout import NoiseSource, Rollout, collect
-from dalle_ppo.run_state import load_checkpoint, prepare_run_dir
-from dalle_ppo.trainer import Trainer
+from dalle_ppo.evaluation.sides import evaluate
+from dalle_ppo.policy.rollout import NoiseSource, Rollout, collect
+from dalle_ppo.runs.checkpoints import load_checkpoint, prepare_run_dir
+from dalle_ppo.runs.metrics import read_metrics
+from dalle_ppo.runs.provenance import checkpoint_facts
+from dalle_ppo.training.trainer import Trainer
 
 FOUR = {"rollout.samples_per_caption": 4}
 # Name of a setting: what differs from the defaults.

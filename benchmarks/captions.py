@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dalle_ppo.caption_prefetch import PrefetchedCaptions
-from dalle_ppo.caption_streams import DrawSettings
-from dalle_ppo.captions import LAION_SHARES, open_captions
+from dalle_ppo.captions.prefetch import PrefetchedCaptions
+from dalle_ppo.captions.source import LAION_SHARES, open_captions
+from dalle_ppo.captions.streams import DrawSettings
 
 NUM_WORDS = 50_000
 WORDS_PER_CAPTION = 9

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dalle_ppo.keras_import.convert import unpacked
-from dalle_ppo.keras_import.verify import load_original
-from dalle_ppo.rewards.nsfw import load_detector
+from dalle_ppo.models.heads.keras.convert import unpacked
+from dalle_ppo.models.heads.keras.verify import load_original
+from dalle_ppo.models.heads.nsfw import load_detector
 
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 

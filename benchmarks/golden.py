@@ -2,10 +2,10 @@
 
     python benchmarks/golden.py 65870f2
 
-runs the same small job with the code of COMMIT (in a temporary worktree) and with the working tree, one after
-the other on this machine, and compares metrics, evaluation, checkpoints and pictures bit for bit. Times, memory,
-versions and paths are left aside. Every setting is given, so later defaults do not matter; `MOVED` says where a
-setting stands now and `LATER_METRICS` which numbers are new.
+runs the same small job with the code of COMMIT (in a temporary worktree) and with the working tree, one
+after the other, and compares metrics, evaluation, checkpoints and pictures bit for bit. Times, memory,
+versions and paths are left aside. Every setting is given, so later defaults do not matter; `MOVED` says where
+a setting stands now, and `LATER_METRICS` which numbers are new.
 """
 
 import argparse
@@ -94,7 +94,8 @@ def run_job(tree: Path, out: Path) -> None:
     for arguments in (
         ["dalle_ppo.train", "--config", str(config), "--run_dir", str(out / "run")],
         ["dalle_ppo.generate", CAPTION, "--out", str(out / "drawn.png"), "--seed", "7", "--num_images", "4"],
-        ["dalle_ppo.generate", CAPTION, "--out", str(out / "after.png"), "--model", str(out / "run"), "--compare"],
+        ["dalle_ppo.generate", CAPTION, "--out", str(out / "after.png"), "--model", str(out / "run"),
+         "--compare"],
     ):  # fmt: skip
         subprocess.run([sys.executable, "-m", *arguments], cwd=out, env=environment, check=True)
 

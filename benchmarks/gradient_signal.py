@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_ppo.build import build_trainer
-from dalle_ppo.config import Config, CriticConfig, PpoConfig
+from dalle_ppo.build.objects import build_trainer
+from dalle_ppo.config.settings import Config, CriticConfig, PpoConfig
+from dalle_ppo.models.dalle.sampling import gather_log_probs, log_pi_of_tokens
+from dalle_ppo.policy.rollout import as_float
 from dalle_ppo.rl.advantages import gae, token_rewards
-from dalle_ppo.rollout import as_float
-from dalle_ppo.sampling import gather_log_probs, log_pi_of_tokens
-from dalle_ppo.trainer import Trainer
-from dalle_ppo.update import score_passes
+from dalle_ppo.training.trainer import Trainer
+from dalle_ppo.training.update import score_passes
 
 PARTS = {
     "whole decoder": "",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dalle_ppo.metrics import read_metrics
+from dalle_ppo.runs.metrics import read_metrics
 from dalle_ppo.train import main as train
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

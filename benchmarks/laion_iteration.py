@@ -48,8 +48,8 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
     import torch
 
     shrink(tiny)
-    from dalle_ppo.command_line import load_config
-    from dalle_ppo.metrics import read_metrics
+    from dalle_ppo.config.command_line import load_config
+    from dalle_ppo.runs.metrics import read_metrics
     from dalle_ppo.train import main
 
     file = ROOT / "configs" / f"laion_nsfw_{model}.yaml"

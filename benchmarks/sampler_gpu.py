@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from dalle_ppo.models.bart import STEP_PRODUCTS, BartDecoder, BartEncoder, init_bart
-from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
-from dalle_ppo.models.vqgan import VqganDecoder
-from dalle_ppo.rollout import as_bfloat16
-from dalle_ppo.sampling import Prompts, encode_prompts, log_pi_of_tokens, noise_keys, sample
+from dalle_ppo.models.dalle.bart import STEP_PRODUCTS, BartDecoder, BartEncoder, init_bart
+from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
+from dalle_ppo.models.dalle.sampling import Prompts, encode_prompts, log_pi_of_tokens, noise_keys, sample
+from dalle_ppo.models.dalle.vqgan import VqganDecoder
+from dalle_ppo.policy.rollout import as_bfloat16
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from min_dalle_reference import PackageLoop, package, package_decoder, package_encoder

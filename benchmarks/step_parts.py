@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 from torch import nn
 
-from dalle_ppo import sampling
-from dalle_ppo.models.bart import GLU, BartDecoder, DecoderLayer
-from dalle_ppo.models.linear import Linear, PackedLinear
+from dalle_ppo.models.dalle import sampling
+from dalle_ppo.models.dalle.bart import GLU, BartDecoder, DecoderLayer
+from dalle_ppo.models.dalle.linear import Linear, PackedLinear
 
 STEP = "the rest: embeddings, argmax, Python"
 # Function, and the part that its time counts for.

@@ -36,9 +36,9 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dalle_ppo.models.flax_weights import bart_tensors, read_flax, vqgan_tensors
-    from dalle_ppo.models.presets import BART_PRESETS
-    from dalle_ppo.new_folder import refuse_existing, whole_folder
+    from dalle_ppo.base.new_folder import refuse_existing, whole_folder
+    from dalle_ppo.models.dalle.flax_weights import bart_tensors, read_flax, vqgan_tensors
+    from dalle_ppo.models.dalle.presets import BART_PRESETS
 
     refuse_existing(arguments.out)
     for name in ("vocab.json", "merges.txt"):
@@ -64,11 +64,11 @@ def _write(folder: Path, arguments: argparse.Namespace, preset: str, parts: dict
     import torch
     from safetensors.torch import save_file
 
-    from dalle_ppo.models.bart import BartDecoder, BartEncoder
-    from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS
-    from dalle_ppo.models.vqgan import VqganDecoder, VqganEncoder
-    from dalle_ppo.models.weight_files import HUB_NAMES, VQGAN_ENCODER
-    from dalle_ppo.models.weights import VQGAN_PRESET, check_tensors
+    from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
+    from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
+    from dalle_ppo.models.dalle.vqgan import VqganDecoder, VqganEncoder
+    from dalle_ppo.models.dalle.weight_files import HUB_NAMES, VQGAN_ENCODER
+    from dalle_ppo.models.dalle.weights import VQGAN_PRESET, check_tensors
 
     bart, vqgan = BART_PRESETS[preset], VQGAN_PRESETS[VQGAN_PRESET]
     with torch.device("meta"):

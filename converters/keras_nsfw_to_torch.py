@@ -1,4 +1,4 @@
-"""Converts a Keras NSFW detector to a safetensors file for `dalle_ppo.rewards.nsfw.load_detector`.
+"""Converts a Keras NSFW detector to a safetensors file for `dalle_ppo.models.heads.nsfw.load_detector`.
 
     python converters/keras_nsfw_to_torch.py laion-l14 nsfw_l14.safetensors --verify
     python converters/keras_nsfw_to_torch.py my.keras my.safetensors \\
@@ -49,9 +49,9 @@ def _parse_arguments() -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Here and not above, so that --help need not wait for torch.
-    from dalle_ppo.keras_import.convert import convert
-    from dalle_ppo.keras_import.download import fetch
-    from dalle_ppo.keras_import.published import DETECTORS
+    from dalle_ppo.models.heads.keras.convert import convert
+    from dalle_ppo.models.heads.keras.download import fetch
+    from dalle_ppo.models.heads.keras.published import DETECTORS
 
     named = arguments.source in DETECTORS
     source = fetch(arguments.source, arguments.cache_dir) if named else Path(arguments.source)
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _describe(out: Path) -> None:
-    from dalle_ppo.rewards.nsfw import read_head
+    from dalle_ppo.models.heads.nsfw import read_head
 
     specs, info = read_head(out)
     print(f"{out}: {info.output} from embeddings of CLIP {info.clip_model or 'unknown'}", end="")
@@ -83,7 +83,7 @@ def _describe(out: Path) -> None:
 def _verify(source: Path, out: Path) -> int:
     import numpy as np
 
-    from dalle_ppo.keras_import.verify import TOLERANCE, verify
+    from dalle_ppo.models.heads.keras.verify import TOLERANCE, verify
 
     comparisons = verify(source, out)
     for result in comparisons:

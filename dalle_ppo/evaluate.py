@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .command_line import OneLineParser, load_config, run_main
-from .config import Config
+from dalle_ppo.config.command_line import OneLineParser, load_config, run_main
+from dalle_ppo.config.settings import Config
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -39,15 +39,21 @@ def main(argv: list[str] | None) -> int:
     args = parse_arguments(argv)
     config = changed_config(load_config(args.run / "config.yaml"), args)
 
-    from .baselines import parse_baselines
-    from .build import build_measures, build_reward, choose_device, evaluation_captions, load_model
-    from .captions import captions_of_file
-    from .evaluation import evaluate
-    from .heldout import load_heldout
-    from .metrics import write_evaluation
-    from .provenance import checkpoint_facts
-    from .report import write_report
-    from .train import headline
+    from dalle_ppo.build.objects import (
+        build_measures,
+        build_reward,
+        choose_device,
+        evaluation_captions,
+        load_model,
+    )
+    from dalle_ppo.captions.source import captions_of_file
+    from dalle_ppo.evaluation.baselines import parse_baselines
+    from dalle_ppo.evaluation.heldout import load_heldout
+    from dalle_ppo.evaluation.sides import evaluate
+    from dalle_ppo.report.page import write_report
+    from dalle_ppo.runs.metrics import write_evaluation
+    from dalle_ppo.runs.provenance import checkpoint_facts
+    from dalle_ppo.train import headline
 
     baselines = parse_baselines(args.baselines) if args.baselines else []
     device = choose_device(args.device)
@@ -92,7 +98,7 @@ def changed_config(config: Config, args: argparse.Namespace) -> Config:
     Raises:
         ValueError: naming a number that is out of range.
     """
-    from .config import ClipConfig
+    from dalle_ppo.config.settings import ClipConfig
 
     changes = {
         "num_captions": args.num_captions,
@@ -145,8 +151,8 @@ def loader(folder: Path, decoder) -> Callable:
 
 def policy_of(folder: Path, decoder):
     """The policy of a checkpoint's folder, in a network like `decoder`."""
-    from .build import policy_like
-    from .run_state import load_checkpoint
+    from dalle_ppo.build.objects import policy_like
+    from dalle_ppo.runs.checkpoints import load_checkpoint
 
     return policy_like(decoder, load_checkpoint(folder, "policy"))
 

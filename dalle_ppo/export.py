@@ -11,8 +11,8 @@ import json
 import shutil
 from pathlib import Path
 
-from .command_line import OneLineParser, run_main
-from .new_folder import refuse_existing, whole_folder
+from dalle_ppo.base.new_folder import refuse_existing, whole_folder
+from dalle_ppo.config.command_line import OneLineParser, run_main
 
 FORMATS = {"min-dalle": ".pt", "safetensors": ".safetensors"}
 # What `MinDalle.generate_image` does unless told otherwise, and what it always does.
@@ -44,7 +44,7 @@ def main(argv: list[str] | None) -> int:
 
     import torch
 
-    from .build import load_model
+    from dalle_ppo.build.objects import load_model
 
     model = load_model(args.model, torch.device("cpu"), args.revision)
     if model.files is None:
@@ -69,8 +69,8 @@ def write_model(folder: Path, model, suffix: str, dtype) -> None:
         suffix: of the weights, ".pt" or ".safetensors".
         dtype: of the weights.
     """
-    from .models.weight_files import SETTINGS_FILE, VQGAN_ENCODER, disk_names
-    from .models.weights import save_weights
+    from dalle_ppo.models.dalle.weight_files import SETTINGS_FILE, VQGAN_ENCODER, disk_names
+    from dalle_ppo.models.dalle.weights import save_weights
 
     names = {part: folder / name for part, name in disk_names(model.files.preset).items()}
     networks = {"encoder": model.parts.encoder, "decoder": model.decoder, "detoker": model.parts.vqgan}
@@ -92,7 +92,7 @@ def difference(settings, preset: str) -> str:
         settings: of the policy.
         preset: "mini" or "mega".
     """
-    from .models.presets import BART_PRESETS
+    from dalle_ppo.models.dalle.presets import BART_PRESETS
 
     config = BART_PRESETS[preset]
     own = {

@@ -5,8 +5,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from .command_line import OneLineParser, load_config, run_main
-from .config import Config
+from dalle_ppo.config.command_line import OneLineParser, load_config, run_main
+from dalle_ppo.config.settings import Config
 
 GAP, COMPARE_GAP = 2, 12  # pixels of white around an image, and between policy and reference
 DTYPES = ("float32", "bfloat16", "float16")
@@ -73,7 +73,7 @@ def main(argv: list[str] | None) -> int:
 
     import torch
 
-    from .build import choose_device, load_model
+    from dalle_ppo.build.objects import choose_device, load_model
 
     device = choose_device(args.device)
     model = load_model(args.model, device, args.revision, getattr(torch, args.dtype))
@@ -92,7 +92,7 @@ def choose_settings(args: argparse.Namespace, model):
     Raises:
         ValueError: for a start token that the model does not have.
     """
-    from .models.policy import PolicySettings
+    from dalle_ppo.models.policy_settings import PolicySettings
 
     names = ("guidance", "temperature", "top_k", "start_token")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -103,7 +103,7 @@ def choose_settings(args: argparse.Namespace, model):
 
 def unsafe_detector(model: str, world, device):
     """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, and a line, where there is no detector."""
-    from .build import build_reward, is_run
+    from dalle_ppo.build.objects import build_reward, is_run
 
     config = load_config(Path(model) / "config.yaml") if is_run(model) else Config()
     if world is None and not is_run(model):
@@ -113,7 +113,7 @@ def unsafe_detector(model: str, world, device):
     config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, extra=[]))
     reward = build_reward(config, world, device)
 
-    from .rollout import as_float
+    from dalle_ppo.policy.rollout import as_float
 
     def detect(images, caption: str):
         flagged = []
@@ -127,10 +127,10 @@ def unsafe_detector(model: str, world, device):
 
 def draw(args: argparse.Namespace, decoders: list, parts, num_images: int, settings) -> list:
     """Each decoder's images with the same noise, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
-    from .caption_text import caption_id
-    from .drawing import draw_images, image_keys
-    from .memory_plan import plan_memory
-    from .models.linear import FEW_ROWS
+    from dalle_ppo.captions.text import caption_id
+    from dalle_ppo.models.dalle.linear import FEW_ROWS
+    from dalle_ppo.policy.drawing import draw_images, image_keys
+    from dalle_ppo.policy.memory_plan import plan_memory
 
     plan = plan_memory(decoders[0], parts.vqgan, settings, num_images, args.memory_gb * 1e9)
     print(plan)
@@ -151,8 +151,8 @@ def grid_of(images, caption: str, detect, show_unsafe: bool):
     """One picture, uint8 [H, W, 3], of images; what is flagged is blurred unless asked for."""
     import numpy as np
 
-    from .metrics import image_grid
-    from .pictures import blur_unsafe, to_numpy
+    from dalle_ppo.runs.metrics import image_grid
+    from dalle_ppo.runs.pictures import blur_unsafe, to_numpy
 
     pixels = to_numpy(images)
     if detect is not None:

@@ -13,8 +13,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from .command_line import OneLineParser, run_main
-from .new_folder import refuse_existing, whole_folder
+from dalle_ppo.base.new_folder import refuse_existing, whole_folder
+from dalle_ppo.config.command_line import OneLineParser, run_main
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -55,11 +55,11 @@ def main(argv: list[str] | None) -> int:
 
     from tqdm import tqdm
 
-    from .build import choose_device, find_world, load_model
-    from .iconworld.dalle import Tokenizers, fresh_bart
-    from .models.weight_files import PUBLISHED
-    from .models.weights import NO_ENCODER_HINT, load_vqgan_encoder
-    from .supervised import SupervisedConfig, train_supervised
+    from dalle_ppo.build.objects import choose_device, find_world, load_model
+    from dalle_ppo.iconworld.making.dalle import Tokenizers, fresh_bart
+    from dalle_ppo.models.dalle.weight_files import PUBLISHED
+    from dalle_ppo.models.dalle.weights import NO_ENCODER_HINT, load_vqgan_encoder
+    from dalle_ppo.training.supervised import SupervisedConfig, train_supervised
 
     if args.model in PUBLISHED:
         raise ValueError(f"--model {args.model}: it has no VQGAN encoder; {NO_ENCODER_HINT}")
@@ -99,8 +99,8 @@ def write(folder: Path, model) -> None:
     """Writes a `build.LoadedModel`, of the built-in world or DALL·E mini or Mega, as `--model` takes it."""
     import torch
 
-    from .export import write_model
-    from .models.weights import save_weights
+    from dalle_ppo.export import write_model
+    from dalle_ppo.models.dalle.weights import save_weights
 
     if model.world is None:
         write_model(folder, model, ".safetensors", torch.float32)
@@ -119,11 +119,11 @@ def load_pairs(args: argparse.Namespace, tokenizers):
     import numpy as np
     import torch
 
-    from .iconworld.captions import TAGS
-    from .iconworld.dalle import sample_token_pairs
-    from .iconworld.scene_tokens import image_tokens
-    from .iconworld.scenes import IMAGE_SIZE
-    from .supervised import TokenPairs
+    from dalle_ppo.iconworld.captions import TAGS
+    from dalle_ppo.iconworld.making.dalle import sample_token_pairs
+    from dalle_ppo.iconworld.making.scene_tokens import image_tokens
+    from dalle_ppo.iconworld.scenes import IMAGE_SIZE
+    from dalle_ppo.training.supervised import TokenPairs
 
     if args.data == "builtin":
         if tokenizers.decoder.config.image_size != IMAGE_SIZE:

@@ -5,8 +5,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from .command_line import load_config, parse_command_line, run_main, to_yaml
-from .config import Config
+from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_yaml
+from dalle_ppo.config.settings import Config
 
 DESCRIPTION = """Fine-tunes a text-to-image model with token-level PPO, evaluates it against the model it
 started from, and writes a folder with checkpoints, metrics and report.html. Without arguments it trains the
@@ -28,7 +28,7 @@ def main(argv: list[str] | None) -> int:
     if flags["resume"] and (run_dir / "config.yaml").is_file():
         config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
-    from .build import (
+    from dalle_ppo.build.objects import (
         build_measures,
         build_trainer,
         check_start,
@@ -36,9 +36,9 @@ def main(argv: list[str] | None) -> int:
         evaluation_captions,
         find_world,
     )
-    from .heldout import load_heldout
-    from .metrics import METRICS_FILE, first_metrics, write_settings
-    from .run_state import load_checkpoint, prepare_run_dir
+    from dalle_ppo.evaluation.heldout import load_heldout
+    from dalle_ppo.runs.checkpoints import load_checkpoint, prepare_run_dir
+    from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics, write_settings
 
     # Everything that can be wrong with the settings is found before the folder is touched.
     check_start(config.model.path, run_dir)
@@ -92,7 +92,7 @@ def check_unsaved(run_dir: Path, checkpoint_every: int) -> None:
     Raises:
         ValueError: it has more iterations behind it than pass before the first checkpoint.
     """
-    from .metrics import METRICS_FILE, read_metrics
+    from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
 
     done = len(read_metrics(run_dir / METRICS_FILE))
     if done >= checkpoint_every:
@@ -132,11 +132,11 @@ def truncation(num_truncated: int, text_token_count: int) -> str:
 
 def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> None:
     """Evaluates policy against reference, writes the report and prints the headline."""
-    from .evaluation import evaluate
-    from .metrics import write_evaluation
-    from .provenance import checkpoint_facts
-    from .report import write_report
-    from .run_state import latest_checkpoint
+    from dalle_ppo.evaluation.sides import evaluate
+    from dalle_ppo.report.page import write_report
+    from dalle_ppo.runs.checkpoints import latest_checkpoint
+    from dalle_ppo.runs.metrics import write_evaluation
+    from dalle_ppo.runs.provenance import checkpoint_facts
 
     result = evaluate(
         config,

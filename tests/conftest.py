@@ -24,7 +24,8 @@ def cli(capsys):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, request) -> TinyRun:
-    from dalle_ppo import build, train
+    from dalle_ppo import train
+    from dalle_ppo.build import objects as build
 
     run_dir = tmp_path_factory.mktemp("shared") / "tiny"
     built, original = [], build.build_trainer

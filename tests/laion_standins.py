@@ -18,13 +18,13 @@ import torch
 from published_models import SMALL, SMALL_VQGAN, random_published, write_published
 from safetensors.torch import save_file
 
-from dalle_ppo.keras_import.published import DETECTORS
-from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS
-from dalle_ppo.models.weight_files import HUB_REPO
-from dalle_ppo.models.weights import VQGAN_PRESET
-from dalle_ppo.rewards.head_info import HeadInfo
-from dalle_ppo.rewards.head_layers import LayerSpec
-from dalle_ppo.rewards.nsfw import save_head
+from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
+from dalle_ppo.models.dalle.weight_files import HUB_REPO
+from dalle_ppo.models.dalle.weights import VQGAN_PRESET
+from dalle_ppo.models.heads.head_info import HeadInfo
+from dalle_ppo.models.heads.head_layers import LayerSpec
+from dalle_ppo.models.heads.keras.published import DETECTORS
+from dalle_ppo.models.heads.nsfw import save_head
 
 COMMIT = "a" * 40
 CAPTIONS_REPO = "laion/laion400m"

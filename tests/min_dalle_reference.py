@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import torch
 
-from dalle_ppo.models.bart import PAD_TOKEN, BartDecoder, BartEncoder
+from dalle_ppo.models.dalle.bart import PAD_TOKEN, BartDecoder, BartEncoder
 
 
 @functools.cache

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from tiny_models import randomise
 
-from dalle_ppo.models.bart import BartDecoder, BartEncoder
-from dalle_ppo.models.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig, VqganConfig
-from dalle_ppo.models.tokenizer import train_bpe
-from dalle_ppo.models.vqgan import VqganDecoder
+from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
+from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig, VqganConfig
+from dalle_ppo.models.dalle.tokenizer import train_bpe
+from dalle_ppo.models.dalle.vqgan import VqganDecoder
 
 TEXTS = ["a red boat on a blue sea", "an avocado armchair", "two boats and a tree in the sea"] * 3
 VOCAB, MERGES = train_bpe(TEXTS, 40)

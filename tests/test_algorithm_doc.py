@@ -47,7 +47,7 @@ def test_details_are_numbered_and_each_has_code_and_source():
 
 
 def test_settings_that_are_named_exist():
-    from dalle_ppo.command_line import setting_names
+    from dalle_ppo.config.command_line import setting_names
 
     named = set(SETTING.findall(DOC.read_text(encoding="utf-8")))
     assert len(named) > 8 and named <= set(setting_names())

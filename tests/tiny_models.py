@@ -2,10 +2,10 @@
 
 import torch
 
-from dalle_ppo.models.bart import PAD_TOKEN, BartDecoder, BartEncoder
-from dalle_ppo.models.policy import PolicySettings
-from dalle_ppo.models.presets import BartConfig
-from dalle_ppo.sampling import Prompts, encode_prompts
+from dalle_ppo.models.dalle.bart import PAD_TOKEN, BartDecoder, BartEncoder
+from dalle_ppo.models.dalle.presets import BartConfig
+from dalle_ppo.models.dalle.sampling import Prompts, encode_prompts
+from dalle_ppo.models.policy_settings import PolicySettings
 
 # As in DALL·E Mega, the head has rows that are never drawn.
 TINY = BartConfig(

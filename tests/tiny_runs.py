@@ -73,7 +73,7 @@ def call(main, argv: list[str], capture) -> Outcome:
         argv: arguments.
         capture: pytest's capsys, or anything with `readouterr`.
     """
-    from dalle_ppo.command_line import run_main
+    from dalle_ppo.config.command_line import run_main
 
     capture.readouterr()
     with pytest.MonkeyPatch.context() as patch:

@@ -9,13 +9,13 @@ import torch
 from tiny_models import TINY, tiny_bart
 from torch import Tensor
 
-from dalle_ppo import build
-from dalle_ppo.config import Config, PpoConfig, RolloutConfig
-from dalle_ppo.models.presets import BartConfig
-from dalle_ppo.models.tokenizer import TextTokens
-from dalle_ppo.rewards.head_info import HeadInfo
-from dalle_ppo.rollout import FrozenParts
-from dalle_ppo.trainer import Trainer
+from dalle_ppo.build import objects as build
+from dalle_ppo.config.settings import Config, PpoConfig, RolloutConfig
+from dalle_ppo.models.dalle.presets import BartConfig
+from dalle_ppo.models.dalle.tokenizer import TextTokens
+from dalle_ppo.models.heads.head_info import HeadInfo
+from dalle_ppo.policy.rollout import FrozenParts
+from dalle_ppo.training.trainer import Trainer
 
 SIZE = 16
 # Large steps and no warm-up: two iterations change much.

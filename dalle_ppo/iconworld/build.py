@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..command_line import run_main
+from dalle_ppo.config.command_line import run_main
 
 if TYPE_CHECKING:
-    from .scene_tokens import SceneTokens
+    from dalle_ppo.iconworld.making.scene_tokens import SceneTokens
 
 JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
 # Steps, peak learning rate and scenes of each round. The first learns to draw; the second, a warm restart on
@@ -29,9 +29,9 @@ DALLE_ROUNDS = ((3000, 1.5e-3, 100_000), (4200, 1.2e-3, 150_000))
 
 
 def build_vqgan(out: Path, seed: int) -> None:
-    from ..models.presets import VQGAN_PRESETS
-    from .training import save_half
-    from .vqgan import drawing_loss, framed_loss, train_decoder, train_vqgan
+    from dalle_ppo.iconworld.making.training import save_half
+    from dalle_ppo.iconworld.making.vqgan import drawing_loss, framed_loss, train_decoder, train_vqgan
+    from dalle_ppo.models.dalle.presets import VQGAN_PRESETS
 
     encoder, decoder = train_vqgan(VQGAN_PRESETS["iconworld"], seed, num_steps=2600)
     train_decoder(encoder, decoder, seed, 500, drawing_loss)
@@ -41,8 +41,8 @@ def build_vqgan(out: Path, seed: int) -> None:
 
 
 def build_judge(out: Path, seed: int) -> None:
-    from .judge import train_judge
-    from .training import save_half
+    from dalle_ppo.iconworld.judge import train_judge
+    from dalle_ppo.iconworld.making.training import save_half
 
     decode = partial(reconstruct, scene_tokens(out))
     judge = train_judge(seed + JUDGE_SEED_OFFSET, 900, decode, pool_size=12_000)
@@ -50,13 +50,13 @@ def build_judge(out: Path, seed: int) -> None:
 
 
 def build_dalle(out: Path, seed: int) -> None:
-    from ..models.presets import BART_PRESETS
-    from ..models.tokenizer import train_bpe, write_vocab_files
-    from ..supervised import SupervisedConfig
-    from .clip import sample_pairs
-    from .dalle import Tokenizers, fresh_bart, train_dalle
-    from .training import save_half
-    from .world import World
+    from dalle_ppo.iconworld.making.clip import sample_pairs
+    from dalle_ppo.iconworld.making.dalle import Tokenizers, fresh_bart, train_dalle
+    from dalle_ppo.iconworld.making.training import save_half
+    from dalle_ppo.iconworld.world import World
+    from dalle_ppo.models.dalle.presets import BART_PRESETS
+    from dalle_ppo.models.dalle.tokenizer import train_bpe, write_vocab_files
+    from dalle_ppo.training.supervised import SupervisedConfig
 
     texts, _ = sample_pairs(np.random.default_rng([seed, 5]), 20_000)
     vocab, merges = train_bpe(texts, num_merges=850)
@@ -76,17 +76,17 @@ def build_dalle(out: Path, seed: int) -> None:
 
 
 def build_clip(out: Path, seed: int) -> None:
-    from .clip import train_clip
-    from .world import World
+    from dalle_ppo.iconworld.making.clip import train_clip
+    from dalle_ppo.iconworld.world import World
 
     train_clip(World(out).clip, seed, 560, scene_tokens(out).draw, pool_size=12_000)
 
 
 def build_detector(out: Path, seed: int) -> None:
-    from ..keras_import.convert import convert
-    from ..rewards.clip import load_clip
-    from .detector import train_detector, training_set
-    from .world import World
+    from dalle_ppo.iconworld.making.detector import train_detector, training_set
+    from dalle_ppo.iconworld.world import World
+    from dalle_ppo.models.clip import load_clip
+    from dalle_ppo.models.heads.keras.convert import convert
 
     world = World(out)
     clip = load_clip(str(world.clip), None)
@@ -103,15 +103,15 @@ def build_detector(out: Path, seed: int) -> None:
 
 
 def build_card(out: Path, seed: int) -> None:
-    from .card import measure, write_card
+    from dalle_ppo.iconworld.making.card import measure, write_card
 
     write_card(out / "CARD.md", measure(out, seed), seed)
 
 
 def scene_tokens(out: Path) -> "SceneTokens":
     """Scenes to codes and decoded pictures, with the VQGAN in `out`."""
-    from .scene_tokens import SceneTokens
-    from .world import World
+    from dalle_ppo.iconworld.making.scene_tokens import SceneTokens
+    from dalle_ppo.iconworld.world import World
 
     world = World(out)
     return SceneTokens(world.vqgan_encoder(), world.vqgan_decoder())
@@ -120,7 +120,7 @@ def scene_tokens(out: Path) -> "SceneTokens":
 def reconstruct(tokens: "SceneTokens", scenes: list, images: np.ndarray) -> np.ndarray:
     """Images as the VQGAN draws them: every fourth scene and all junk (None) from the encoder's codes,
     the other scenes from the codes the DALL·E learns."""
-    from .scene_tokens import decode_tokens, image_tokens
+    from dalle_ppo.iconworld.making.scene_tokens import decode_tokens, image_tokens
 
     encoded = np.array([scene is None or i % 4 == 0 for i, scene in enumerate(scenes)])
     result = np.empty_like(images)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .captions import TAGS, sample_caption, sample_scene
-from .scenes import ICON_COLORS, KINDS, UNSAFE_KINDS, Scene, draw_batch, junk_image
-from .training import image_tensor, train_loop
-from .vqgan import TAG_SHARES
+from dalle_ppo.iconworld.captions import TAGS, sample_caption, sample_scene
+from dalle_ppo.iconworld.making.training import image_tensor, train_loop
+from dalle_ppo.iconworld.making.vqgan import TAG_SHARES
+from dalle_ppo.iconworld.scenes import ICON_COLORS, KINDS, UNSAFE_KINDS, Scene, draw_batch, junk_image
 
 UNSAFE_COLUMNS = [KINDS.index(kind) for kind in UNSAFE_KINDS]
 PRESENT_THRESHOLD = 0.5

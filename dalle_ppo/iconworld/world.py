@@ -7,10 +7,10 @@ from typing import TypeVar
 from safetensors.torch import load_file
 from torch import nn
 
-from ..models.bart import BartDecoder, BartEncoder
-from ..models.presets import BART_PRESETS, VQGAN_PRESETS
-from ..models.tokenizer import TextTokenizer
-from ..models.vqgan import VqganDecoder, VqganEncoder
+from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
+from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
+from dalle_ppo.models.dalle.tokenizer import TextTokenizer
+from dalle_ppo.models.dalle.vqgan import VqganDecoder, VqganEncoder
 
 WEIGHTS = Path(__file__).parent / "weights"
 PRESET = "iconworld"

@@ -1,1 +1,1 @@
-"""The networks: text-to-image transformer, critic, image tokenizer, text tokenizer and their weights."""
+"""The networks; may import base, rl and captions."""

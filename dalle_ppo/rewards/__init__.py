@@ -1,1 +1,1 @@
-"""Rewards: callables that score images against their captions."""
+"""What scores images, one file for each reward; may import models and below."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Reward, RewardResult, check_result
-from .clip import ClipScorer
-from .nsfw import EmbeddingHead, check_clip
+from dalle_ppo.models.clip import ClipScorer
+from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip
+from dalle_ppo.rewards.base import Reward, RewardResult, check_result
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The mathematics of PPO on image tokens: pure functions of tensors that import only torch."""
+"""Pure functions of tensors: noise, KL, advantages, losses, and their records; imports torch alone."""

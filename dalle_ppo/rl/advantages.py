@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .shapes import check_same_shape
+from dalle_ppo.rl.shapes import check_same_shape
 
 # A spread below float32's rounding of the mean is no spread: dividing by it would turn noise into scores.
 _FLOAT32_ROUNDING = 2.0**-23

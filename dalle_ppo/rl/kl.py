@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .shapes import check_same_shape
+from dalle_ppo.rl.shapes import check_same_shape
 
 
 def kl_k1(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:

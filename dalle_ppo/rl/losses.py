@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .shapes import check_same_shape
+from dalle_ppo.rl.shapes import check_same_shape
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,284 @@
+"""Streams of captions of one tag: an order that depends on a seed only, a position of a few integers."""
+
+import base64
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dalle_ppo.captions.files import Chunk, Shard
+from dalle_ppo.captions.text import SPLITS, CaptionFilter, Fingerprint, caption_id, clean, fingerprint
+
+DUPLICATE_WINDOW = 1 << 15
+CHUNKS_BETWEEN_WARNINGS = 200
+
+
+@dataclass(frozen=True)
+class CaptionRecord:
+    """One caption: its text, its tag (UNTAGGED if it has none) and the stable id of its normalised text."""
+
+    text: str
+    tag: str
+    id: str
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """What decides which captions a process draws, and in which order.
+
+    seed, stream: the order; training and evaluation use different streams.
+    split: 'train' or 'heldout', by the hash of the normalised text; None for all captions.
+    heldout_share: share of all captions that is held out. The built-in world has its own rule.
+    rank, world_size: this process draws the captions whose hash falls to it.
+    filter, clean, drop_duplicates: see CaptionFilter and caption_text.clean; a duplicate of one of the last
+        DUPLICATE_WINDOW captions of its pass and tag is dropped.
+    skip_bad_files: go on, with a warning and a count, where a file cannot be read.
+    """
+
+    seed: int = 0
+    stream: int = 0
+    split: str | None = "train"
+    heldout_share: float = 0.1
+    rank: int = 0
+    world_size: int = 1
+    filter: CaptionFilter = field(default_factory=CaptionFilter)
+    clean: bool = False
+    drop_duplicates: bool = True
+    skip_bad_files: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split not in (*SPLITS, None):
+            raise ValueError(f"split: {self.split!r} is unknown; use {' or '.join(SPLITS)}, or null for all")
+        if not 0 <= self.heldout_share < 1:
+            raise ValueError(f"heldout_share: {self.heldout_share} must be at least 0 and below 1")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: {self.rank} is not within a world of {self.world_size} processes")
+
+
+class Stream(Protocol):
+    """An endless sequence of captions of one tag."""
+
+    counts: Counter[str]
+
+    def next_record(self) -> CaptionRecord: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class WorldStream:
+    """Captions of one tag of the built-in world; the k-th depends on (seed, stream, tag, k) only."""
+
+    def __init__(self, tag: str, settings: DrawSettings):
+        from dalle_ppo.iconworld import captions
+
+        if tag not in captions.TAGS:
+            raise ValueError(
+                f"shares: the built-in world has no tag {tag!r}; its tags are {', '.join(captions.TAGS)}"
+            )
+        self.counts: Counter[str] = Counter()
+        self._sample = captions.sample_caption
+        self._tag = tag
+        self._key = [settings.seed, settings.stream, captions.TAGS.index(tag)]
+        self._split = settings.split or "train"
+        self._rank, self._world_size = settings.rank, settings.world_size
+        self._index = 0
+
+    def next_record(self) -> CaptionRecord:
+        number = self._index * self._world_size + self._rank
+        caption = self._sample(np.random.default_rng([*self._key, number]), self._tag, self._split)
+        self._index += 1
+        self.counts["drawn"] += 1
+        return CaptionRecord(caption.text, caption.tag, caption_id(caption.text))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self._index, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._index = state["index"]
+        self.counts = Counter(state["counts"])
+
+
+class ShardStream:
+    """Captions of one tag out of shards, pass after pass.
+
+    A pass goes through the shards, and the row groups of each, in an order drawn anew; rows are shuffled
+    within chunks of 65 536. Only the chunk that is drawn from is in memory, and rows of other tags are
+    dropped in compiled code.
+
+    Args:
+        shards: at least one.
+        settings: which captions to draw.
+        select: mask of the rows of a chunk that belong to the stream.
+        tag: the tag if `select` admits one tag only; row groups that cannot hold it are not read.
+        label: how messages name the stream.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        settings: DrawSettings,
+        select: Callable[[Chunk], pa.Array],
+        tag: str | None,
+        label: str,
+    ):
+        self.counts: Counter[str] = Counter()
+        self._shards, self._settings, self._select = shards, settings, select
+        self._tag, self._label = tag, label
+        # (pass, shard, row group, chunk, row) of the row to look at next, each counted in the order drawn.
+        self._position = [0, 0, 0, 0, 0]
+        self._recent: dict[int, None] = {}
+        self._candidates = self._walk()
+
+    def next_record(self) -> CaptionRecord:
+        try:
+            return next(self._candidates)
+        except ValueError:
+            self._candidates = self._walk()  # the position still stands: asking again tries again
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        recent = np.array(list(self._recent), dtype="<u8").tobytes()
+        return {
+            "position": list(self._position),
+            "recent": base64.b64encode(recent).decode("ascii"),
+            "counts": dict(self.counts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._position = list(state["position"])
+        recent = np.frombuffer(base64.b64decode(state["recent"]), dtype="<u8")
+        self._recent = dict.fromkeys(recent.tolist())
+        self.counts = Counter(state["counts"])
+        self._candidates = self._walk()
+
+    def _walk(self) -> Iterator[CaptionRecord]:
+        """Records from the current position on, for ever; the position moves before each is handed out."""
+        start = list(self._position)
+        whole_pass = start[1:] == [0, 0, 0, 0]
+        while True:
+            found, before = False, self.counts.copy()
+            for record in self._walk_pass(start):
+                found = True
+                yield record
+            if whole_pass and not found:
+                raise ValueError(self._nothing_found(self.counts - before))
+            self._recent.clear()
+            start = [start[0] + 1, 0, 0, 0, 0]
+            whole_pass = True
+
+    def _walk_pass(self, start: list[int]) -> Iterator[CaptionRecord]:
+        number, chunks_without = start[0], 0
+        order = self._permutation(len(self._shards), number)
+        for s in range(start[1], len(order)):
+            in_shard = start[2:] if s == start[1] else [0, 0, 0]
+            try:
+                for group, c, chunk in self._walk_shard(order[s], number, in_shard):
+                    first_row = in_shard[2] if [group, c] == in_shard[:2] else 0
+                    rows = self._candidate_rows(chunk, [number, int(order[s]), group, c])
+                    chunks_without += 1
+                    for at in range(first_row, len(rows)):
+                        self._position = [number, s, group, c, at + 1]
+                        record = self._record(chunk, int(rows[at]))
+                        if record is not None:
+                            chunks_without = 0
+                            yield record
+                    if chunks_without and chunks_without % CHUNKS_BETWEEN_WARNINGS == 0:
+                        warnings.warn(
+                            f"captions: no {self._label} in {chunks_without} chunks of rows, still looking",
+                            stacklevel=2,
+                        )
+            except ValueError as error:
+                if not self._settings.skip_bad_files:
+                    raise
+                self.counts["bad files"] += 1
+                warnings.warn(f"captions: file skipped: {error}", stacklevel=2)
+
+    def _walk_shard(self, index: int, number: int, start: list[int]) -> Iterator[tuple[int, int, Chunk]]:
+        """(place of the row group in this pass, place of the chunk in it, chunk) from a position on."""
+        shard = self._shards[index]
+        order = self._permutation(shard.num_groups(), number, int(index))
+        for g in range(start[0], len(order)):
+            if self._tag is not None and not shard.may_hold(int(order[g]), self._tag):
+                continue
+            for c, chunk in enumerate(shard.chunks(int(order[g]))):
+                if g == start[0] and c < start[1]:
+                    continue
+                if [g, c] != start[:2] or start[2] == 0:  # else it was counted before the position was saved
+                    self.counts["read"] += len(chunk.texts)
+                yield g, c, chunk
+
+    def _candidate_rows(self, chunk: Chunk, key: list[int]) -> np.ndarray:
+        """Rows of the stream's tag, shuffled."""
+        rows = np.flatnonzero(self._select(chunk).to_numpy(zero_copy_only=False))
+        return rows[self._permutation(len(rows), *key)]
+
+    def _permutation(self, size: int, *key: int) -> np.ndarray:
+        return np.random.default_rng([self._settings.seed, self._settings.stream, *key]).permutation(size)
+
+    def _record(self, chunk: Chunk, row: int) -> CaptionRecord | None:
+        """The caption in a row, or None (counted by reason) if it is not to be drawn."""
+        settings = self._settings
+        text = _text_at(chunk.texts, row)
+        if settings.clean:
+            text = clean(text)
+        reason = settings.filter.reason_to_drop(text)
+        if reason is None:
+            mark = fingerprint(text)
+            reason = self._reason_by_hash(mark)
+        if reason is not None:
+            self.counts[reason] += 1
+            return None
+        self.counts["drawn"] += 1
+        return CaptionRecord(text, chunk.tags[row].as_py(), mark.id)
+
+    def _reason_by_hash(self, mark: Fingerprint) -> str | None:
+        settings = self._settings
+        if settings.split is not None and mark.split(settings.heldout_share) != settings.split:
+            return "other split"
+        if mark.shard_number % settings.world_size != settings.rank:
+            return "other process"
+        if settings.drop_duplicates:
+            key = int(mark.id, 16)
+            if key in self._recent:
+                return "duplicate"
+            self._recent[key] = None
+            if len(self._recent) > DUPLICATE_WINDOW:
+                del self._recent[next(iter(self._recent))]
+        return None
+
+    def _nothing_found(self, counts: Counter[str]) -> str:
+        reasons = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()) if key != "read")
+        names = self._shards[0].name + (f" and {len(self._shards) - 1} more" if len(self._shards) > 1 else "")
+        return (
+            f"captions: no {self._label} to draw in {names} ({counts['read']} rows read; {reasons or 'none'} "
+            "dropped); "
+            "change the shares, the split or the filters, or give other captions"
+        )
+
+
+def select_all(chunk: Chunk) -> pa.Array:
+    """Every row."""
+    return pa.array(np.ones(len(chunk.texts), dtype=bool))
+
+
+def select_tag(tag: str) -> Callable[[Chunk], pa.Array]:
+    """The rows of one tag."""
+    return lambda chunk: pc.equal(chunk.tags, tag)
+
+
+def select_other(named: Sequence[str]) -> Callable[[Chunk], pa.Array]:
+    """The rows of all tags but those named."""
+    return lambda chunk: pc.invert(pc.is_in(chunk.tags, value_set=pa.array(named, pa.string())))
+
+
+def _text_at(texts: pa.Array, row: int) -> str:
+    """One text; bytes that are no UTF-8 become the replacement character, null becomes the empty text."""
+    value = texts[row].as_buffer()
+    return "" if value is None else value.to_pybytes().decode("utf8", errors="replace")

@@ -1,0 +1,1 @@
+"""Policy against reference: sides, statistics, verdict; may import runs and below."""

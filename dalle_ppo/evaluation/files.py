@@ -1,0 +1,71 @@
+"""The files of an evaluation: rows, thumbnails, and the finished batches of one that is not done yet."""
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_ppo.evaluation.galleries import gallery_rows
+
+Columns = dict[str, np.ndarray]
+BOOLEANS = ("judge_unsafe", "judge_unrecognised")
+
+
+def read_batch(path: Path) -> Columns | None:
+    """What `write_batch` wrote, or None if it is absent or a kill left it damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_batch(path: Path, columns: Columns) -> None:
+    """Writes one finished batch, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    with temporary.open("wb") as file:
+        np.savez(file, **columns)
+    os.replace(temporary, path)
+
+
+def write_rows(path: Path, sides: Mapping[str, Columns]) -> None:
+    """One parquet row an image and side; missing values are null."""
+    tables = []
+    for name, rows in sides.items():
+        columns = {"model": pa.array([name] * len(rows["reward"]))}
+        for key, values in rows.items():
+            if key in BOOLEANS:
+                values = [None if np.isnan(v) else bool(v) for v in values]
+            columns[key] = pa.array(values, from_pandas=True)
+        tables.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
+
+
+def write_thumbnails(
+    path: Path,
+    reference: Columns,
+    policy: Columns,
+    decode: Callable[[str, np.ndarray], np.ndarray],
+    num_random: int = 200,
+) -> None:
+    """The pictures that the report shows, and a random choice beside them, of both sides.
+
+    Args:
+        path: of the file.
+        reference, policy: rows of the two sides.
+        decode: (side, rows int64 [K]) -> uint8 [K, H, W, 3].
+        num_random: pictures kept beside those of the report.
+    """
+    chosen = {int(row) for rows in gallery_rows(reference, policy).values() for row in rows}
+    num = len(reference["reward"])
+    picks = np.random.default_rng(0).choice(num, size=min(num, num_random), replace=False)
+    rows = np.array(sorted(chosen | set(picks.tolist())))
+    sides = {side: decode(side, rows) for side in ("reference", "policy")}
+    np.savez_compressed(path, rows=rows, **sides)

@@ -1,0 +1,50 @@
+"""Which before/after pairs of an evaluation a person should look at."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dalle_ppo.evaluation.statistics import TAG_ORDER
+
+
+def gallery_rows(
+    reference_rows: Mapping[str, np.ndarray],
+    policy_rows: Mapping[str, np.ndarray],
+    per_gallery: int = 12,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Choose pairs for the report; the evaluation keeps pictures of their union.
+
+    The evaluation and the report must call this with the same arguments: choosing again among the kept
+    pictures would fill the random galleries with extreme ones.
+
+    Args:
+        reference_rows, policy_rows: equally long columns of the two sides in the same order, with at least
+            `caption_id`, `tag` and `reward`.
+        per_gallery: pairs a gallery holds at most, each of another caption.
+        seed: of the random galleries.
+
+    Returns:
+        int64 row numbers by gallery: "improved" and "worsened" by change of reward, "random", one a tag.
+    """
+    captions = np.asarray(reference_rows["caption_id"]).astype(str)
+    tags = np.asarray(["UNTAGGED" if tag is None else str(tag) for tag in reference_rows["tag"]])
+    change = np.asarray(policy_rows["reward"], float) - np.asarray(reference_rows["reward"], float)
+    shuffled = np.random.default_rng(seed).permutation(len(change))
+    known = shuffled[np.isfinite(change[shuffled])]
+    ranked = known[np.argsort(change[known], kind="stable")]
+    galleries = {
+        "improved": ranked[::-1][change[ranked[::-1]] > 0],
+        "worsened": ranked[change[ranked] < 0],
+        "random": shuffled,
+    }
+    present = set(tags.tolist())
+    for tag in [tag for tag in TAG_ORDER if tag in present] + sorted(present - set(TAG_ORDER)):
+        galleries[tag] = shuffled[tags[shuffled] == tag]
+    return {name: _distinct(chosen, captions, per_gallery) for name, chosen in galleries.items()}
+
+
+def _distinct(rows: np.ndarray, captions: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` rows that bring a new caption."""
+    first = np.sort(np.unique(captions[rows], return_index=True)[1])
+    return rows[first][:count].astype(np.int64)

@@ -1,1 +1,0 @@
-"""Reads Keras models without Keras or TensorFlow, into the layers of `dalle_ppo.rewards`."""

@@ -1,0 +1,366 @@
+"""The policy: the one function that turns decoder states into the distribution sampled from, and the
+cached sampler that draws from it.
+
+Every log-probability in the project comes from `guided_log_pi`. The sampler, the old, new and
+reference log-probs, the entropy and the KL all call it, so they speak of the same distribution. Only the
+sampler on a GPU has a kernel of its own, `models.kernels.draw_codes`, which a test compares with it.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
+from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.records import HiddenStates
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """M distinct captions as the decoder reads them, and the unconditional one.
+
+    Args:
+        text: the captions' encoder states.
+        unconditional: the states of `<s></s>`, one caption; None where guidance is 1.
+    """
+
+    text: TextStates
+    unconditional: TextStates | None
+
+    def select(self, index: Tensor) -> "Prompts":
+        """The captions at `index`, int64 [N]."""
+        return Prompts(self.text.select(index), self.unconditional)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled images as tokens.
+
+    Args:
+        tokens: int64 [N, T].
+        log_probs: of those tokens as the cached sampler computed them, float32 [N, T].
+    """
+
+    tokens: Tensor
+    log_probs: Tensor
+
+
+@torch.no_grad()
+def encode_prompts(
+    encoder: BartEncoder, text_tokens: Tensor, unconditional_tokens: Tensor, settings: PolicySettings
+) -> Prompts:
+    """Encodes M captions [M, 64] and, where guidance needs it, the unconditional caption [64]."""
+    unconditional = encoder(unconditional_tokens[None]) if settings.guided else None
+    return Prompts(encoder(text_tokens), unconditional)
+
+
+def guided_log_pi(
+    decoder: BartDecoder, conditional: Tensor, unconditional: Tensor | None, settings: PolicySettings
+) -> Tensor:
+    """Log-distribution over the drawable codes.
+
+    Args:
+        decoder: whose head is applied.
+        conditional: hidden states [..., D] given the caption.
+        unconditional: hidden states [..., D] given `<s></s>`; None where guidance is 1.
+        settings: guidance, temperature and, in generation, top-k.
+
+    Returns:
+        float32 [..., V], log-softmax over the support; -inf outside a top-k support.
+
+    Source: docs/algorithm.md; classifier-free guidance on logits, https://arxiv.org/abs/2203.13131
+    """
+    with torch.autocast(conditional.device.type, enabled=False):
+        logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature
+        if settings.top_k is not None and settings.top_k < logits.shape[-1]:
+            # Ties with the k-th code are kept, as the min-dalle package keeps them.
+            lowest = logits.topk(settings.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < lowest, -torch.inf)
+        return torch.log_softmax(logits, dim=-1)
+
+
+def _guided_logits(
+    decoder: BartDecoder, conditional: Tensor, unconditional: Tensor | None, settings: PolicySettings
+) -> Tensor:
+    """`l_u + s (l_c - l_u)`, [..., V].
+
+    The head is linear, so guidance is applied to the hidden states before it: the same logits for half
+    the matrix product. Only detaching needs the two apart, for the head is part of both branches.
+    """
+    hidden = at_least_float32(conditional)
+    if not settings.guided:
+        return decoder.head(hidden)
+    unconditional = at_least_float32(unconditional)
+    if settings.detach_unconditional:
+        base = decoder.head(unconditional).detach()
+        return base + settings.guidance * (decoder.head(hidden) - base)
+    return decoder.head(unconditional + settings.guidance * (hidden - unconditional))
+
+
+def hidden_of_tokens(
+    decoder: BartDecoder, tokens: Tensor, prompts: Prompts, settings: PolicySettings
+) -> HiddenStates:
+    """Teacher forcing: the decoder's states before each of the given tokens.
+
+    Args:
+        decoder: actor or reference.
+        tokens: int64 [N, T].
+        prompts: of M captions; the N / M images of a caption are neighbours.
+        settings: of the policy.
+
+    Returns:
+        States that `log_pi_of_hidden` turns into the policy; a hundredth of its size.
+    """
+    conditional = decoder(tokens, decoder.cross_states(prompts.text), settings.start_token)
+    unconditional = None
+    if settings.guided:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.detach_unconditional):
+            cross = decoder.cross_states(prompts.unconditional)
+            unconditional = decoder(tokens, cross, settings.start_token)
+    return HiddenStates(conditional, unconditional)
+
+
+def log_pi_of_hidden(decoder: BartDecoder, hidden: HiddenStates, settings: PolicySettings) -> Tensor:
+    """The policy's log-distribution, float32 [N, T, V], from states of the same decoder."""
+    return guided_log_pi(decoder, hidden.conditional, hidden.unconditional, settings)
+
+
+def log_pi_of_tokens(
+    decoder: BartDecoder, tokens: Tensor, prompts: Prompts, settings: PolicySettings
+) -> Tensor:
+    """Teacher forcing: the policy's log-distribution before each of the given tokens.
+
+    Args:
+        decoder: actor or reference.
+        tokens: int64 [N, T].
+        prompts: of M captions; the N / M images of a caption are neighbours.
+        settings: of the policy.
+
+    Returns:
+        float32 [N, T, V]. Differentiable, through both branches unless `detach_unconditional`.
+    """
+    return log_pi_of_hidden(decoder, hidden_of_tokens(decoder, tokens, prompts, settings), settings)
+
+
+def gather_log_probs(log_pi: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probs of `tokens` [N, T] under `log_pi` [N, T, V]; float32 [N, T]."""
+    return log_pi.gather(-1, tokens[..., None])[..., 0]
+
+
+def noise_keys(
+    seed: int, stream: str, iteration: int, caption_ids: Sequence[str], samples: Sequence[int]
+) -> Tensor:
+    """Keys of the sampling noise, one an image.
+
+    The noise of an image depends on these five things, the position and the code alone; not on which
+    images share its batch, nor on the device.
+
+    Args:
+        seed: the run's.
+        stream: "rollout", "evaluation" or "generate": streams never share noise.
+        iteration: of training; 0 elsewhere.
+        caption_ids: of each image's caption, N of them.
+        samples: index of each image among its caption's.
+
+    Returns:
+        int32 [N, 2].
+    """
+    words = [
+        hashlib.blake2b(f"{seed}|{stream}|{iteration}|{caption}|{sample}".encode(), digest_size=8).digest()
+        for caption, sample in zip(caption_ids, samples, strict=True)
+    ]
+    return torch.from_numpy(np.frombuffer(b"".join(words), dtype=np.int32).reshape(-1, 2).copy())
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit words that spreads every bit over all others; in place.
+
+    Source: "lowbias32", https://github.com/skeeto/hash-prospector
+    """
+    # int32 shifts are arithmetic: the mask takes the copies of the sign bit away.
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x21F0AAAD
+    x ^= (x >> 15) & 0x1FFFF
+    x *= 0x735A2D97
+    x ^= (x >> 15) & 0x1FFFF
+    return x
+
+
+def gumbel_noise(keys: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
+    """Standard Gumbel noise of one position, a pure function of its arguments.
+
+    Args:
+        keys: int32 [N, 2], of `noise_keys`.
+        position: of the token, 0 .. T - 1; also as a tensor [1].
+        num_codes: V.
+
+    Returns:
+        float32 [N, V].
+    """
+    codes = torch.arange(num_codes, dtype=torch.int32, device=keys.device)
+    place = torch.as_tensor(position, device=keys.device).to(torch.int32).view(1) * 0x632B + 0x1234567
+    x = _mix(codes[None] * 0x3C6EF35 + _mix(keys[:, :1] + _mix(place)))
+    x = _mix(x + keys[:, 1:])
+    uniform = (((x >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
+
+
+@torch.no_grad()
+def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings) -> Samples:
+    """Draws images, token by token, with cached keys and values.
+
+    Args:
+        decoder: the policy's.
+        prompts: M captions; the unconditional branch is computed once for all.
+        keys: int32 [N, 2], the noise of each image; images of one caption are neighbours, so image i
+            belongs to caption `i // (N / M)`.
+        settings: of the policy.
+
+    Returns:
+        Tokens and their log-probs.
+    """
+    branches = [decoder.cross_states(prompts.text)]
+    if settings.guided:
+        branches.append(decoder.cross_states(prompts.unconditional))
+    return sample_branches(decoder, branches, keys, settings)
+
+
+@torch.no_grad()
+def sample_branches(
+    decoder: BartDecoder, branches: list[CrossStates], keys: Tensor, settings: PolicySettings
+) -> Samples:
+    """`sample`, with cross-attention keys and values that are already there.
+
+    Args:
+        decoder: the policy's.
+        branches: of the M captions and, with guidance, of the unconditional one.
+        keys: int32 [N, 2], as `sample` takes them.
+        settings: of the policy.
+
+    Returns:
+        Tokens and their log-probs.
+    """
+    num_images, num_tokens = len(keys), decoder.config.num_image_tokens
+    if num_images % branches[0].num_captions:
+        raise ValueError(
+            f"{num_images} images do not divide among {branches[0].num_captions} captions; "
+            "draw the same number for each"
+        )
+    if runs_as_kernels(keys.device, decoder):
+        from dalle_ppo.models.dalle.gpu_step import GpuStep
+
+        with torch.cuda.device(keys.device):
+            step = GpuStep(decoder, branches, num_images)
+            drawing = _Drawing(decoder, step, keys, settings, as_kernels=True)
+            draw_replayed(drawing, cuda_graph)
+    else:
+        caches = decoder.new_cache(num_images, len(branches))
+        step = partial(decoder.step, caches=caches, branches=branches)
+        drawing = _Drawing(decoder, step, keys, settings)
+        for _ in range(num_tokens):
+            drawing.advance()
+    return Samples(drawing.tokens, drawing.log_probs)
+
+
+def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
+    """Whether a step runs as `models.kernels`: on CUDA, in float32 or narrower, where Triton works.
+
+    Torch brings Triton along on Linux, and Triton needs a C compiler. Elsewhere a step runs as on CPUs.
+    """
+    narrow = decoder.embed_positions.weight.dtype.itemsize <= 4
+    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang", "cc"))
+    return (
+        device.type == "cuda" and narrow and has_compiler and importlib.util.find_spec("triton") is not None
+    )
+
+
+class _Drawing:
+    """What one call of `sample` reads and writes. All of it stays where it is, as a CUDA graph needs it."""
+
+    def __init__(
+        self,
+        decoder: BartDecoder,
+        step: Callable[[Tensor, Tensor], Tensor],
+        keys: Tensor,
+        settings: PolicySettings,
+        as_kernels: bool = False,
+    ):
+        start = decoder.config.start_token if settings.start_token is None else settings.start_token
+        shape, device = (len(keys), decoder.config.num_image_tokens), keys.device
+        self.decoder, self.step, self.keys, self.settings = decoder, step, keys, settings
+        self.as_kernels = as_kernels
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.current = torch.full((len(keys),), start, device=device)
+        self.tokens = torch.empty(shape, dtype=torch.long, device=device)
+        self.log_probs = torch.empty(shape, device=device)
+
+    def advance(self) -> None:
+        """Draws the next token of every image."""
+        hidden = self.step(self.current, self.position)
+        draw = self._draw_by_kernel if self.as_kernels else self._draw
+        draw(hidden[0], hidden[1] if self.settings.guided else None)
+        self.position += 1
+
+    def _draw(self, conditional: Tensor, unconditional: Tensor | None) -> None:
+        """The Gumbel maximum is a draw from pi."""
+        log_pi = guided_log_pi(self.decoder, conditional, unconditional, self.settings)
+        noise = gumbel_noise(self.keys, self.position, log_pi.shape[-1])
+        drawn = (log_pi + noise).argmax(dim=-1, keepdim=True)
+        self.current.copy_(drawn[:, 0])
+        self.tokens.index_copy_(1, self.position, drawn)
+        self.log_probs.index_copy_(1, self.position, log_pi.gather(-1, drawn).to(self.log_probs.dtype))
+
+    def _draw_by_kernel(self, conditional: Tensor, unconditional: Tensor | None) -> None:
+        from dalle_ppo.models.dalle import kernels
+
+        with torch.autocast(conditional.device.type, enabled=False):
+            logits = _guided_logits(self.decoder, conditional, unconditional, self.settings)
+        kernels.draw_codes(
+            logits,
+            self.keys,
+            self.position,
+            self.settings.temperature,
+            self.settings.top_k,
+            self.current,
+            self.tokens,
+            self.log_probs,
+        )
+
+
+def draw_replayed(drawing: _Drawing, record: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
+    """Draws all tokens by replaying a recorded step.
+
+    It lives for this call only: recording costs as much as drawing a few tokens, and outlives no weight.
+
+    Args:
+        drawing: filled in place.
+        record: takes a step, without running it, and returns what runs it.
+    """
+    drawing.advance()  # kernels are compiled at their first call, which a recording has no room for
+    replay = record(drawing.advance)
+    for _ in range(1, drawing.tokens.shape[1]):
+        replay()
+    if drawing.tokens.is_cuda:
+        torch.cuda.current_stream(drawing.tokens.device).synchronize()  # the recording is in use till then
+
+
+def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Records a step, on the current device, as a CUDA graph: one launch runs its hundreds of kernels."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=recording_stream(torch.cuda.current_device())):
+        step()
+    return graph.replay
+
+
+@cache
+def recording_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings on a device: libraries keep memory for each stream they have worked on."""
+    return torch.cuda.Stream(device)

@@ -1,0 +1,1 @@
+"""What reads CLIP embeddings: NSFW, aesthetic and violence heads."""

@@ -1,0 +1,1 @@
+"""Converts trained Keras detectors into heads."""

@@ -1,0 +1,193 @@
+"""Converts a Keras detector to the safetensors file that `models.heads.nsfw.load_detector` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
+from dalle_ppo.models.heads.keras.keras_files import read_h5, read_keras
+from dalle_ppo.models.heads.keras.published import DETECTORS, PublishedDetector
+from dalle_ppo.models.heads.keras.saved_model import read_saved_model
+from dalle_ppo.models.heads.nsfw import HeadInfo, save_head
+
+MAX_UNPACKED_BYTES = 2 << 30
+PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
+
+# What zipfile, h5py, json, protobuf, numpy and the readers here raise on bytes that nobody wrote on purpose.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, MemoryError),
+    *(struct.error, DecodeError, UnicodeError, json.JSONDecodeError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+)
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    clip_model: str = "",
+    clip_pretrained: str = "",
+    round_to_float16: bool | None = None,
+    licence: str = "",
+) -> HeadInfo:
+    """Convert one detector. Reads weights and graph; runs nothing from the file.
+
+    Args:
+        source: a SavedModel folder, a zip of one, a `.keras` or a whole-model `.h5` file.
+        out: the `.safetensors` file to write.
+        clip_model, clip_pretrained: open_clip's names of the CLIP it reads; known for LAION's own files.
+        round_to_float16: the reward shall round embeddings to float16 before the head. None: only for
+            LAION's own files, which were trained on such embeddings.
+        licence: a note on the terms of the original; known for LAION's own files.
+
+    Returns:
+        What was written about it.
+
+    Raises:
+        ValueError: the source is missing, unreadable, or no chain of known layers ending in one number.
+    """
+    source = Path(source)
+    with unpacked(source) as model, reading(source):
+        specs, dimension = read_model(model)
+        output = _output_kind(specs)
+        build_layers(specs)
+        known = _published(model)
+    info = HeadInfo(
+        clip_model=clip_model or (known.clip_model if known else ""),
+        clip_pretrained=clip_pretrained or (known.clip_pretrained if known else ""),
+        dimension=dimension,
+        output=output,
+        round_to_float16=bool(known) if round_to_float16 is None else round_to_float16,
+        source=source.name,
+        source_sha256=hash_source(source),
+        licence=licence or (known.licence if known else ""),
+    )
+    save_head(out, specs, info)
+    return info
+
+
+def read_model(path: Path) -> tuple[list[LayerSpec], int]:
+    """Read a model by what the file is, not by how it is called.
+
+    Args:
+        path: a SavedModel folder, a `.keras` or `.h5` file (a zipped SavedModel: see `unpacked`).
+
+    Returns:
+        Its layers and the width of its input.
+    """
+    if path.is_dir():
+        return read_saved_model(path)
+    with path.open("rb") as file:
+        magic = file.read(8)
+    if magic.startswith(b"PK"):
+        return read_keras(path)
+    if magic == b"\x89HDF\r\n\x1a\n":
+        return read_h5(path)
+    raise ValueError(f"{path}: neither a SavedModel folder nor a .zip, .keras or .h5 file")
+
+
+@contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Whatever goes wrong while a source is read becomes one line that names it.
+
+    Raises:
+        ValueError: instead of what the body raised, which is its cause.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{source}: damaged, or no model that can be read ({error!r})") from error
+    except ValueError as error:
+        line = str(error).replace("\n", " ")
+        raise ValueError(line if str(source) in line else f"{source}: {line}") from error
+
+
+@contextmanager
+def unpacked(source: Path) -> Iterator[Path]:
+    """The model as a folder or file; a zipped SavedModel is unpacked to a temporary folder meanwhile.
+
+    Raises:
+        ValueError: no such file, or a zip that is damaged, with no or several models, or with entries that
+            leave its folder.
+    """
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder, and not one of {', '.join(DETECTORS)}")
+    if source.is_dir() or not zipfile.is_zipfile(source):
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        with reading(source):
+            model = _unpack(source, Path(folder))
+        yield model
+
+
+def _unpack(source: Path, folder: Path) -> Path:
+    """Unpack a zipped SavedModel; a `.keras` file is read as it is."""
+    with zipfile.ZipFile(source) as archive:
+        if "config.json" in archive.namelist():
+            return source
+        _check_entries(archive, source)
+        archive.extractall(folder)
+    models = [path.parent for path in folder.rglob("saved_model.pb")]
+    if len(models) != 1:
+        raise ValueError(f"{source}: holds {len(models)} SavedModels (saved_model.pb), needs one")
+    return models[0]
+
+
+def _check_entries(archive: zipfile.ZipFile, source: Path) -> None:
+    """Refuse entries outside the folder, links, and more bytes than any detector has."""
+    for entry in archive.infolist():
+        parts = Path(entry.filename.replace("\\", "/")).parts
+        if ".." in parts or entry.filename.startswith(("/", "\\")) or ":" in entry.filename:
+            raise ValueError(
+                f"{source}: entry {entry.filename!r} would be written outside its folder: refused"
+            )
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ValueError(f"{source}: entry {entry.filename!r} is a link: refused")
+    total = sum(entry.file_size for entry in archive.infolist())
+    if total > MAX_UNPACKED_BYTES:
+        raise ValueError(f"{source}: unpacks to {total} bytes, at most {MAX_UNPACKED_BYTES} are read")
+
+
+def hash_source(source: Path) -> str:
+    """SHA-256 of a file; of a folder, of its files' relative names and contents in order."""
+    if source.is_file():
+        return hashlib.sha256(source.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{content}  {path.relative_to(source).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def _published(model: Path) -> PublishedDetector | None:
+    """Recognise LAION's own detectors, also in an unpacked folder."""
+    graph = model / "saved_model.pb"
+    if not graph.is_file():
+        return None
+    sha256 = hashlib.sha256(graph.read_bytes()).hexdigest()
+    return next((known for known in DETECTORS.values() if known.graph_sha256 == sha256), None)
+
+
+def _output_kind(specs: list[LayerSpec]) -> str:
+    """'probability' if the last activation ends in [0, 1], else 'score'."""
+    dense = [spec for spec in specs if spec.type == "dense"]
+    if not dense or dense[-1].tensors["kernel"].shape[1] != 1:
+        units = dense[-1].tensors["kernel"].shape[1] if dense else 0
+        raise ValueError(f"the model ends in {units} numbers: a detector ends in one")
+    last = specs[-1]
+    if last.type == "activation" and last.options["name"] in PROBABILITY_ACTIVATIONS:
+        return "probability"
+    return "score"

@@ -1,0 +1,81 @@
+"""Fetches LAION's published detectors once, and trusts only the bytes it knows."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from pathlib import Path
+
+from dalle_ppo.models.heads.keras.published import DETECTORS
+
+TIMEOUT_SECONDS = 60
+
+
+def detector_file(name: str) -> Path:
+    """The converted file of a setting such as `reward.detector`: one of LAION's by name, or a path."""
+    return fetch_converted(name) if name in DETECTORS else Path(name)
+
+
+def fetch_converted(name: str, cache_dir: Path | None = None) -> Path:
+    """A published detector as `rewards.nsfw.load_detector` reads it; downloaded and converted once.
+
+    Once converted, the file alone is enough: the download may be deleted.
+
+    Args:
+        name: a key of `DETECTORS`.
+        cache_dir: as in `fetch`.
+
+    Raises:
+        ValueError: as `fetch` and `convert` do.
+    """
+    from dalle_ppo.models.heads.keras.convert import convert
+
+    converted = (cache_dir or default_cache()) / f"{name}.safetensors"
+    if not converted.is_file():
+        source = fetch(name, cache_dir)
+        partial = converted.with_name(f"{name}.{os.getpid()}.part.safetensors")
+        convert(source, partial)
+        partial.replace(converted)
+    return converted
+
+
+def default_cache() -> Path:
+    """Where downloads are kept: `$XDG_CACHE_HOME/dalle_ppo` or `~/.cache/dalle_ppo`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle_ppo"
+
+
+def fetch(name: str, cache_dir: Path | None = None) -> Path:
+    """The zip of a published detector, from the cache or downloaded.
+
+    Args:
+        name: a key of `DETECTORS`.
+        cache_dir: where downloads are kept; None is `default_cache`.
+
+    Returns:
+        The file, whose SHA-256 is the known one.
+
+    Raises:
+        ValueError: no connection, a broken one, or other bytes than those published. Nothing is kept then.
+    """
+    detector = DETECTORS[name]
+    cache_dir = cache_dir or default_cache()
+    path = cache_dir / detector.url.rpartition("/")[2]
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == detector.sha256:
+        return path
+    try:
+        with urllib.request.urlopen(detector.url, timeout=TIMEOUT_SECONDS) as response:
+            data = response.read()
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise ValueError(
+            f"{name}: cannot download {detector.url} ({error}); fetch it elsewhere and put it at {path}"
+        ) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != detector.sha256:
+        raise ValueError(f"{name}: {detector.url} has SHA-256 {found}, needs {detector.sha256}: not used")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_bytes(data)
+    partial.replace(path)
+    return path

@@ -1,0 +1,97 @@
+"""The files of a run as the report reads them; what is missing or broken leaves the rest."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
+
+
+@dataclass
+class RunFiles:
+    """What could be read of a run; every part may be empty.
+
+    Attributes:
+        config_text, config: the resolved configuration.
+        metrics: one dict an iteration.
+        evaluation: evaluation.json.
+        reference, policy: columns of evaluation/images.parquet by side, in the same order.
+        pictures: (reference, policy) uint8 [H, W, 3] by row.
+        problems: one line for each file that is there but cannot be used.
+    """
+
+    config_text: str = ""
+    config: dict = field(default_factory=dict)
+    metrics: list[dict] = field(default_factory=list)
+    evaluation: dict = field(default_factory=dict)
+    reference: dict[str, np.ndarray] = field(default_factory=dict)
+    policy: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Read what there is of a run.
+
+    Args:
+        run_dir: the run's folder.
+
+    Returns:
+        What could be read; a file that is there but cannot be used becomes a line of `problems`.
+    """
+    files = RunFiles()
+
+    def attempt(name: str, read: Callable[[Path], None]) -> None:
+        if (run_dir / name).exists():
+            try:
+                read(run_dir / name)
+            except Exception as error:  # a report about a broken run is worth more than none
+                first_line = (str(error) or type(error).__name__).splitlines()[0]
+                files.problems.append(f"{name} could not be used: {first_line.replace(str(run_dir), '.')}")
+
+    attempt("config.yaml", lambda path: _read_config(path, files))
+    attempt(METRICS_FILE, lambda path: files.metrics.extend(read_metrics(path)))
+    attempt("evaluation.json", lambda path: files.evaluation.update(json.loads(path.read_text("utf-8"))))
+    attempt("evaluation/images.parquet", lambda path: _read_rows(path, files))
+    attempt("evaluation/thumbnails.npz", lambda path: _read_pictures(path, files))
+    return files
+
+
+def _read_config(path: Path, files: RunFiles) -> None:
+    import yaml
+
+    files.config_text = path.read_text(encoding="utf-8")
+    parsed = yaml.safe_load(files.config_text)
+    files.config = parsed if isinstance(parsed, dict) else {}
+
+
+def _read_rows(path: Path, files: RunFiles) -> None:
+    import pyarrow.parquet
+
+    # ParquetFile, not read_table: the latter imports pandas.
+    with pyarrow.parquet.ParquetFile(path) as file:
+        table = file.read().to_pydict()
+    model = np.asarray(table.pop("model"), dtype=object)
+    columns = {name: np.asarray(values, dtype=object) for name, values in table.items()}
+    for name in ("reward", "nsfw_probability"):
+        columns[name] = np.asarray([np.nan if v is None else v for v in table[name]], dtype=np.float64)
+    sides = [
+        {name: column[model == side] for name, column in columns.items()} for side in ("reference", "policy")
+    ]
+    keys = [list(zip(rows["caption_id"], rows["sample"], strict=True)) for rows in sides]
+    if keys[0] != keys[1] or not keys[0]:
+        raise ValueError("the two sides do not hold the same captions and samples in the same order")
+    files.reference, files.policy = sides
+
+
+def _read_pictures(path: Path, files: RunFiles) -> None:
+    if not files.reference:
+        raise ValueError("the rows that the pictures belong to are missing")
+    with np.load(path, allow_pickle=False) as stored:
+        rows, before, after = stored["rows"], stored["reference"], stored["policy"]
+    if not len(rows) == len(before) == len(after) or rows.max(initial=0) >= len(files.reference["reward"]):
+        raise ValueError(f"{len(rows)} rows, {len(before)} and {len(after)} pictures do not belong together")
+    files.pictures = {int(row): (before[n], after[n]) for n, row in enumerate(rows)}

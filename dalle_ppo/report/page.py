@@ -1,0 +1,285 @@
+"""report.html: one self-contained page about a run, drawn from whatever files of the run exist."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dalle_ppo.evaluation.galleries import gallery_rows
+from dalle_ppo.evaluation.statistics import Thresholds
+from dalle_ppo.evaluation.verdict import verdict
+from dalle_ppo.report import plots
+from dalle_ppo.report.curve import checkpoint_cards
+from dalle_ppo.report.files import RunFiles, read_run
+from dalle_ppo.report.pictures import Picture, data_uri, picture
+from dalle_ppo.report.tables import (
+    baseline_table,
+    headline_tiles,
+    image_table,
+    metric_tables,
+    pairing_sentence,
+    transitions,
+)
+from dalle_ppo.runs.provenance import versions
+
+REPORT_FILE = "report.html"
+GALLERY_TITLES = {
+    "improved": ("Most improved", "The largest gains in reward."),
+    "worsened": ("Most worsened", "The largest losses in reward: look here first for what went wrong."),
+    "random": ("Random", "Drawn at random from all captions: what to expect."),
+}
+CURVES = (
+    ("unsafe_rate", "Unsafe rate", plots.percent_tick, True, "share of images above the upper threshold"),
+    ("reward_mean", "Reward", plots.plain, False, "mean raw score"),
+    ("kl", "KL from the reference", plots.plain, True, "nats an image"),
+    ("clip_similarity", "CLIP similarity", plots.plain, False, "cosine, images the detector calls safe"),
+    ("entropy", "Entropy", plots.plain, False, "nats an image"),
+    ("explained_variance", "Critic", plots.plain, False, "share of the returns' variance explained"),
+)
+
+
+HASHED = ("policy", "reference", "captions", "clip", "detector", "judge", "heldout_clip", "heldout_detector")
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir`/report.html from the run's files and return its path.
+
+    Args:
+        run_dir: a run's folder; config.yaml, metrics.jsonl, evaluation.json, evaluation/images.parquet and
+            evaluation/thumbnails.npz are used where they exist and can be read.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"report: {run_dir} is not a folder; name the folder of a run")
+    page = render(report_context(run_dir.resolve().name, read_run(run_dir)))
+    temporary = run_dir / (REPORT_FILE + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, run_dir / REPORT_FILE)
+    return run_dir / REPORT_FILE
+
+
+def render(context: Mapping[str, object]) -> str:
+    """The page for a context made by `report_context`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(context)
+
+
+def report_context(name: str, files: RunFiles) -> dict:
+    """Everything the template shows."""
+    thresholds = _thresholds(files)
+    judged = files.evaluation.get("verdict")
+    if not isinstance(judged, Mapping):
+        judged = verdict(files.evaluation) if files.evaluation.get("differences") else None
+    return {
+        "name": name,
+        "verdict": judged
+        and {"sentence": judged.get("sentence", ""), "warnings": judged.get("warnings") or []},
+        "tiles": headline_tiles(files.evaluation),
+        "hero": _hero(files, thresholds),
+        "tables": metric_tables(files.evaluation),
+        "pairing": pairing_sentence(files.evaluation),
+        "captions": _captions(files.evaluation),
+        "baselines": baseline_table(files.evaluation),
+        "checkpoints": checkpoint_cards(files.evaluation),
+        "image_table": image_table(files.evaluation),
+        "rates": _rate_chart(files.evaluation),
+        "curves": _curves(files.metrics),
+        "kl_reward": _kl_reward(files.metrics),
+        "distributions": _distributions(files, thresholds),
+        "transitions": transitions(files.reference, files.policy, thresholds),
+        "galleries": _galleries(files, thresholds),
+        "thresholds": thresholds,
+        "facts": _facts(files),
+        "config_text": files.config_text,
+        "problems": files.problems,
+    }
+
+
+def _captions(evaluation: Mapping) -> str:
+    """What the evaluated captions are: only the run's own held-out ones are known to be unseen."""
+    file = evaluation.get("captions_file")
+    return f"captions of {file}" if file else "held-out captions"
+
+
+def _thresholds(files: RunFiles) -> Thresholds:
+    reward = files.config.get("reward")
+    reward = reward if isinstance(reward, Mapping) else {}
+    stored = files.evaluation.get("thresholds") or {
+        "lower": reward.get("unsure_threshold"),
+        "upper": reward.get("unsafe_threshold"),
+    }
+    return Thresholds(**{name: value for name, value in stored.items() if value is not None})
+
+
+def _curves(metrics: list[dict]) -> list[dict]:
+    steps = _column(metrics, "iteration")
+    parts = sorted({name for record in metrics for name in record if name.startswith("reward/")})
+    of_parts = [
+        (name, name.removeprefix("reward/"), plots.plain, False, "part of the reward, mean") for name in parts
+    ]
+    found = []
+    for name, title, tick, from_zero, unit in (*CURVES, *of_parts):
+        values = _column(metrics, name)
+        chart = plots.curve(steps, values, f"{title} over training", tick, from_zero) if len(values) else None
+        if chart is not None:
+            last = plots.running_mean(values)[np.isfinite(values)][-1]
+            shown = f"{100 * last:.1f}\N{NO-BREAK SPACE}%" if tick is plots.percent_tick else f"{last:.3g}"
+            found.append(
+                {"title": title, "unit": unit, "last": shown.replace("-", "\N{MINUS SIGN}"), "svg": chart}
+            )
+    return found
+
+
+def _kl_reward(metrics: list[dict]):
+    kl, reward = _column(metrics, "kl"), _column(metrics, "reward_mean")
+    return (
+        plots.trajectory(kl, reward, "Reward against KL over training", "KL, nats an image")
+        if len(kl)
+        else None
+    )
+
+
+def _rate_chart(evaluation: Mapping):
+    reference, policy = evaluation.get("reference") or {}, evaluation.get("policy") or {}
+    entries = []
+    for group in policy:
+        before, after = reference.get(group) or {}, policy[group] or {}
+        entries.append(
+            {
+                "label": "all" if group == "overall" else group,
+                "reference": before.get("unsafe_rate"),
+                "policy": after.get("unsafe_rate"),
+                "reference_interval": (before.get("intervals") or {}).get("unsafe_rate"),
+                "policy_interval": (after.get("intervals") or {}).get("unsafe_rate"),
+            }
+        )
+    return plots.dumbbells(entries, "Unsafe rate before and after, by tag", "unsafe rate, with 95 % bounds")
+
+
+def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+    if not files.reference:
+        return []
+    before, after = files.reference, files.policy
+    marks = (
+        (thresholds.lower, f"{thresholds.lower:g}", "warn"),
+        (thresholds.upper, f"{thresholds.upper:g}", "bad"),
+    )
+    tags = np.asarray(["UNTAGGED" if tag is None else str(tag) for tag in before["tag"]])
+    charts = [
+        (
+            "Reward",
+            "Share of images. Penalties stand on the left, the CLIP term spreads the safe ones on the right.",
+            plots.histogram(before["reward"], after["reward"], "Reward before and after", "reward"),
+        ),
+        (
+            "NSFW probability",
+            "Share of images on a logarithmic scale; the lines are the two thresholds of the reward.",
+            plots.histogram(
+                before["nsfw_probability"],
+                after["nsfw_probability"],
+                "NSFW probability before and after",
+                "probability given by the detector",
+                bounds=(0.0, 1.0),
+                bins=40,
+                marks=marks,
+                log_y=True,
+            ),
+        ),
+        (
+            "Pairs",
+            "A dot for each caption and noise: before across, after up; above the line is better. Jittered.",
+            plots.paired_scatter(
+                before["reward"], after["reward"], tags, "Reward, pair by pair", "reward before"
+            ),
+        ),
+    ]
+    return [{"title": title, "note": note, "svg": svg} for title, note, svg in charts if svg is not None]
+
+
+def _galleries(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+    galleries = []
+    for name, rows in _gallery_rows(files).items():
+        title, note = GALLERY_TITLES.get(name, (name, f"Drawn at random from the captions tagged {name}."))
+        pairs = [_pair(files, int(row), thresholds) for row in rows]
+        galleries.append({"id": name.lower(), "title": title, "note": note, "pairs": pairs})
+    return [gallery for gallery in galleries if gallery["pairs"]]
+
+
+def _hero(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+    """A few random pairs for the top of the page: half of them of the tag that asks for unsafe content."""
+    chosen = _gallery_rows(files)
+    groups = [chosen[tag][:4] for tag in ("NSFW", "UNLIKELY") if tag in chosen] or [
+        chosen.get("random", [])[:8]
+    ]
+    return [_pair(files, int(row), thresholds) for group in groups for row in group]
+
+
+def _gallery_rows(files: RunFiles) -> dict[str, np.ndarray]:
+    if not files.pictures:
+        return {}
+    chosen = gallery_rows(files.reference, files.policy)
+    return {name: np.array([row for row in rows if row in files.pictures]) for name, rows in chosen.items()}
+
+
+def _pair(files: RunFiles, row: int, thresholds: Thresholds) -> dict:
+    sides: list[Picture] = []
+    for rows, image in zip((files.reference, files.policy), files.pictures[row], strict=True):
+        sides.append(
+            picture(data_uri(image), rows["reward"][row], rows["nsfw_probability"][row], thresholds.upper)
+        )
+    columns = files.reference
+    caption = str(columns["caption"][row]) if "caption" in columns else str(columns["caption_id"][row])
+    return {
+        "caption": caption,
+        "tag": str(columns["tag"][row] or "UNTAGGED"),
+        "before": sides[0],
+        "after": sides[1],
+    }
+
+
+def _facts(files: RunFiles) -> list[tuple[str, str]]:
+    overall = (files.evaluation.get("policy") or {}).get("overall") or {}
+    evaluation = files.evaluation
+    facts = [("seed", files.config.get("seed")), ("iterations", len(files.metrics) or None)]
+    if files.metrics:
+        seconds = _column(files.metrics, "seconds")
+        facts.append(("training images", files.metrics[-1].get("images")))
+        facts.append(
+            ("training time", f"{np.nansum(seconds) / 60:.1f} min" if np.isfinite(seconds).any() else None)
+        )
+    facts.append(("evaluated images a side", overall.get("num_images")))
+    facts.append((_captions(files.evaluation), overall.get("num_captions")))
+    facts.append(
+        ("captions cut to the text encoder's length", evaluation.get("num_captions_truncated") or None)
+    )
+    facts.append(("bounds on rates", overall.get("rate_interval_method")))
+    facts.append(("evaluation seed", evaluation.get("seed")))
+    facts.append(("evaluated checkpoint", evaluation.get("iteration")))
+    hashes = {name: evaluation.get(f"{name}_sha256") for name in HASHED}
+    if files.config_text:
+        hashes["config"] = hashlib.sha256(files.config_text.encode()).hexdigest()
+    facts += [(f"{name.replace('_', ' ')} sha256", value and value[:16]) for name, value in hashes.items()]
+    facts += (evaluation.get("versions") or versions()).items()
+    return [
+        (name, f"{value:,}" if isinstance(value, int) and "seed" not in name else str(value))
+        for name, value in facts
+        if value is not None
+    ]
+
+
+def _column(metrics: list[dict], name: str) -> np.ndarray:
+    values = [record.get(name) for record in metrics]
+    return np.asarray([v if isinstance(v, int | float) else np.nan for v in values], dtype=np.float64)

@@ -1,0 +1,1 @@
+"""The training loop: collect, score, update, save; may import runs and below."""

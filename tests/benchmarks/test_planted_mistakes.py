@@ -1,0 +1,36 @@
+"""The planted mistakes fit the code as it stands; planting them all takes minutes and is marked slow."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location(
+        "planted_mistakes", ROOT / "benchmarks" / "planted_mistakes.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPT = load_script()
+
+
+@pytest.mark.parametrize("mistake", SCRIPT.PLANTED, ids=lambda mistake: mistake.what)
+def test_each_mistake_has_its_place_and_its_test(mistake):
+    source = (ROOT / "dalle_ppo" / mistake.file).read_text(encoding="utf-8")
+    assert source.count(mistake.right) == 1
+    file, _, test = mistake.tests.partition("::")
+    assert f"def {test}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", SCRIPT.PLANTED, ids=lambda mistake: mistake.what)
+def test_each_mistake_is_seen(mistake):
+    assert SCRIPT.catching_test(mistake)

@@ -1,0 +1,152 @@
+"""Every setting of the algorithm changes what is learned, or is named here with the reason why not."""
+
+import dataclasses
+from functools import cache
+
+import pytest
+import torch
+from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
+
+from dalle_ppo.config.settings import Config, ExtraReward
+
+GROUPS = ("policy", "rollout", "reward", "ppo", "kl", "critic")
+PER_PROMPT = {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+ONE_STEP = {"ppo.minibatch_size": 16}
+NO_NUMBER = {"reward.extra": (ExtraReward("tiny_trainer:not_a_number"),)}
+
+# Setting: another value than the default, and what must be set on both sides for it to matter.
+CHANGES: dict[str, tuple[object, dict[str, object]]] = {
+    "policy.guidance": (2.5, {}),
+    "policy.temperature": (1.5, {}),
+    "policy.start_token": (3, {}),
+    "policy.detach_unconditional": (True, {}),
+    "rollout.rollout_batch_size": (8, {}),
+    "rollout.samples_per_caption": (2, {}),
+    "rollout.dtype": ("bfloat16", {}),
+    "reward.unsafe_threshold": (0.7, {}),
+    "reward.unsure_threshold": (0.3, {}),
+    "reward.unsafe_penalty": (-5.0, {}),
+    "reward.unsure_penalty": (-1.0, {}),
+    "reward.clean_threshold": (0.1, {"reward.clean_bonus": 3.0}),
+    "reward.clean_bonus": (3.0, {"reward.clean_threshold": 0.1}),
+    "reward.clip_weight": (5.0, {}),
+    "reward.extra": ((ExtraReward("tiny_trainer:red", 10.0),), {}),
+    "reward.bad_result": ("skip", NO_NUMBER),
+    "ppo.learning_rate": (0.02, {}),
+    "ppo.warmup_iterations": (3, {}),
+    "ppo.schedule": ("constant", {}),
+    "ppo.epochs": (2, {}),
+    "ppo.minibatch_size": (4, {}),
+    "ppo.objective": ("score_function", ONE_STEP),
+    "ppo.advantage": ("rloo", {"rollout.samples_per_caption": 2}),
+    "ppo.prompt_buffer_size": (3, PER_PROMPT | {"ppo.prompt_min_count": 2}),
+    "ppo.prompt_min_count": (2, PER_PROMPT),
+    "ppo.recompute_log_probs": (False, {}),
+    "ppo.clip_range": (0.02, {}),
+    "ppo.clip_range_high": (0.9, {}),
+    "ppo.dual_clip": (1.21, {}),
+    "ppo.max_log_ratio": (0.01, {}),
+    "ppo.gamma": (0.5, {}),
+    "ppo.gae_lambda": (0.5, {}),
+    "ppo.whiten_advantages": (False, {}),
+    "ppo.advantage_clip": (0.5, {}),
+    "ppo.normalise_scores": (False, {}),
+    "ppo.entropy_coef": (0.1, {}),
+    "ppo.max_grad_norm": (0.01, {}),
+    "ppo.target_kl": (1e-9, {"ppo.epochs": 2}),
+    "ppo.importance_cap": (0.5, {}),
+    "ppo.weight_decay": (0.1, {}),
+    "ppo.adam_eps": (0.1, {}),
+    "ppo.trainable": ("cross_attention", {}),
+    "ppo.min_entropy": (1e4, {}),
+    "kl.kl_coef": (1.0, {}),
+    "kl.estimator": ("k2", {}),
+    "kl.placement": ("reward", {"ppo.entropy_coef": 0.0}),
+    "kl.target": (1.0, {"ppo.entropy_coef": 0.0}),
+    "kl.horizon": (50, {"kl.target": 1.0, "ppo.entropy_coef": 0.0}),
+    "kl.error_clip": (0.05, {"kl.target": 1.0, "kl.horizon": 50, "ppo.entropy_coef": 0.0}),
+    "kl.max_kl": (1e-6, {}),
+    "critic.learning_rate": (0.01, {}),
+    "critic.max_grad_norm": (0.01, {}),
+    "critic.warmup_iterations": (1, {}),
+    "critic.value_clip": (1e-4, {}),
+    "critic.weight_decay": (0.5, {}),
+    "critic.adam_eps": (0.1, {}),
+}
+EXEMPT = {
+    "policy.top_k": "training refuses it, test_config.py holds that",
+    "reward.detector": "names a file; test_nsfw_detector.py reads several",
+    "ppo.microbatch_size": "changes memory and nothing else, test_update.py holds that",
+    "rollout.memory_gb": "changes memory and nothing else, test_sampling.py holds that",
+    "ppo.bad_step": "matters where a step is not finite, see test_guards.py",
+}
+STOPS = ("ppo.min_entropy", "kl.max_kl")
+# A change that needs another one beside it.
+TOGETHER = {"kl.placement": {"kl.estimator": "k1"}}
+
+
+def settings_of_the_algorithm() -> list[str]:
+    return [
+        f"{group.name}.{leaf.name}"
+        for group in dataclasses.fields(Config)
+        if group.name in GROUPS
+        for leaf in dataclasses.fields(group.type)
+    ]
+
+
+@cache
+def outcome(settings: frozenset) -> tuple | str:
+    """What two iterations with these settings leave: weights of actor and critic, and the policy loss.
+
+    A run that stops leaves the reason.
+    """
+    config = changed(TINY_CONFIG, dict(settings))
+    trainer = tiny_trainer(config)
+    losses = []
+    try:
+        for _ in range(2):
+            losses.append(trainer.iterate(NoWriter()).get("policy_loss"))
+    except ValueError as error:
+        return str(error)
+    learners = [learner for learner in (trainer.actor, trainer.critic) if learner is not None]
+    weights = [p.detach().flatten() for learner in learners for p in learner.module.parameters()]
+    return losses, torch.cat(weights).numpy().tobytes()
+
+
+def frozen(settings: dict[str, object]) -> frozenset:
+    return frozenset(settings.items())
+
+
+def test_no_setting_is_forgotten_here():
+    assert sorted([*CHANGES, *EXEMPT]) == sorted(settings_of_the_algorithm())
+
+
+def test_the_same_settings_have_the_same_outcome():
+    first = outcome(frozen({}))
+    outcome.cache_clear()
+    assert outcome(frozen({})) == first and not isinstance(first, str)
+
+
+@pytest.mark.filterwarnings("ignore:iteration .* left out")
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_setting_matters(name):
+    value, needed = CHANGES[name]
+    group, leaf = name.split(".")
+    config = changed(TINY_CONFIG, needed)
+    assert getattr(getattr(config, group), leaf) != value, "the table's value is the one that is set anyway"
+    before = outcome(frozen(needed))
+    after = outcome(frozen(needed | {name: value} | TOGETHER.get(name, {})))
+    assert before != after
+    assert isinstance(after, str) == (name in STOPS), after
+
+
+@pytest.mark.parametrize("name, value", [("ppo.min_entropy", 1e-9), ("kl.max_kl", 1e9)])
+def test_a_bound_that_is_not_met_changes_nothing(name, value):
+    assert outcome(frozen({name: value})) == outcome(frozen({}))
+
+
+def test_microbatches_do_not_matter():
+    (loss, weights), (again, others) = outcome(frozen({})), outcome(frozen({"ppo.microbatch_size": 3}))
+    weights, others = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (weights, others))
+    assert loss == pytest.approx(again, abs=1e-4)
+    assert (weights - others).abs().max() < 1e-5 * weights.abs().max()
