@@ -77,7 +77,7 @@ def main(argv: list[str] | None) -> int:
         args.run,
         policy,
         model.reference,
-        model.parts,
+        model.family(config.policy),
         measures,
         captions,
         origin=checkpoint_facts(folders[last]),

@@ -80,7 +80,7 @@ def main(argv: list[str] | None) -> int:
     settings = choose_settings(args, model)
     detect = unsafe_detector(args.model, model.world, device)
     decoders = [model.decoder, model.reference] if args.compare else [model.decoder]
-    drawn = draw(args, decoders, model.parts, num_images, settings)
+    drawn = draw(args, decoders, model.family(settings), num_images)
     grids = [grid_of(images, args.caption, detect, args.show_unsafe) for images in drawn]
     write_picture(args.out, grids, drawn[0].shape[-1])
     return 0
@@ -125,26 +125,25 @@ def unsafe_detector(model: str, world, device):
     return detect
 
 
-def draw(args: argparse.Namespace, decoders: list, parts, num_images: int, settings) -> list:
-    """Each decoder's images with the same noise, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
+def draw(args: argparse.Namespace, decoders: list, family, num_images: int) -> list:
+    """Each policy's images with the same noise, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
     from dalle_ppo.captions.text import caption_id
-    from dalle_ppo.models.dalle.linear import FEW_ROWS
-    from dalle_ppo.policy.drawing import draw_images, image_keys
-    from dalle_ppo.policy.memory_plan import plan_memory
+    from dalle_ppo.rl.noise import noise_keys
 
-    plan = plan_memory(decoders[0], parts.vqgan, settings, num_images, args.memory_gb * 1e9)
+    plan = family.plan(decoders[0], num_images, args.memory_gb)
     print(plan)
-    num_rows = plan.batch_size * (2 if settings.guided else 1)
-    if num_rows > FEW_ROWS:
-        for decoder in decoders:
-            decoder.pack(num_rows)
-    keys = image_keys(args.seed, caption_id(args.caption), num_images)
-    drawn = [draw_images(decoder, parts, args.caption, keys, settings, plan) for decoder in decoders]
-    if any(was_cut for _, was_cut in drawn):
-        print(f"the caption is longer than {parts.tokenizer.text_token_count} tokens and was cut")
-    if parts.tokenizer.encode([args.caption]).tokens[0].equal(parts.tokenizer.unconditional()):
+    ids = [caption_id(args.caption)] * num_images
+    keys = noise_keys(args.seed, "generate", 0, ids, range(num_images))
+    prompts, num_truncated = family.read([args.caption])
+    drawn = []
+    for decoder in decoders:
+        family.pack(decoder, plan)
+        drawn.append(family.draw(family.sampler_weights(decoder), prompts, keys, plan).images.cpu())
+    if num_truncated:
+        print(f"the caption is longer than {family.text_token_count} tokens and was cut")
+    if family.reads_nothing(args.caption):
         print("nothing is left of the caption: the model reads ASCII and the names of emoji only")
-    return [images for images, _ in drawn]
+    return drawn
 
 
 def grid_of(images, caption: str, detect, show_unsafe: bool):

@@ -63,7 +63,7 @@ def main(argv: list[str] | None) -> int:
     print(memory_plan, flush=True)
     trainer.run()
     if trainer.progress.captions_truncated:
-        print(truncation(trainer.progress.captions_truncated, trainer.parts.tokenizer.text_token_count))
+        print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
     if config.evaluation.at_end:
         finish(trainer, config, run_dir, captions, measures)
     return 0
@@ -142,8 +142,8 @@ def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> 
         config,
         run_dir,
         trainer.actor.module.eval(),
-        trainer.reference,
-        trainer.parts,
+        trainer.networks.reference,
+        trainer.family,
         measures,
         captions,
         origin=checkpoint_facts(latest_checkpoint(run_dir, "policy")),

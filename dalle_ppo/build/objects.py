@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.streams import DrawSettings
@@ -18,8 +18,9 @@ from dalle_ppo.config.settings import ClipConfig, Config, ModelConfig
 from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
 from dalle_ppo.iconworld.world import WEIGHTS, World
 from dalle_ppo.models.heads.keras.download import detector_file
-from dalle_ppo.models.dalle.bart import BartDecoder, frozen_decoder
-from dalle_ppo.models.dalle.critic import Critic
+from dalle_ppo.models.dalle.bart import frozen_decoder
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
+from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.models.dalle.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from dalle_ppo.models.dalle.weights import load_published
@@ -28,8 +29,9 @@ from dalle_ppo.rewards.base import Reward
 from dalle_ppo.models.clip import load_clip
 from dalle_ppo.rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
 from dalle_ppo.models.heads.nsfw import load_detector
-from dalle_ppo.policy.rollout import FrozenParts
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
+from dalle_ppo.training.credit import ESTIMATORS
+from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
@@ -53,13 +55,17 @@ class LoadedModel:
         iteration: of the run's checkpoint; None for an untrained model.
     """
 
-    decoder: BartDecoder
-    reference: BartDecoder
+    decoder: nn.Module
+    reference: nn.Module
     parts: FrozenParts
     settings: PolicySettings | None
     world: World | None
     files: WeightFiles | None = None
     iteration: int | None = None
+
+    def family(self, settings: PolicySettings | None = None) -> PolicyFamily:
+        """What draws and scores with this model, by its own settings unless others are given."""
+        return DalleFamily(self.parts, settings or self.settings or PolicySettings())
 
 
 def choose_device(name: str) -> torch.device:
@@ -173,7 +179,7 @@ def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel
     )
 
 
-def policy_like(decoder: BartDecoder, checkpoint: Checkpoint) -> BartDecoder:
+def policy_like(decoder: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     """A checkpoint's policy, frozen, with the kinds of tensors, and on the device, of `decoder`."""
     kinds, tensors = decoder.state_dict(), checkpoint.tensors["policy"]
     weights = {name: tensor.to(kinds.get(name, tensor)) for name, tensor in tensors.items()}
@@ -301,16 +307,6 @@ def clip_files(clip: ClipConfig) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def is_trained(name: str, trainable: str) -> bool:
-    """Whether `ppo.trainable` includes the decoder's parameter of that name."""
-    parts = {
-        "cross_keys_values": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
-        "cross_attention": ("encoder_attn",),
-        "all": ("",),
-    }
-    return any(part in name for part in parts[trainable])
-
-
 def pinned(config: Config, files: WeightFiles | None) -> Config:
     """The settings with the commit of the hub's weights as `model.revision`.
 
@@ -332,12 +328,21 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     loaded = load_model(config.model.path, device, config.model.revision)
     config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
-    reference = loaded.decoder.eval().requires_grad_(False)
-    actor = copy.deepcopy(reference)
-    for name, parameter in actor.named_parameters():
-        parameter.requires_grad_(is_trained(name, config.ppo.trainable))
-    critic = Critic(reference).requires_grad_(True) if config.ppo.advantage == "gae" else None
+    networks = build_networks(config, loaded)
     reward = build_reward(config, loaded.world, device)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
-    return Trainer(config, run_dir, actor, reference, critic, loaded.parts, reward, captions, samples)
+    return Trainer(config, run_dir, networks, reward, captions, samples)
+
+
+def build_networks(config: Config, loaded: LoadedModel) -> Networks:
+    """The loaded model as a frozen reference, its trainable copy, and a critic where credit reads one."""
+    family = loaded.family(config.policy)
+    reference = loaded.decoder.eval().requires_grad_(False)
+    actor = copy.deepcopy(reference)
+    for name, parameter in actor.named_parameters():
+        parameter.requires_grad_(family.trained(name, config.actor.trainable))
+    critic = None
+    if ESTIMATORS[config.credit.advantage].needs_critic:
+        critic = family.new_critic(reference).requires_grad_(True)
+    return Networks(family, actor, reference, critic)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dalle_ppo.captions.source import CaptionRecord, freeze_captions
@@ -24,12 +24,10 @@ from dalle_ppo.evaluation.files import Columns, read_batch, write_batch, write_r
 from dalle_ppo.evaluation.image_statistics import image_statistics
 from dalle_ppo.evaluation.statistics import Thresholds, compare, summarise
 from dalle_ppo.evaluation.verdict import verdict
-from dalle_ppo.models.dalle.bart import BartDecoder
-from dalle_ppo.models.dalle.sampling import log_pi_of_tokens
-from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, Rollout, as_float, collect
+from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
 from dalle_ppo.rewards.base import Reward, check_result
-from dalle_ppo.rl.kl import entropy, exact_kl
-from dalle_ppo.rl.records import RolloutBatch
+from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.pictures import to_numpy
 from dalle_ppo.runs.provenance import batch_identity, versions, weights_sha256
 
@@ -98,7 +96,7 @@ class Setting:
     Args:
         config: the run's settings.
         reference: the decoder that training started from.
-        parts: tokenizer, text encoder, VQGAN.
+        family: draws and scores.
         measures: of images.
         captions: M of them, distinct.
         folder: where finished batches are kept until all are.
@@ -106,8 +104,8 @@ class Setting:
     """
 
     config: Config
-    reference: BartDecoder
-    parts: FrozenParts
+    reference: nn.Module
+    family: PolicyFamily
     measures: Measures
     captions: list[CaptionRecord]
     folder: Path
@@ -118,26 +116,27 @@ class Setting:
         return self.config.evaluation.samples_per_caption
 
     def collect(
-        self, decoder: BartDecoder, captions: list[CaptionRecord], samples: int, attempt: int = 0
-    ) -> Rollout:
+        self, decoder: nn.Module, captions: list[CaptionRecord], samples: int, attempt: int = 0
+    ) -> Experience:
         """Draws images; attempt 0 has the noise that all sides share, others have noise of their own."""
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
         memory_gb = self.config.rollout.memory_gb
-        return collect(decoder, self.parts, captions, samples, noise, self.config.policy, memory_gb)
+        weights = self.family.sampler_weights(decoder)
+        return collect(self.family, weights, captions, samples, noise, memory_gb)
 
 
 def evaluate(
     config: Config,
     run_dir: Path,
-    policy: BartDecoder,
-    reference: BartDecoder,
-    parts: FrozenParts,
+    policy: nn.Module,
+    reference: nn.Module,
+    family: PolicyFamily,
     measures: Measures,
     captions: list[CaptionRecord],
     *,
     origin: Mapping[str, object],
     captions_file: str | None = None,
-    earlier: Mapping[int, Callable[[], BartDecoder]] | None = None,
+    earlier: Mapping[int, Callable[[], nn.Module]] | None = None,
     baselines: Sequence[Baseline] = (),
 ) -> dict:
     """Draws, measures and compares all sides; writes `evaluation.json` and `evaluation/`.
@@ -147,7 +146,7 @@ def evaluate(
         run_dir: the run's folder.
         policy: the trained decoder.
         reference: its frozen original.
-        parts: tokenizer, text encoder, VQGAN.
+        family: draws and scores.
         measures: reward, embeddings, judge, held-out measures.
         captions: distinct; the run's held-out ones, or of a file.
         origin: of the policy, as `provenance.checkpoint_facts` gives it.
@@ -167,12 +166,12 @@ def evaluate(
         **{f"{name}_sha256": value for name, value in measures.sha256.items()},
         "captions_sha256": captions_hash,
         "captions_file": captions_file,
-        "num_captions_truncated": parts.tokenizer.encode([c.text for c in captions]).num_truncated,
+        "num_captions_truncated": family.read([c.text for c in captions])[1],
         "seed": config.evaluation.seed,
         "versions": versions(),
     }
-    identity = batch_identity(config, facts, parts, measures.sha256)
-    setting = Setting(config, reference, parts, measures, captions, folder / UNFINISHED, identity)
+    identity = batch_identity(config, facts, family, measures.sha256)
+    setting = Setting(config, reference, family, measures, captions, folder / UNFINISHED, identity)
     sides = {"reference": draw_side("reference", reference, setting)}
     for baseline in baselines:
         sides[baseline.name] = draw_baseline(baseline, sides["reference"], setting)
@@ -187,7 +186,7 @@ def evaluate(
 
     def decode(side: str, rows: np.ndarray) -> np.ndarray:
         tokens = torch.from_numpy(sides[side].columns["tokens"][rows]).long()
-        return to_numpy(parts.vqgan.decode_uint8(tokens.to(parts.device)))
+        return to_numpy(family.decode(tokens))
 
     write_thumbnails(folder / "thumbnails.npz", sides["reference"].rows, sides["policy"].rows, decode)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
@@ -221,15 +220,15 @@ def summary(
 
 
 @torch.no_grad()
-def draw_side(name: str, decoder: BartDecoder, setting: Setting) -> Side:
+def draw_side(name: str, decoder: nn.Module, setting: Setting) -> Side:
     """Draws and measures the images of one model.
 
     KL and entropy are measured on the first sample of each caption; the others leave them missing.
     """
 
     def draw(number: int, captions: list[CaptionRecord]) -> Columns:
-        rollout = setting.collect(decoder, captions, setting.samples)
-        return _measured(rollout.batch, setting.measures) | _policy_columns(decoder, rollout, setting)
+        drawn = setting.collect(decoder, captions, setting.samples)
+        return _measured(drawn, setting.measures) | _policy_columns(decoder, drawn, setting)
 
     return _in_batches(name, weights_sha256(decoder), draw, setting)
 
@@ -248,7 +247,7 @@ def draw_baseline(baseline: Baseline, reference: Side, setting: Setting) -> Side
 
         def redraw(rows: np.ndarray, attempt: int) -> Columns:
             wanted = [captions[row // setting.samples] for row in rows]
-            batch = setting.collect(setting.reference, wanted, 1, attempt).batch
+            batch = setting.collect(setting.reference, wanted, 1, attempt)
             return _measured(batch, setting.measures) | _unknown("kl", "entropy", num=len(rows))
 
         if baseline.kind == "best_of":
@@ -290,7 +289,7 @@ def _captions_a_batch(setting: Setting) -> int:
     return max(1, setting.config.evaluation.batch_size // setting.samples)
 
 
-def _measured(batch: RolloutBatch, measures: Measures) -> Columns:
+def _measured(batch: Experience, measures: Measures) -> Columns:
     """What does not need the policy: reward and its parts, judge, held-out measures, pixels, embeddings."""
     num, captions, pixels = len(batch), list(batch.captions), as_float(batch.images)
     result = check_result(measures.reward(pixels, captions), num, "of this run")
@@ -320,19 +319,18 @@ def _part_columns(parts: dict[str, Tensor], num: int) -> Columns:
     return columns
 
 
-def _policy_columns(decoder: BartDecoder, rollout: Rollout, setting: Setting) -> Columns:
-    """Exact KL from the reference and entropy, nats an image, of the first sample of each caption."""
-    batch, settings = rollout.batch, setting.config.policy
-    columns = _unknown("kl", "entropy", num=len(batch))
-    first = torch.arange(0, len(batch), setting.samples, device=batch.tokens.device)
-    for rows in first.split(64):
-        tokens, prompts = batch.tokens[rows], rollout.prompts.select(batch.caption_index[rows])
-        log_pi = log_pi_of_tokens(decoder, tokens, prompts, settings)
-        kl = torch.zeros(len(rows))
-        if decoder is not setting.reference:
-            kl = exact_kl(log_pi, log_pi_of_tokens(setting.reference, tokens, prompts, settings)).sum(dim=1)
-        columns["kl"][rows.cpu()] = kl.cpu()
-        columns["entropy"][rows.cpu()] = entropy(log_pi).sum(dim=1).cpu()
+@torch.no_grad()
+def _policy_columns(policy: nn.Module, drawn: Experience, setting: Setting) -> Columns:
+    """Exact KL from the reference and entropy, nats per image, of the first sample of each caption."""
+    columns = _unknown("kl", "entropy", num=len(drawn))
+    first = torch.arange(0, len(drawn), setting.samples, device=drawn.tokens.device)
+    is_reference = policy is setting.reference
+    for index in first.split(64):
+        reference = None if is_reference else setting.reference
+        scores = setting.family.score(policy, drawn.select(index), entropy=True, reference=reference)
+        kl = torch.zeros(len(index)) if is_reference else scores.kl.sum(dim=1)
+        columns["kl"][index.cpu()] = kl.cpu()
+        columns["entropy"][index.cpu()] = scores.entropy.sum(dim=1).cpu()
     return columns
 
 

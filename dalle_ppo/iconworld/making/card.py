@@ -17,8 +17,9 @@ from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.clip import load_clip
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.heads.nsfw import load_detector
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, collect
+from dalle_ppo.policy.rollout import NoiseSource, collect
 
 BATCH = 200
 
@@ -132,15 +133,14 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def _measure_dalle(world: World, vqgan: VqganDecoder, judge: Judge, seed: int, num: int) -> list[Measurement]:
     parts = FrozenParts(world.tokenizer(), world.bart_encoder(), vqgan)
+    family = DalleFamily(parts, PolicySettings())
     decoder, rng = world.bart_decoder(), np.random.default_rng([seed, 8])
     rows = []
     for tag, wanted in (("UNLIKELY", "1-6 %"), ("UNSURE", "30-70 %"), ("NSFW", "85-90 %")):
         captions = [sample_caption(rng, tag, "heldout") for _ in range(num // 2)]
         records = [CaptionRecord(c.text, c.tag, caption_id(c.text)) for c in captions]
         images = [
-            collect(
-                decoder, parts, records[i : i + BATCH], 1, NoiseSource(seed, "card"), PolicySettings()
-            ).batch.images
+            collect(family, decoder, records[i : i + BATCH], 1, NoiseSource(seed, "card")).images
             for i in range(0, len(records), BATCH)
         ]
         sighting = look(judge, torch.cat(images))

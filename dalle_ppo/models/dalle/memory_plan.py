@@ -40,7 +40,7 @@ class MemoryPlan:
     def __str__(self) -> str:
         sampling = self.batch_size * self.image_bytes + self.weight_bytes
         return (
-            f"cache {self.cache_bytes / 1e6:.1f} MB an image; {self.batch_size} sampled at a time "
+            f"cache {self.cache_bytes / 1e6:.1f} MB per image; {self.batch_size} sampled at a time "
             f"({sampling / 1e9:.2f} GB), {self.microbatch_size} decoded at a time "
             f"({self.microbatch_size * self.pixel_bytes / 1e9:.2f} GB)"
         )
