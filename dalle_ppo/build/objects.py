@@ -14,7 +14,9 @@ from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource, distinct_captions, open_captions
 from dalle_ppo.config.command_line import load_config
-from dalle_ppo.config.settings import ClipConfig, Config, ModelConfig
+from dalle_ppo.config.clip import ClipConfig
+from dalle_ppo.config.model import ModelConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
 from dalle_ppo.iconworld.world import WEIGHTS, World
 from dalle_ppo.models.heads.keras.download import detector_file
@@ -302,7 +304,7 @@ def clip_files(clip: ClipConfig) -> Path | None:
 
 
 def is_trained(name: str, trainable: str) -> bool:
-    """Whether `ppo.trainable` includes the decoder's parameter of that name."""
+    """Whether `actor.trainable` includes the decoder's parameter of that name."""
     parts = {
         "cross_keys_values": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
         "cross_attention": ("encoder_attn",),
@@ -335,8 +337,8 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     reference = loaded.decoder.eval().requires_grad_(False)
     actor = copy.deepcopy(reference)
     for name, parameter in actor.named_parameters():
-        parameter.requires_grad_(is_trained(name, config.ppo.trainable))
-    critic = Critic(reference).requires_grad_(True) if config.ppo.advantage == "gae" else None
+        parameter.requires_grad_(is_trained(name, config.actor.trainable))
+    critic = Critic(reference).requires_grad_(True) if config.credit.advantage == "gae" else None
     reward = build_reward(config, loaded.world, device)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)

@@ -17,6 +17,7 @@ from dalle_ppo.models.dalle.critic import Critic
 from dalle_ppo.policy.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, Rollout, as_bfloat16, as_float, collect
 from dalle_ppo.rewards.base import Reward, RewardResult, check_result
+from dalle_ppo.rl.adaptive_kl import AdaptiveKL
 from dalle_ppo.rl.advantages import (
     PromptStatistics,
     clip_advantages,
@@ -27,7 +28,7 @@ from dalle_ppo.rl.advantages import (
     token_rewards,
     whiten,
 )
-from dalle_ppo.rl.kl import AdaptiveKL, kl_k1
+from dalle_ppo.rl.kl import kl_k1
 from dalle_ppo.rl.losses import truncated_importance_weights
 from dalle_ppo.rl.records import RolloutBatch, ScoredBatch, UpdateTargets
 from dalle_ppo.runs.checkpoints import (
@@ -87,16 +88,18 @@ class Trainer:
         self.reference, self.parts, self.reward, self.captions = reference, parts, reward, captions
         self.sample_captions = sample_captions
         self.reference_fingerprint, self.reference_sha256 = fingerprint(reference), weights_sha256(reference)
-        ppo, c = config.ppo, config.critic
-        self.actor = make_learner(actor, ppo)
+        a, c = config.actor, config.critic
+        self.actor = make_learner(actor, a)
         self.critic = make_learner(critic, c) if critic else None
-        schedule = (ppo.warmup_iterations, ppo.schedule, config.num_iterations)
+        schedule = (a.warmup_iterations, a.schedule, config.num_iterations)
         self.first_actor_iteration = c.warmup_iterations if critic else 0
-        self.learning_rate = learning_rates(ppo.learning_rate, *schedule, self.first_actor_iteration)
+        self.learning_rate = learning_rates(a.learning_rate, *schedule, self.first_actor_iteration)
         self.critic_learning_rate = learning_rates(c.learning_rate, *schedule)
         self.progress = Progress(
             kl_coef=config.kl.kl_coef,
-            prompt_statistics=PromptStatistics(ppo.prompt_buffer_size, ppo.prompt_min_count),
+            prompt_statistics=PromptStatistics(
+                config.credit.prompt_buffer_size, config.credit.prompt_min_count
+            ),
         )
 
     def run(self) -> None:
@@ -152,7 +155,7 @@ class Trainer:
         """
         networks, config = (self.actor.module, self.reference), self.config
         passes = score_passes(
-            *networks, None, rollout.batch, rollout.prompts, config.policy, config.ppo.microbatch_size
+            *networks, None, rollout.batch, rollout.prompts, config.policy, config.update.microbatch_size
         )
         scored = ScoredBatch(scores=torch.zeros(len(rollout.batch)), reward_parts={}, **passes)
         check_collapse(policy_metrics(rollout.batch, scored), config, self.progress.iteration)
@@ -177,13 +180,13 @@ class Trainer:
                 batch,
                 rollout.prompts,
                 config.policy,
-                config.ppo.microbatch_size,
+                config.update.microbatch_size,
                 keep_ref_hidden=config.kl.placement == "loss" and config.kl.estimator == "exact",
             )
             scored = ScoredBatch(scores=result.total, reward_parts=result.parts, **passes)
             described = policy_metrics(batch, scored)
             check_collapse(described, config, iteration)
-            if not config.ppo.recompute_log_probs:
+            if not config.update.recompute_log_probs:
                 scored = replace(scored, old_log_probs=batch.sampler_log_probs)
         with watch.phase("update"):
             targets, numbers = self.targets(batch, scored)
@@ -276,15 +279,16 @@ class Trainer:
 
         The score is divided by its running standard deviation; its mean is left to the baseline.
         """
-        ppo, progress = self.config.ppo, self.progress
+        credit, progress = self.config.credit, self.progress
+        importance_cap = self.config.update.importance_cap
         progress.score_moments = progress.score_moments.update(scored.scores)
-        scale = progress.score_moments.std if ppo.normalise_scores else 1.0
+        scale = progress.score_moments.std if credit.normalise_scores else 1.0
         kl_coef = progress.kl_coef if self.config.kl.placement == "reward" else 0.0
         k1 = kl_k1(scored.old_log_probs, scored.ref_log_probs)
         rewards = token_rewards(scored.scores / scale, k1, kl_coef)
         returns = None
-        if ppo.advantage == "gae":
-            advantages = gae(rewards, scored.values, ppo.gamma, ppo.gae_lambda)
+        if credit.advantage == "gae":
+            advantages = gae(rewards, scored.values, credit.gae_lambda)
             returns = advantages + scored.values
         else:
             advantages = self._sequence_advantages(rewards.sum(dim=1), scale, batch)
@@ -299,18 +303,18 @@ class Trainer:
         if returns is not None:
             numbers["explained_variance"] = explained_variance(scored.values, returns)
             numbers["value_mean"], numbers["return_mean"] = scored.values.mean().item(), returns.mean().item()
-        if self.config.kl.placement == "loss" and ppo.advantage in ("group", "per_prompt"):
+        if self.config.kl.placement == "loss" and credit.advantage in ("group", "per_prompt"):
             numbers["kl_coef_raw"] = None  # each caption's advantages are in units of their own
-        if ppo.whiten_advantages:
+        if credit.whiten_advantages:
             advantages = whiten(advantages)
             if self.config.kl.placement == "loss" and numbers["kl_coef_raw"] is not None:
                 numbers["kl_coef_raw"] *= numbers["advantage_std"]
-        if ppo.advantage_clip is not None:
-            advantages = clip_advantages(advantages, ppo.advantage_clip)
+        if credit.advantage_clip is not None:
+            advantages = clip_advantages(advantages, credit.advantage_clip)
         weights = None
-        if ppo.importance_cap is not None:
+        if importance_cap is not None:
             weights = truncated_importance_weights(
-                scored.old_log_probs, batch.sampler_log_probs, ppo.importance_cap
+                scored.old_log_probs, batch.sampler_log_probs, importance_cap
             )
         return UpdateTargets(advantages, returns, weights), numbers
 
@@ -322,7 +326,7 @@ class Trainer:
             scale: of this iteration. Scores that are kept are raw: other iterations have others.
             batch: of the images.
         """
-        kind = self.config.ppo.advantage
+        kind = self.config.credit.advantage
         if kind == "rloo":
             return rloo(scores, batch.caption_index)
         if kind == "group":
@@ -361,7 +365,7 @@ class Trainer:
         progress.images += len(scored.scores)
         progress.left_out = 0
         if kl.target is not None and trained_actor:
-            controller = AdaptiveKL(progress.kl_coef, kl.target, kl.horizon, kl.error_clip)
+            controller = AdaptiveKL(progress.kl_coef, kl.target, kl.horizon)
             measured = float(scored.kl.sum(dim=1).mean())
             progress.kl_coef = controller.update(measured, len(scored.scores)).kl_coef
 
@@ -422,13 +426,20 @@ class Trainer:
         if self.critic is not None:
             if "critic" not in checkpoint.tensors:
                 raise ValueError(
-                    "ppo.advantage is gae, but the checkpoint holds no critic; resume with the run's settings"
+                    "credit.advantage is gae, but the checkpoint holds no critic; resume with the "
+                    "run's settings"
                 )
             self.critic.module.load_state_dict(checkpoint.tensors["critic"])
             _restore(self.critic, checkpoint, "critic_optimizer")
-        ppo, kl, progress = self.config.ppo, self.config.kl, Progress.from_dict(checkpoint.state["progress"])
+        credit, kl, progress = (
+            self.config.credit,
+            self.config.kl,
+            Progress.from_dict(checkpoint.state["progress"]),
+        )
         kept = progress.prompt_statistics.scores
-        progress.prompt_statistics = PromptStatistics(ppo.prompt_buffer_size, ppo.prompt_min_count, kept)
+        progress.prompt_statistics = PromptStatistics(
+            credit.prompt_buffer_size, credit.prompt_min_count, kept
+        )
         if kl.target is None or not checkpoint.state.get("kl_coef_is_steered", progress.kl_coef > 0):
             progress.kl_coef = kl.kl_coef
         self.progress = progress

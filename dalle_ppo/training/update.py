@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dalle_ppo.config.settings import Config, CriticConfig, PpoConfig
+from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.critic import CriticConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.models.dalle.bart import BartDecoder
 from dalle_ppo.models.dalle.critic import Critic
 from dalle_ppo.models.dalle.sampling import (
@@ -56,7 +58,7 @@ class Learner:
         return float(norm) if finite else None
 
 
-def make_learner(module: nn.Module, settings: PpoConfig | CriticConfig) -> Learner:
+def make_learner(module: nn.Module, settings: ActorConfig | CriticConfig) -> Learner:
     """A module with AdamW over its trainable parameters, by the settings of the actor or of the critic."""
     optimizer = make_adamw(
         module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
@@ -152,19 +154,16 @@ def policy_terms(
     """
     log_probs = gather_log_probs(log_pi, batch.tokens[rows])
     old, advantages = scored.old_log_probs[rows], targets.advantages[rows]
-    if config.ppo.objective == "score_function":
-        policy = score_function_loss(
-            log_probs, advantages, old_log_probs=old, max_log_ratio=config.ppo.max_log_ratio
-        )
+    if config.objective == "reinforce":
+        policy = score_function_loss(log_probs, advantages, old_log_probs=old)
     else:
         policy = ppo_loss(
             log_probs,
             old,
             advantages,
-            clip_range=config.ppo.clip_range,
-            clip_range_high=config.ppo.clip_range_high,
-            dual_clip=config.ppo.dual_clip,
-            max_log_ratio=config.ppo.max_log_ratio,
+            clip_range=config.objective_settings.clip_range,
+            clip_range_high=config.objective_settings.clip_range_high,
+            dual_clip=config.objective_settings.dual_clip,
         )
     loss, kl_part, entropy_part = policy.loss, None, None
     if targets.token_weights is not None:
@@ -175,8 +174,8 @@ def policy_terms(
         else:
             kl_part = kl_coef * kl_k2(log_probs, scored.ref_log_probs[rows])
         loss = loss + kl_part
-    if config.ppo.entropy_coef:
-        entropy_part = -config.ppo.entropy_coef * entropy(log_pi)
+    if config.actor.entropy_coef:
+        entropy_part = -config.actor.entropy_coef * entropy(log_pi)
         loss = loss + entropy_part
     return PolicyTerms(loss, policy, kl_part, entropy_part)
 
@@ -213,12 +212,12 @@ def run_update(
         Metrics of the updates, as `metrics.METRICS` defines them.
     """
     log = _UpdateLog()
-    for _ in range(config.ppo.epochs):
+    for _ in range(config.update.epochs):
         order = torch.randperm(len(batch), generator=generator).to(batch.tokens.device)
-        for minibatch in order.split(config.ppo.minibatch_size):
+        for minibatch in order.split(config.update.minibatch_size or len(batch)):
             num_tokens = len(minibatch) * batch.tokens.shape[1]
             actor_loss, critic_loss = 0.0, 0.0
-            for rows in minibatch.split(config.ppo.microbatch_size):
+            for rows in minibatch.split(config.update.microbatch_size):
                 text = prompts.select(batch.caption_index[rows])
                 if train_actor:
                     terms = _actor_backward(
@@ -230,7 +229,11 @@ def run_update(
                         critic, rows, batch, text, scored, targets, config, num_tokens
                     )
             log.end_minibatch(train_actor)
-            if train_actor and log.actor_minibatches > 1 and past(config.ppo.target_kl, log.last_approx_kl):
+            if (
+                train_actor
+                and log.actor_minibatches > 1
+                and past(config.update.target_kl, log.last_approx_kl)
+            ):
                 actor.optimizer.zero_grad(set_to_none=True)
                 train_actor = False
             if train_actor:
@@ -238,7 +241,7 @@ def run_update(
             if critic is not None:
                 log.sums["value_loss"] += critic_loss
                 log.add_step("critic_gradient_norm", critic.step(critic_loss))
-            if log.skipped and config.ppo.bad_step == "stop":
+            if log.skipped and config.update.bad_step == "stop":
                 return log.metrics()
             if critic is None and not train_actor:
                 return log.metrics()
