@@ -34,20 +34,20 @@ FOUR = {"rollout.samples_per_caption": 4}
 # Name of a setting: what differs from the defaults.
 SETTINGS: dict[str, dict[str, object]] = {
     "default": {},
-    "lambda-0.95": {"ppo.gae_lambda": 0.95},
-    "lambda-0.95-warm-up-10": {"ppo.gae_lambda": 0.95, "critic.warmup_iterations": 10},
+    "lambda-0.95": {"credit.gae_lambda": 0.95},
+    "lambda-0.95-warm-up-10": {"credit.gae_lambda": 0.95, "critic.warmup_iterations": 10},
     "warm-up-10": {"critic.warmup_iterations": 10},
     "critic-4-images-a-caption": FOUR,
-    "rloo": FOUR | {"ppo.advantage": "rloo"},
-    "grpo": FOUR | {"ppo.advantage": "group"},
+    "rloo": FOUR | {"credit.advantage": "rloo"},
+    "grpo": FOUR | {"credit.advantage": "group"},
     "unguided-log-probs": {},
     # The default's entropy penalty belongs to the exact KL in the loss: here all do without.
-    "kl-exact-in-loss-plain": {"ppo.entropy_coef": 0.0},
-    "kl-k1-in-reward-plain": {"kl.estimator": "k1", "kl.placement": "reward", "ppo.entropy_coef": 0.0},
-    "kl-k2-in-loss-plain": {"kl.estimator": "k2", "ppo.entropy_coef": 0.0},
-    "epochs-2": {"ppo.epochs": 2},
-    "epochs-4": {"ppo.epochs": 4},
-    "raw-scores": {"ppo.normalise_scores": "false"},
+    "kl-exact-in-loss-plain": {"actor.entropy_coef": 0.0},
+    "kl-k1-in-reward-plain": {"kl.estimator": "k1", "kl.placement": "reward", "actor.entropy_coef": 0.0},
+    "kl-k2-in-loss-plain": {"kl.estimator": "k2", "actor.entropy_coef": 0.0},
+    "epochs-2": {"update.epochs": 2},
+    "epochs-4": {"update.epochs": 4},
+    "raw-scores": {"credit.normalise_scores": "false"},
 }
 UNGUIDED = "unguided-log-probs"
 # Which settings share a row of the plot, beside the default.

@@ -59,8 +59,24 @@ FIRST = {
     "evaluation.heldout_clip": None, "evaluation.heldout_detector": None,
 }  # fmt: skip
 """Every setting of the job, by the names of 65870f2, the first commit it ran on."""
-MOVED: dict[str, str | None] = {}
-"""Where a setting of `FIRST` stands now; None for what is a constant, with that value, today."""
+MOVED: dict[str, str | tuple[str, object] | None] = {
+    "ppo.objective": ("objective", "ppo"),
+    "ppo.gamma": None, "ppo.max_log_ratio": None, "kl.error_clip": None,
+    "ppo.learning_rate": "actor.learning_rate", "ppo.warmup_iterations": "actor.warmup_iterations",
+    "ppo.schedule": "actor.schedule", "ppo.trainable": "actor.trainable",
+    "ppo.max_grad_norm": "actor.max_grad_norm", "ppo.weight_decay": "actor.weight_decay",
+    "ppo.adam_eps": "actor.adam_eps", "ppo.entropy_coef": "actor.entropy_coef",
+    "ppo.min_entropy": "actor.min_entropy", "ppo.epochs": "update.epochs",
+    "ppo.minibatch_size": "update.minibatch_size", "ppo.microbatch_size": "update.microbatch_size",
+    "ppo.recompute_log_probs": "update.recompute_log_probs", "ppo.importance_cap": "update.importance_cap",
+    "ppo.target_kl": "update.target_kl", "ppo.bad_step": "update.bad_step",
+    "ppo.advantage": "credit.advantage", "ppo.gae_lambda": "credit.gae_lambda",
+    "ppo.whiten_advantages": "credit.whiten_advantages", "ppo.advantage_clip": "credit.advantage_clip",
+    "ppo.normalise_scores": "credit.normalise_scores", "ppo.prompt_buffer_size": "credit.prompt_buffer_size",
+    "ppo.prompt_min_count": "credit.prompt_min_count",
+}  # fmt: skip
+"""Where a setting of `FIRST` stands now, with its value where that has another name; None for what is a
+constant, with that value, today."""
 LATER_METRICS: set[str] = set()
 """Numbers that came after 65870f2 and are compared only where both sides have them."""
 ASIDE = {"images_per_second", "memory_gb", "versions"}
@@ -75,6 +91,7 @@ def settings_of(tree: Path) -> dict:
         place = moved.get(name, name)
         if place is None:
             continue
+        place, value = place if isinstance(place, tuple) else (place, value)
         *sections, last = place.split(".")
         section = nested
         for part in sections:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from dalle_ppo.build.objects import build_trainer
-from dalle_ppo.config.settings import Config, CriticConfig, PpoConfig
+from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.critic import CriticConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.models.dalle.sampling import gather_log_probs, log_pi_of_tokens
 from dalle_ppo.policy.rollout import as_float
 from dalle_ppo.rl.advantages import gae, token_rewards
@@ -55,11 +57,11 @@ def advantages_of(trainer: Trainer, batch, prompts) -> list[Tensor]:
         batch,
         prompts,
         trainer.config.policy,
-        trainer.config.ppo.microbatch_size,
+        trainer.config.update.microbatch_size,
     )
     scores = result.total / trainer.progress.score_moments.std
     rewards = token_rewards(scores, torch.zeros_like(passes["values"]), 0.0)
-    return [gae(rewards, passes["values"], 1.0, gae_lambda) for gae_lambda in LAMBDAS]
+    return [gae(rewards, passes["values"], gae_lambda) for gae_lambda in LAMBDAS]
 
 
 def gradients(trainer: Trainer) -> list[list[Tensor]]:
@@ -69,7 +71,7 @@ def gradients(trainer: Trainer) -> list[list[Tensor]]:
     batch, params = rollout.batch, list(trainer.actor.module.parameters())
     advantages = advantages_of(trainer, batch, rollout.prompts)
     sums = [[torch.zeros_like(p) for p in params] for _ in LAMBDAS]
-    for rows in torch.arange(len(batch)).split(trainer.config.ppo.microbatch_size):
+    for rows in torch.arange(len(batch)).split(trainer.config.update.microbatch_size):
         tokens, text = batch.tokens[rows], rollout.prompts.select(batch.caption_index[rows])
         log_probs = gather_log_probs(
             log_pi_of_tokens(trainer.actor.module, tokens, text, trainer.config.policy), tokens
@@ -99,7 +101,7 @@ def main() -> None:
     config = Config(
         seed=args.seed,
         num_iterations=1000,
-        ppo=PpoConfig(trainable="all", warmup_iterations=1),
+        actor=ActorConfig(trainable="all", warmup_iterations=1),
         critic=CriticConfig(warmup_iterations=args.warmup),
     )
     trainer = build_trainer(config, Path(tempfile.mkdtemp()))

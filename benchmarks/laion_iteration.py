@@ -48,17 +48,18 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
     import torch
 
     shrink(tiny)
-    from dalle_ppo.config.command_line import load_config
+    from dalle_ppo.config.command_line import parse_command_line
     from dalle_ppo.runs.metrics import read_metrics
     from dalle_ppo.train import main
 
     file = ROOT / "configs" / f"laion_nsfw_{model}.yaml"
-    divides = num_captions % load_config(file).ppo.minibatch_size == 0
+    minibatch_size = parse_command_line(["--config", str(file)], "", "")[0].update.minibatch_size
+    divides = num_captions % minibatch_size == 0
     settings = {
         "device": device,
         "num_iterations": num_iterations,
         "rollout.rollout_batch_size": num_captions,
-        **({} if divides else {"ppo.minibatch_size": num_captions}),
+        **({} if divides else {"update.minibatch_size": num_captions}),
         "critic.warmup_iterations": 0,
         "evaluation.at_end": "false",
         "evaluation.num_captions": num_captions,  # as many samples are drawn before and after

@@ -37,7 +37,7 @@ class Mistake:
     tests: str
 
 
-RIGHT_RECURRENCE = "running = deltas[:, t] + gamma * gae_lambda * running"
+RIGHT_RECURRENCE = "running = deltas[:, t] + GAMMA * gae_lambda * running"
 SCORED_TOKENS = 'columns["old_log_probs"].append(gather_log_probs(log_pi, tokens))'
 PLANTED = (
     Mistake(
@@ -80,7 +80,7 @@ PLANTED = (
         "GAE's exponent is wrong",
         "rl/advantages.py",
         RIGHT_RECURRENCE,
-        "running = deltas[:, t] + (gamma * gae_lambda) ** (deltas.shape[1] - t) * running",
+        "running = deltas[:, t] + (GAMMA * gae_lambda) ** (deltas.shape[1] - t) * running",
         "rl/test_rl_advantages.py::test_wrong_gae_exponent",
     ),
     Mistake(
@@ -171,8 +171,8 @@ PLANTED = (
     Mistake(
         "the entropy bonus has the sign of a penalty",
         "training/update.py",
-        "entropy_part = -config.ppo.entropy_coef * entropy(log_pi)",
-        "entropy_part = config.ppo.entropy_coef * entropy(log_pi)",
+        "entropy_part = -config.actor.entropy_coef * entropy(log_pi)",
+        "entropy_part = config.actor.entropy_coef * entropy(log_pi)",
         "training/test_update.py::test_step_is_the_gradient_of_the_written_out_loss",
     ),
     Mistake(
@@ -240,9 +240,9 @@ PLANTED = (
     ),
     Mistake(
         "kl.target acts on the whole of an error",
-        "rl/kl.py",
-        "error = min(max(error, -self.error_clip), self.error_clip)",
-        "error = max(error, -self.error_clip)",
+        "rl/adaptive_kl.py",
+        "error = min(max(error, -ERROR_CLIP), ERROR_CLIP)",
+        "error = max(error, -ERROR_CLIP)",
         "rl/test_rl_kl.py",
     ),
     Mistake(

@@ -98,7 +98,7 @@ def changed_config(config: Config, args: argparse.Namespace) -> Config:
     Raises:
         ValueError: naming a number that is out of range.
     """
-    from dalle_ppo.config.settings import ClipConfig
+    from dalle_ppo.config.clip import ClipConfig
 
     changes = {
         "num_captions": args.num_captions,

@@ -5,7 +5,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_yaml
+from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_dict, to_yaml
 from dalle_ppo.config.settings import Config
 
 DESCRIPTION = """Fine-tunes a text-to-image model with token-level PPO, evaluates it against the model it
@@ -57,7 +57,7 @@ def main(argv: list[str] | None) -> int:
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    settings = by_dotted_name(dataclasses.asdict(config))
+    settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
     print(plan(config), flush=True)
     print(memory_plan, flush=True)
@@ -77,9 +77,9 @@ def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, 
         argv: the command line.
     """
     saved = run_dir / "config.yaml"
+    model = load_config(saved).model
     given = ["--config", str(saved), *argv]
     config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
-    model = load_config(saved).model
     if config.model.revision is None and config.model.path == model.path:
         # The file that the run was started with may say null where the run wrote the commit it found.
         config = dataclasses.replace(config, model=model)
@@ -119,7 +119,7 @@ def plan(config: Config) -> str:
     images = config.num_iterations * config.rollout.rollout_batch_size
     return (
         f"{config.num_iterations} iterations of {config.rollout.rollout_batch_size} images "
-        f"({config.captions_per_iteration} captions, {config.ppo.epochs} x {config.minibatches} optimiser "
+        f"({config.captions_per_iteration} captions, {config.update.epochs} x {config.minibatches} optimiser "
         f"steps each), {images} images in all, into {config.run_dir}"
     )
 

@@ -11,10 +11,10 @@ TINY_SETTINGS = {
     "num_iterations": 4,
     "checkpoint_every": 2,
     "rollout.rollout_batch_size": 8,
-    "ppo.minibatch_size": 4,
-    "ppo.microbatch_size": 4,
-    "ppo.learning_rate": 1e-3,  # large, so that a few steps change what is drawn
-    "ppo.trainable": "all",  # likewise
+    "update.minibatch_size": 4,
+    "update.microbatch_size": 4,
+    "actor.learning_rate": 1e-3,  # large, so that a few steps change what is drawn
+    "actor.trainable": "all",  # likewise
     "evaluation.num_captions": 12,
     "evaluation.batch_size": 12,
     # No image counts as unsafe, so that scores differ by their CLIP term and there is something to learn.

@@ -10,7 +10,10 @@ from tiny_models import TINY, tiny_bart
 from torch import Tensor
 
 from dalle_ppo.build import objects as build
-from dalle_ppo.config.settings import Config, PpoConfig, RolloutConfig
+from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.rollout import RolloutConfig
+from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
+from dalle_ppo.config.update import UpdateConfig
 from dalle_ppo.models.dalle.presets import BartConfig
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.models.heads.head_info import HeadInfo
@@ -22,15 +25,8 @@ SIZE = 16
 TINY_CONFIG = Config(
     num_iterations=6,
     rollout=RolloutConfig(rollout_batch_size=SIZE),
-    ppo=PpoConfig(
-        minibatch_size=8,
-        microbatch_size=8,
-        epochs=1,
-        learning_rate=0.01,
-        warmup_iterations=0,
-        trainable="all",
-        min_entropy=None,
-    ),
+    actor=ActorConfig(learning_rate=0.01, warmup_iterations=0, trainable="all", min_entropy=None),
+    update=UpdateConfig(minibatch_size=8, microbatch_size=8),
 )
 
 
@@ -130,5 +126,9 @@ def changed(config: Config, settings: dict[str, object]) -> Config:
         group, _, leaf = name.rpartition(".")
         groups.setdefault(group, {})[leaf] = value
     top = groups.pop("", {})
+    if config.objective in groups:
+        groups[OBJECTIVE_FIELD] = groups.pop(config.objective)
+    if "objective" in top:
+        top[OBJECTIVE_FIELD] = None  # the other one's defaults
     nested = {group: replace(getattr(config, group), **leaves) for group, leaves in groups.items()}
     return replace(config, **top, **nested)

@@ -6,7 +6,8 @@ from typing import Any
 
 
 def at_least_one(config: Any, prefix: str, *names: str) -> None:
-    _refuse(config, prefix, names, lambda value: value >= 1, "be at least 1")
+    """None passes, where a setting allows it."""
+    _refuse(config, prefix, names, lambda value: value is None or value >= 1, "be at least 1")
 
 
 def not_negative(config: Any, prefix: str, *names: str) -> None:

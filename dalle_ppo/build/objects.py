@@ -14,7 +14,9 @@ from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource, distinct_captions, open_captions
 from dalle_ppo.config.command_line import load_config
-from dalle_ppo.config.settings import ClipConfig, Config, ModelConfig
+from dalle_ppo.config.clip import ClipConfig
+from dalle_ppo.config.model import ModelConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
 from dalle_ppo.iconworld.world import WEIGHTS, World
 from dalle_ppo.models.heads.keras.download import detector_file

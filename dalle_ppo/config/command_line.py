@@ -8,18 +8,26 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
-from dalle_ppo.config import settings as config
-from dalle_ppo.config.settings import Config
+from dalle_ppo.base.run_format import FORMAT, check_format
+from dalle_ppo.config.objectives import Objective, find_objective, objective_names
+from dalle_ppo.config.renamed import explain_old
+from dalle_ppo.config.sections import record_classes, setting_names
+from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 
 def parse_command_line(
     argv: list[str] | None, prog: str, description: str, flags: dict[str, str] | None = None
 ) -> tuple[Config, dict[str, bool]]:
     """Reads `--config FILE`, dotted overrides and bare flags.
+
+    The chosen objective brings its own defaults for what neither a file nor the command line says.
 
     Args:
         argv: arguments; None is the process's.
@@ -33,25 +41,62 @@ def parse_command_line(
     Raises:
         ValueError: for an unknown key (the nearest is offered) or a value of the wrong kind.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, Namespace
+    from jsonargparse import ArgumentError
 
+    flags = flags or {}
+    parser = _make_parser(prog, description, flags)
+    try:
+        given = parser.parse_args(argv, defaults=False)
+        check_format(given.get("format", FORMAT), "--config")
+        objective = find_objective(given.get("objective", Config.objective))
+        _refuse_other_objectives(given, objective)
+        parser.set_defaults(objective.defaults)
+        parsed = parser.parse_args(argv)
+        return _to_config(parser, parsed, objective), {name: bool(parsed[name]) for name in flags}
+    except ArgumentError as error:
+        raise ValueError(_explain(str(error), list(flags))) from None
+
+
+def _make_parser(prog: str, description: str, flags: dict[str, str]) -> "ArgumentParser":
+    """A parser of all settings; its help is the text beside each setting."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings")
-    for name, text in (flags or {}).items():
+    parser.add_argument("--format", type=int, help=argparse.SUPPRESS)  # of files that a run has written
+    for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    parser.add_class_arguments(Config)
-    try:
-        parsed: Namespace = parser.parse_args(argv)
-        given = {name: bool(parsed.pop(name)) for name in flags or {}}
-        parsed.pop("config", None)
-        for f in fields(Config):
-            if is_dataclass(f.type) and not isinstance(parsed[f.name], Namespace):
-                raise ValueError(
-                    f"{f.name} is {parsed[f.name]}, but a section of settings; leave it out, or give it some"
-                )
-        return Config(**vars(parser.instantiate(parsed))), given
-    except ArgumentError as error:
-        raise ValueError(_explain(str(error), list(flags or {}))) from None
+    parser.add_class_arguments(Config, skip={OBJECTIVE_FIELD})
+    for name in objective_names():
+        parser.add_class_arguments(find_objective(name).settings, name)
+    return parser
+
+
+def _refuse_other_objectives(given: "Namespace", objective: Objective) -> None:
+    """Refuses settings of an objective that was not chosen."""
+    for name in objective_names():
+        if name != objective.name and name in given:
+            raise ValueError(
+                f"{name} has settings here, but objective is {objective.name}, which does not read them; "
+                f"leave them out, or set objective to {name}"
+            )
+
+
+def _to_config(parser: "ArgumentParser", parsed: "Namespace", objective: Objective) -> Config:
+    """What a parser has read, as records."""
+    from jsonargparse import Namespace
+
+    sections = [f.name for f in fields(Config) if is_dataclass(f.type)]
+    sections += [objective.name] if fields(objective.settings) else []
+    for name in sections:
+        if not isinstance(parsed[name], Namespace):
+            raise ValueError(
+                f"{name} is {parsed[name]}, but a section of settings; leave it out, or give it some"
+            )
+    records = parser.instantiate(parsed)
+    values = {f.name: records[f.name] for f in fields(Config) if f.name != OBJECTIVE_FIELD}
+    return Config(**values, objective_settings=records.get(objective.name))
 
 
 def _explain(message: str, flags: list[str]) -> str:
@@ -71,6 +116,8 @@ def _explain(message: str, flags: list[str]) -> str:
     if unknown is None or "class_path" in line:
         return line
     key = (f"{group.group(1)}." if group else "") + next(filter(None, unknown.groups()))
+    if old := explain_old(key):
+        return old
     near = difflib.get_close_matches(key, flags + setting_names(), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
     return f"unknown setting {key}; {hint}"
@@ -78,39 +125,51 @@ def _explain(message: str, flags: list[str]) -> str:
 
 def _explain_part(setting: str, class_name: str, key: str) -> str:
     """Of an unknown key in a setting that is a record of its own, such as an item of a list."""
-    names = [f.name for f in fields(getattr(config, class_name))]
+    names = [f.name for f in fields(record_classes()[class_name])]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     hint = f"did you mean {setting}.{near[0]}?" if near else f"it has {', '.join(names)}"
     return f"unknown setting {setting}.{key}; {hint}"
 
 
-def setting_names(config_class: type = Config, prefix: str = "") -> list[str]:
-    """Dotted names of all settings."""
-    names = []
-    for f in fields(config_class):
-        names.append(prefix + f.name)
-        if is_dataclass(f.type):
-            names += setting_names(f.type, f"{prefix}{f.name}.")
-    return names
+def to_dict(settings: Config) -> dict[str, object]:
+    """The resolved settings, nested, as a file names them."""
+    named = {}
+    for name, value in asdict(settings).items():
+        if name != OBJECTIVE_FIELD:
+            named[name] = value
+        elif value:
+            named[settings.objective] = value
+    return named
 
 
 def to_yaml(settings: Config) -> str:
-    """The resolved settings as YAML."""
-    return yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True)
+    """The resolved settings as YAML, with the format that says how to read them."""
+    return yaml.safe_dump({"format": FORMAT, **to_dict(settings)}, sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: str | Path) -> Config:
     """Reads the settings that a run saved.
 
     Raises:
-        ValueError: naming the file, if it is absent or does not fit.
+        ValueError: naming the file, if it is absent, does not fit or is of another format.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; is its folder a run of dalle_ppo.train?")
+    _check_saved_format(path)
     try:
         return parse_command_line(["--config", str(path)], "config", "")[0]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _check_saved_format(path: str | Path) -> None:
+    """Refuses a run of another format; the first one had no number."""
+    try:
+        saved = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # whoever parses it says what is wrong
+    if isinstance(saved, dict):
+        check_format(saved.get("format", 1), path)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_ppo.config.settings import ClipConfig
+from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.models.clip import ClipScorer, load_clip
 from dalle_ppo.models.heads.keras.download import detector_file
 from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip, load_detector

@@ -6,29 +6,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What belongs to a policy besides its weights; saved with it.
-
-    Of each setting: its default, where it comes from, and when to change it.
-
-    Args:
-        guidance: s in `l_u + s (l_c - l_u)`, the "supercondition factor" (arXiv 2203.13131); 1 skips the
-            second branch. Default 1.5, our own, for the built-in world; 10 to 16 is usual for DALL·E mini and
-            Mega. Raise it where pictures ignore their captions, lower it where they are all alike.
-        temperature: divides the guided logits; above 0. Default 1.0, what the models were trained at, our own
-            choice. Lower it for fewer mistakes and less variety.
-        top_k: generation may keep only the k most likely codes; training refuses it. Default null; 256 in
-            https://github.com/kuprel/min-dalle. Set it where single codes spoil pictures.
-        start_token: what stands before the first image token; null is the model's own. Default null; 16383 in
-            https://github.com/kuprel/min-dalle. Set it to draw that package's pictures.
-        detach_unconditional: let no gradient flow through the unconditional branch. Default false, our own:
-            the gradient is then that of the policy. Use true where the unconditional branch must not drift.
-    """
+    """What belongs to a policy besides its weights; saved with it."""
 
     guidance: float = 1.5
+    """Guidance s in `l_u + s (l_c - l_u)`, the "supercondition factor" (arXiv 2203.13131); 1 skips the second
+    branch. Default 1.5, our own, for the built-in world; 10 to 16 is usual for DALL·E mini and Mega. Raise it
+    where pictures ignore their captions, lower it where they are all alike."""
     temperature: float = 1.0
+    """Divides the guided logits; above 0. Default 1.0, our own choice: what the models were trained at. Lower
+    it for fewer mistakes and less variety."""
     top_k: int | None = None
+    """Generation may keep only the k most likely codes; training refuses it. Default null; 256 in
+    https://github.com/kuprel/min-dalle. Set it where single codes spoil pictures."""
     start_token: int | None = None
+    """What stands before the first image token; null is the model's own. Default null; 16383 in
+    https://github.com/kuprel/min-dalle. Set it to draw that package's pictures."""
     detach_unconditional: bool = False
+    """Let no gradient flow through the unconditional branch. Default false, our own: the gradient is then
+    that of the policy. Use true where the unconditional branch must not drift."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:

@@ -7,9 +7,6 @@ V. All results are in nats per token; nats per image are their sum over the T to
 Source: http://joschu.net/blog/kl-approx.html (Schulman, "Approximating KL divergence").
 """
 
-import math
-from dataclasses import dataclass, replace
-
 from torch import Tensor
 
 from dalle_ppo.rl.shapes import check_same_shape
@@ -97,59 +94,3 @@ def entropy(log_pi: Tensor) -> Tensor:
         [...] nats, between 0 and log V.
     """
     return -(log_pi.exp() * log_pi.masked_fill(log_pi.isneginf(), 0.0)).sum(-1)
-
-
-@dataclass(frozen=True)
-class AdaptiveKL:
-    """A KL coefficient that steers the policy towards a target distance from the reference.
-
-    Args:
-        kl_coef: current coefficient, > 0.
-        target: wanted KL in nats per image (summed over the T tokens), > 0.
-        horizon: images over which the whole relative error is acted on; larger is slower, > 0.
-        error_clip: largest relative error that one update acts on, > 0.
-
-    Raises:
-        ValueError: a value is not a positive finite number.
-
-    Source: https://arxiv.org/abs/1909.08593 section 2.2 (Ziegler et al.); `AdaptiveKLController` in
-        https://github.com/openai/lm-human-preferences.
-    """
-
-    kl_coef: float
-    target: float
-    horizon: float
-    error_clip: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name in ("kl_coef", "target", "horizon", "error_clip"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"adaptive KL: {name} = {value} must be a positive finite number")
-
-    def update(self, kl_per_image_nats: float, num_images: int) -> "AdaptiveKL":
-        """Return the controller after one batch.
-
-        Args:
-            kl_per_image_nats: measured mean KL of the batch, nats per image.
-            num_images: images in the batch.
-
-        Returns:
-            A controller whose `kl_coef` is multiplied by `1 + error * num_images / horizon`, with `error` the
-            relative distance from the target, clipped at `error_clip` either way.
-
-        Raises:
-            ValueError: the KL is not finite, or the batch is so large against the horizon that the
-            coefficient could
-                reach zero or below.
-        """
-        if not math.isfinite(kl_per_image_nats):
-            raise ValueError(f"adaptive KL: the measured KL is {kl_per_image_nats}, it must be finite")
-        if self.error_clip * num_images >= self.horizon:
-            raise ValueError(
-                f"adaptive KL: horizon = {self.horizon} images must exceed {self.error_clip} of a batch "
-                f"of {num_images} images, or one update could make kl_coef negative: raise the horizon"
-            )
-        error = (kl_per_image_nats - self.target) / self.target
-        error = min(max(error, -self.error_clip), self.error_clip)
-        return replace(self, kl_coef=self.kl_coef * (1.0 + error * num_images / self.horizon))

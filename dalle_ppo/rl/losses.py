@@ -4,13 +4,16 @@ Nothing here is reduced: the caller divides the sum by the number of tokens of t
 any microbatch size gives the same update. Every image has exactly T tokens, so there is no mask.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dalle_ppo.rl.shapes import check_same_shape
+
+# Log-ratios are clamped to plus and minus this, so that exp() stays finite; there is no gradient beyond it
+# (as in https://github.com/volcengine/verl).
+MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,8 @@ class PolicyLoss:
     approx_kl: Tensor
 
 
-def _check_clip_settings(clip_range: float, clip_range_high: float, dual_clip: float | None) -> None:
-    if not 0 < clip_range < 1:
-        raise ValueError(f"clip_range = {clip_range} must lie between 0 and 1")
-    if not (clip_range_high > 0 and math.isfinite(clip_range_high)):
-        raise ValueError(f"clip_range_high = {clip_range_high} must be a positive finite number")
-    if dual_clip is not None and dual_clip <= 1 + clip_range_high:
-        raise ValueError(
-            f"dual_clip = {dual_clip} must exceed 1 + the upper clip range = {1 + clip_range_high}: "
-            "below that it clips what the ordinary clip still lets through"
-        )
-
-
-def _log_ratio(log_probs: Tensor, old_log_probs: Tensor, max_log_ratio: float) -> Tensor:
-    return (log_probs - old_log_probs).clamp(-max_log_ratio, max_log_ratio)
+def _log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _approx_kl(log_ratio: Tensor) -> Tensor:
@@ -58,7 +49,6 @@ def ppo_loss(
     clip_range: float,
     clip_range_high: float | None = None,
     dual_clip: float | None = None,
-    max_log_ratio: float = 20.0,
 ) -> PolicyLoss:
     """PPO's clipped surrogate, negated, per token.
 
@@ -69,22 +59,20 @@ def ppo_loss(
         clip_range: the ratio earns nothing below 1 - clip_range (and above 1 + clip_range).
         clip_range_high: upper clip range if it differs; larger lets unlikely codes grow faster.
         dual_clip: for negative advantages the loss stops growing at this ratio; None for none, 3 is usual.
-        max_log_ratio: log-ratio is clamped to +-this, so that exp() stays finite; no gradient beyond it.
 
     Returns:
         PolicyLoss.
 
     Raises:
-        ValueError: the shapes differ or a clip setting is out of range.
+        ValueError: the shapes differ.
 
     Source: https://arxiv.org/abs/1707.06347 eq. 7 (PPO); https://arxiv.org/abs/1912.09729 eq. 5 (dual clip);
         https://arxiv.org/abs/2503.14476 section 3.1 (upper clip 0.28).
     """
     check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
     clip_range_high = clip_range if clip_range_high is None else clip_range_high
-    _check_clip_settings(clip_range, clip_range_high, dual_clip)
     advantages = advantages.detach()
-    log_ratio = _log_ratio(log_probs, old_log_probs.detach(), max_log_ratio)
+    log_ratio = _log_ratio(log_probs, old_log_probs.detach())
     ratio = log_ratio.exp()
     free = -advantages * ratio
     bounded = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range_high)
@@ -103,9 +91,7 @@ def ppo_loss(
     )
 
 
-def score_function_loss(
-    log_probs: Tensor, advantages: Tensor, *, old_log_probs: Tensor, max_log_ratio: float = 20.0
-) -> PolicyLoss:
+def score_function_loss(log_probs: Tensor, advantages: Tensor, *, old_log_probs: Tensor) -> PolicyLoss:
     """REINFORCE: `-advantage * log pi` per token, without ratio or clip.
 
     Its gradient is the policy gradient only while the weights are those that drew the batch: one epoch, one
@@ -115,7 +101,6 @@ def score_function_loss(
         log_probs: [B, T] log pi of the sampled codes under the current weights, with gradient.
         advantages: [B, T], constant: no gradient flows into them.
         old_log_probs: [B, T] as in `ppo_loss`; enters only the ratio and KL that are logged.
-        max_log_ratio: as in `ppo_loss`, for what is logged.
 
     Returns:
         PolicyLoss with nothing clipped. The loss's value means nothing, its gradient does.
@@ -126,7 +111,7 @@ def score_function_loss(
     Source: Williams 1992; DDPO_SF in https://arxiv.org/abs/2305.13301 section 4.2.
     """
     check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    log_ratio = _log_ratio(log_probs, old_log_probs, max_log_ratio).detach()
+    log_ratio = _log_ratio(log_probs, old_log_probs).detach()
     return PolicyLoss(
         loss=-advantages.detach() * log_probs,
         ratio=log_ratio.exp(),
@@ -152,7 +137,7 @@ def value_loss(
         [B, T] loss with gradient; none flows into `old_values` or `returns`.
 
     Raises:
-        ValueError: the shapes differ or value_clip is not positive.
+        ValueError: the shapes differ.
 
     Source: `value_loss` in https://github.com/openai/baselines/blob/master/baselines/ppo2/model.py.
     """
@@ -161,8 +146,6 @@ def value_loss(
     loss = 0.5 * (values - returns).square()
     if value_clip is None:
         return loss
-    if not value_clip > 0:
-        raise ValueError(f"value_clip = {value_clip} must be positive; leave it out for no clip")
     near = old_values + (values - old_values).clamp(-value_clip, value_clip)
     return torch.maximum(loss, 0.5 * (near - returns).square())
 
@@ -182,11 +165,9 @@ def truncated_importance_weights(
         [B, T] weights in [0, cap] to multiply the policy loss with; no gradient.
 
     Raises:
-        ValueError: the shapes differ or cap is not positive.
+        ValueError: the shapes differ.
 
     Source: https://fengyao.notion.site/off-policy-rl (Yao et al. 2025, truncated importance sampling).
     """
     check_same_shape(old_log_probs=old_log_probs, sampler_log_probs=sampler_log_probs)
-    if not cap > 0:
-        raise ValueError(f"importance weight cap = {cap} must be positive")
     return (old_log_probs - sampler_log_probs).exp().clamp(max=cap)

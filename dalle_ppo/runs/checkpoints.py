@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT_VERSION = 1
+from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
+
 STATE_FILE = "state.json"
 # What a run writes into its folder. `config.yaml` is last: removal goes in this order, and a folder whose
 # removal was interrupted still counts as a run.
@@ -97,10 +98,15 @@ def latest_checkpoint(run_dir: str | Path, *names: str) -> Path | None:
             that they are there in their length.
 
     Folders that are incomplete or damaged are passed over, each with a warning that names the file at fault.
+
+    Raises:
+        FormatError: a checkpoint is of another format.
     """
     for _, folder in sorted(_checkpoint_folders(Path(run_dir) / "checkpoints"), reverse=True):
         try:
             _read_manifest(folder, names)
+        except FormatError:
+            raise
         except ValueError as error:
             warnings.warn(f"checkpoint ignored: {error}", stacklevel=2)
         else:
@@ -214,7 +220,7 @@ def restore_optimizer(
     if saved != len(parameters):
         raise ValueError(
             f"the checkpoint's optimiser has {saved} parameters, today's {len(parameters)}: resume with the "
-            "ppo.trainable and model of the run"
+            "actor.trainable and model of the run"
         )
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["plain"].items()}
     for key, value in tensors.items():
@@ -281,7 +287,7 @@ def _write_files(folder: Path, iteration: int, tensors: dict[str, dict[str, Tens
         save_file(_own_memory(group), path)
         _flush(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
-    content = {"format": FORMAT_VERSION, "iteration": iteration, "files": files, "state": state}
+    content = {"format": FORMAT, "iteration": iteration, "files": files, "state": state}
     content = json.loads(json.dumps(content))  # as a reader will see it: keys are text, tuples are lists
     content["sha256"] = _content_hash(content)
     path = folder / STATE_FILE
@@ -318,10 +324,7 @@ def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool 
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}); use an earlier one") from error
     if recorded != _content_hash(content):
         raise ValueError(f"{path}: its content does not match its hash; use an earlier checkpoint")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format {version}, this program reads {FORMAT_VERSION}; use a matching version"
-        )
+    check_format(version, path)
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():

@@ -30,7 +30,7 @@ METRICS: dict[str, str] = {
     "per_prompt, which have a unit a caption.",
     "reward_scale": "Running standard deviation that the scores are divided by.",
     "entropy": "Entropy of the guided distribution that tokens are drawn from, in nats per image.",
-    "policy_loss": "Mean policy loss over the iteration's updates, as ppo.objective says, before "
+    "policy_loss": "Mean policy loss over the iteration's updates, as `objective` says, before "
     "importance weights.",
     "value_loss": "Mean of half the (clipped) squared error of the critic, in normalised units.",
     "kl_loss": "Mean KL term of the loss, where the KL penalty is placed there.",

@@ -24,10 +24,6 @@ from dalle_ppo.rl.kl import kl_k1
 from dalle_ppo.rl.losses import truncated_importance_weights
 from dalle_ppo.rl.records import Experience
 
-# An image has one score, at its end (arXiv 1909.08593): discounting would only hide it from the first tokens.
-GAMMA = 1.0
-
-
 @dataclass(frozen=True)
 class CreditState:
     """What credit carries from one iteration to the next; saved with a checkpoint.
@@ -77,7 +73,7 @@ class Estimator:
 
 
 def _with_critic(rewards: Tensor, experience: Experience, config: Config, state: CreditState) -> Given:
-    advantages = gae(rewards, experience.values, GAMMA, config.credit.gae_lambda)
+    advantages = gae(rewards, experience.values, config.credit.gae_lambda)
     return Given(advantages, advantages + experience.values, state.prompt_statistics)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dalle_ppo.config.settings import ActorConfig, CriticConfig
+from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.critic import CriticConfig
 
 
 def make_adamw(

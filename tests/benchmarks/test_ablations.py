@@ -66,7 +66,7 @@ def test_a_finished_cell_is_kept_and_an_unfinished_one_run(ablations, tmp_path, 
     assert not any((tmp_path / "runs").iterdir())
     assert "| rloo | 2 | 10.0% ± 0.0% |" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"default_seed0\.json was made with other settings"):
-        ablations.main([*arguments, "--seeds", "0", "--ppo.learning_rate", "0.1"])
+        ablations.main([*arguments, "--seeds", "0", "--actor.learning_rate", "0.1"])
     with pytest.raises(ValueError, match="gea is unknown"):
         ablations.main(["--out", str(tmp_path), "--settings", "gea"])
 

@@ -7,7 +7,9 @@ import pytest
 
 from dalle_ppo.build.objects import EVALUATION_STREAM, build_captions, evaluation_captions
 from dalle_ppo.captions.text import split_of
-from dalle_ppo.config.settings import CaptionsConfig, Config, EvaluationConfig
+from dalle_ppo.config.captions import CaptionsConfig
+from dalle_ppo.config.evaluation import EvaluationConfig
+from dalle_ppo.config.settings import Config
 
 ROWS = [
     ("red boat", "x"),

@@ -23,7 +23,8 @@ from tiny_runs import tiny_arguments
 from dalle_ppo import evaluate, export, generate, train
 from dalle_ppo.build.objects import PUBLISHED_SETTINGS, load_model
 from dalle_ppo.config.command_line import to_yaml
-from dalle_ppo.config.settings import Config, ModelConfig
+from dalle_ppo.config.model import ModelConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, init_bart
 from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS

@@ -144,7 +144,7 @@ def test_a_shard_that_disappears_in_mid_run_costs_one_line_and_no_progress(tmp_p
     """Captions drawn ahead last a little longer; then the run stops with a checkpoint and goes on from it."""
     settings = {
         **{"device": "cpu", "num_iterations": 30, "checkpoint_every": 30, "evaluation.at_end": "false"},
-        **{"rollout.rollout_batch_size": 8, "ppo.minibatch_size": 8, "evaluation.num_captions": 2},
+        **{"rollout.rollout_batch_size": 8, "update.minibatch_size": 8, "evaluation.num_captions": 2},
     }
     with laion_machine(tmp_path, "mini", num_shards=8, rows=200) as hub:
         argv, run_dir = arguments("mini", tmp_path / "run", settings), tmp_path / "run"

@@ -14,8 +14,9 @@ from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, generate, pretrain, train
 from dalle_ppo.build.objects import build_trainer
+from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.command_line import load_config, parse_command_line
-from dalle_ppo.config.settings import Config, PpoConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.heads.nsfw import read_head, save_head
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
@@ -281,7 +282,7 @@ def refused_before_anything_is_written(cli, run_dir: Path, *arguments: str) -> s
     "arguments, words",
     [
         (("--ppo.clip_rnge", "0.1"), "did you mean ppo.clip_range?"),
-        (("--ppo.epochs", "many"), "ppo.epochs"),
+        (("--update.epochs", "many"), "update.epochs"),
         (("--kl.estimator", "k3"), "k3"),
         (("--policy.top_k", "10"), "policy.top_k"),
         (("--config", "absent.yaml"), "absent.yaml"),
@@ -545,7 +546,7 @@ def test_unsafe_images_are_blurred_unless_asked_for(tiny_run, cli, tmp_path):
 
 @pytest.mark.parametrize("trainable", ["all", "cross_attention", "cross_keys_values"])
 def test_trainable_chooses_the_weights_that_are_trained(trainable, tmp_path):
-    trainer = build_trainer(Config(ppo=PpoConfig(trainable=trainable)), tmp_path)
+    trainer = build_trainer(Config(actor=ActorConfig(trainable=trainable)), tmp_path)
     names = {name for name, p in trainer.actor.module.named_parameters() if p.requires_grad}
     everything = {name for name, _ in trainer.actor.module.named_parameters()}
     keys_values = {f"layers.{i}.encoder_attn.{kind}_proj.weight" for i in range(3) for kind in "kv"}

@@ -16,7 +16,7 @@ from laion_configs import (
     load,
 )
 
-from dalle_ppo.config.command_line import to_yaml
+from dalle_ppo.config.command_line import to_dict
 from dalle_ppo.train import by_dotted_name
 
 
@@ -37,7 +37,7 @@ def test_it_trains_that_model_on_laions_captions_with_laions_detector(size):
 def test_every_setting_is_spelled_out(size):
     """Defaults are tuned on the built-in world: none may slip in unseen."""
     written = yaml.safe_load((CONFIGS / f"laion_nsfw_{size}.yaml").read_text(encoding="utf-8"))
-    resolved = yaml.safe_load(to_yaml(load(size)))
+    resolved = to_dict(load(size))
     del resolved["run_dir"]
     assert by_dotted_name(written).keys() == by_dotted_name(resolved).keys()
 
@@ -47,7 +47,7 @@ def test_the_two_differ_only_where_the_models_do():
         yaml.safe_load((CONFIGS / f"laion_nsfw_{size}.yaml").read_text(encoding="utf-8"))
         for size in GIGABYTES
     )
-    for section in ("policy", "captions", "clip", "reward", "kl"):
+    for section in ("policy", "captions", "clip", "reward", "credit", "ppo", "kl"):
         assert mini[section] == mega[section]
 
 
@@ -57,7 +57,7 @@ def test_the_memory_fits(size):
     config = load(size)
     frozen = ENCODER[size] + 2 * DECODER[size] + CRITIC[size] + CLIP_AND_VQGAN
     adam, gradients = (n * (KEYS_VALUES[size] + CRITIC[size]) for n in (2, 1))
-    update = frozen + adam + gradients + config.ppo.microbatch_size * ACTIVATIONS[size]
+    update = frozen + adam + gradients + config.update.microbatch_size * ACTIVATIONS[size]
     assert update < 0.9 * GIGABYTES[size]
     for images in (config.rollout.rollout_batch_size, config.evaluation.batch_size, 32):
         drawing = max(images * CACHE_IMAGE[size], min(4, images) * VQGAN_IMAGE)

@@ -1,17 +1,20 @@
 """Every setting of the algorithm changes what is learned, or is named here with the reason why not."""
 
-import dataclasses
+from dataclasses import fields
 from functools import cache
 
 import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
-from dalle_ppo.config.settings import Config, ExtraReward
+from dalle_ppo.config.command_line import to_dict
+from dalle_ppo.config.objectives import objective_names
+from dalle_ppo.config.reward import ExtraReward
+from dalle_ppo.config.sections import all_sections
+from dalle_ppo.train import by_dotted_name
 
-GROUPS = ("policy", "rollout", "reward", "ppo", "kl", "critic")
-PER_PROMPT = {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
-ONE_STEP = {"ppo.minibatch_size": 16}
+GROUPS = ("policy", "rollout", "reward", "credit", "actor", "update", *objective_names(), "kl", "critic")
+PER_PROMPT = {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
 NO_NUMBER = {"reward.extra": (ExtraReward("tiny_trainer:not_a_number"),)}
 
 # Setting: another value than the default, and what must be set on both sides for it to matter.
@@ -32,39 +35,36 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "reward.clip_weight": (5.0, {}),
     "reward.extra": ((ExtraReward("tiny_trainer:red", 10.0),), {}),
     "reward.bad_result": ("skip", NO_NUMBER),
-    "ppo.learning_rate": (0.02, {}),
-    "ppo.warmup_iterations": (3, {}),
-    "ppo.schedule": ("constant", {}),
-    "ppo.epochs": (2, {}),
-    "ppo.minibatch_size": (4, {}),
-    "ppo.objective": ("score_function", ONE_STEP),
-    "ppo.advantage": ("rloo", {"rollout.samples_per_caption": 2}),
-    "ppo.prompt_buffer_size": (3, PER_PROMPT | {"ppo.prompt_min_count": 2}),
-    "ppo.prompt_min_count": (2, PER_PROMPT),
-    "ppo.recompute_log_probs": (False, {}),
+    "actor.learning_rate": (0.02, {}),
+    "actor.warmup_iterations": (3, {}),
+    "actor.schedule": ("constant", {}),
+    "update.epochs": (2, {}),
+    "update.minibatch_size": (4, {}),
+    "objective": ("reinforce", {"update.minibatch_size": None}),
+    "credit.advantage": ("rloo", {"rollout.samples_per_caption": 2}),
+    "credit.prompt_buffer_size": (3, PER_PROMPT | {"credit.prompt_min_count": 2}),
+    "credit.prompt_min_count": (2, PER_PROMPT),
+    "update.recompute_log_probs": (False, {}),
     "ppo.clip_range": (0.02, {}),
     "ppo.clip_range_high": (0.9, {}),
     "ppo.dual_clip": (1.21, {}),
-    "ppo.max_log_ratio": (0.01, {}),
-    "ppo.gamma": (0.5, {}),
-    "ppo.gae_lambda": (0.5, {}),
-    "ppo.whiten_advantages": (False, {}),
-    "ppo.advantage_clip": (0.5, {}),
-    "ppo.normalise_scores": (False, {}),
-    "ppo.entropy_coef": (0.1, {}),
-    "ppo.max_grad_norm": (0.01, {}),
-    "ppo.target_kl": (1e-9, {"ppo.epochs": 2}),
-    "ppo.importance_cap": (0.5, {}),
-    "ppo.weight_decay": (0.1, {}),
-    "ppo.adam_eps": (0.1, {}),
-    "ppo.trainable": ("cross_attention", {}),
-    "ppo.min_entropy": (1e4, {}),
+    "credit.gae_lambda": (0.5, {}),
+    "credit.whiten_advantages": (False, {}),
+    "credit.advantage_clip": (0.5, {}),
+    "credit.normalise_scores": (False, {}),
+    "actor.entropy_coef": (0.1, {}),
+    "actor.max_grad_norm": (0.01, {}),
+    "update.target_kl": (1e-9, {"update.epochs": 2}),
+    "update.importance_cap": (0.5, {}),
+    "actor.weight_decay": (0.1, {}),
+    "actor.adam_eps": (0.1, {}),
+    "actor.trainable": ("cross_attention", {}),
+    "actor.min_entropy": (1e4, {}),
     "kl.kl_coef": (1.0, {}),
     "kl.estimator": ("k2", {}),
-    "kl.placement": ("reward", {"ppo.entropy_coef": 0.0}),
-    "kl.target": (1.0, {"ppo.entropy_coef": 0.0}),
-    "kl.horizon": (50, {"kl.target": 1.0, "ppo.entropy_coef": 0.0}),
-    "kl.error_clip": (0.05, {"kl.target": 1.0, "kl.horizon": 50, "ppo.entropy_coef": 0.0}),
+    "kl.placement": ("reward", {"actor.entropy_coef": 0.0}),
+    "kl.target": (1.0, {"actor.entropy_coef": 0.0}),
+    "kl.horizon": (50, {"kl.target": 1.0, "actor.entropy_coef": 0.0}),
     "kl.max_kl": (1e-6, {}),
     "critic.learning_rate": (0.01, {}),
     "critic.max_grad_norm": (0.01, {}),
@@ -76,22 +76,18 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
 EXEMPT = {
     "policy.top_k": "training refuses it, test_config.py holds that",
     "reward.detector": "names a file; test_nsfw_detector.py reads several",
-    "ppo.microbatch_size": "changes memory and nothing else, test_update.py holds that",
+    "update.microbatch_size": "changes memory and nothing else, test_update.py holds that",
     "rollout.memory_gb": "changes memory and nothing else, test_sampling.py holds that",
-    "ppo.bad_step": "matters where a step is not finite, see test_guards.py",
+    "update.bad_step": "matters where a step is not finite, see test_guards.py",
 }
-STOPS = ("ppo.min_entropy", "kl.max_kl")
+STOPS = ("actor.min_entropy", "kl.max_kl")
 # A change that needs another one beside it.
 TOGETHER = {"kl.placement": {"kl.estimator": "k1"}}
 
 
 def settings_of_the_algorithm() -> list[str]:
-    return [
-        f"{group.name}.{leaf.name}"
-        for group in dataclasses.fields(Config)
-        if group.name in GROUPS
-        for leaf in dataclasses.fields(group.type)
-    ]
+    names = [f"{name}.{f.name}" for name, record in all_sections() if name in GROUPS for f in fields(record)]
+    return ["objective", *names]
 
 
 @cache
@@ -131,22 +127,21 @@ def test_the_same_settings_have_the_same_outcome():
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_setting_matters(name):
     value, needed = CHANGES[name]
-    group, leaf = name.split(".")
     config = changed(TINY_CONFIG, needed)
-    assert getattr(getattr(config, group), leaf) != value, "the table's value is the one that is set anyway"
+    assert by_dotted_name(to_dict(config))[name] != value, "the table's value is the one that is set anyway"
     before = outcome(frozen(needed))
     after = outcome(frozen(needed | {name: value} | TOGETHER.get(name, {})))
     assert before != after
     assert isinstance(after, str) == (name in STOPS), after
 
 
-@pytest.mark.parametrize("name, value", [("ppo.min_entropy", 1e-9), ("kl.max_kl", 1e9)])
+@pytest.mark.parametrize("name, value", [("actor.min_entropy", 1e-9), ("kl.max_kl", 1e9)])
 def test_a_bound_that_is_not_met_changes_nothing(name, value):
     assert outcome(frozen({name: value})) == outcome(frozen({}))
 
 
 def test_microbatches_do_not_matter():
-    (loss, weights), (again, others) = outcome(frozen({})), outcome(frozen({"ppo.microbatch_size": 3}))
+    (loss, weights), (again, others) = outcome(frozen({})), outcome(frozen({"update.microbatch_size": 3}))
     weights, others = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (weights, others))
     assert loss == pytest.approx(again, abs=1e-4)
     assert (weights - others).abs().max() < 1e-5 * weights.abs().max()

@@ -14,7 +14,10 @@ from tiny_models import TINY, tiny_bart
 from dalle_ppo import evaluate as command
 from dalle_ppo.build.objects import measures_sha256
 from dalle_ppo.captions.source import CaptionRecord, captions_of_file
-from dalle_ppo.config.settings import ClipConfig, Config, EvaluationConfig, RewardConfig
+from dalle_ppo.config.clip import ClipConfig
+from dalle_ppo.config.evaluation import EvaluationConfig
+from dalle_ppo.config.reward import RewardConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation import sides as evaluation
 from dalle_ppo.evaluation.baselines import Baseline, best_of, parse_baselines, reject
 from dalle_ppo.evaluation.heldout import load_heldout

@@ -16,7 +16,9 @@ from dalle_ppo import generate, train
 from dalle_ppo.build import objects as build
 from dalle_ppo.build.objects import build_trainer, load_model
 from dalle_ppo.config.command_line import to_yaml
-from dalle_ppo.config.settings import Config, EvaluationConfig, ModelConfig
+from dalle_ppo.config.evaluation import EvaluationConfig
+from dalle_ppo.config.model import ModelConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.models.dalle.weight_files import download, find_weight_files
 
 COMMIT, LATER = "a" * 40, "b" * 40

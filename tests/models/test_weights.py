@@ -25,7 +25,8 @@ from tiny_models import TINY, randomise
 from torch import nn
 
 from dalle_ppo.build.objects import PUBLISHED_SETTINGS, build_trainer, find_world, load_model
-from dalle_ppo.config.settings import Config, ModelConfig
+from dalle_ppo.config.model import ModelConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
 from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
 from dalle_ppo.models.dalle.vqgan import VqganDecoder

@@ -21,8 +21,8 @@ NAMES = ("reward_distribution", "training_run", "reward_design")
 SMALL = "--num_iterations 20 --checkpoint_every 5 --evaluation.num_captions 200"
 # The steps are far too large, so that after two of them the policy draws something else.
 TINY = (
-    "--num_iterations 2 --rollout.rollout_batch_size 8 --ppo.minibatch_size 8 --evaluation.num_captions 24 "
-    "--ppo.trainable all --ppo.learning_rate 0.005 --ppo.warmup_iterations 0"
+    "--num_iterations 2 --rollout.rollout_batch_size 8 --update.minibatch_size 8 --evaluation.num_captions 24"
+    " --actor.trainable all --actor.learning_rate 0.005 --actor.warmup_iterations 0"
 )
 ZONES = ("safe", "borderline", "unsafe")
 
@@ -85,7 +85,7 @@ found = {
 }
 """,
     "reward_design": """
-from dalle_ppo.config.settings import ExtraReward
+from dalle_ppo.config.reward import ExtraReward
 found = {
     "score": score(images, stored).tolist(),
     "designs": designs.to_dict("index"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle_ppo.config.settings import RewardConfig
+from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.iconworld.captions import TAGS, sample_caption, sample_scene
 from dalle_ppo.iconworld.scenes import draw_batch
 from dalle_ppo.iconworld.world import World

@@ -30,16 +30,16 @@ def normal(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def gae_double_sum(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np.ndarray:
-    """The definition: A_t = sum over l of (gamma * lam)**l * delta_{t+l}, with V = 0 after the last token."""
+def gae_double_sum(rewards: np.ndarray, values: np.ndarray, lam: float) -> np.ndarray:
+    """The definition: A_t = sum over l of lam**l * delta_{t+l}, with V = 0 after the last token."""
     batch, length = rewards.shape
     out = np.zeros((batch, length))
     for b in range(batch):
         for t in range(length):
             for later in range(t, length):
                 next_value = values[b, later + 1] if later + 1 < length else 0.0
-                delta = rewards[b, later] + gamma * next_value - values[b, later]
-                out[b, t] += (gamma * lam) ** (later - t) * delta
+                delta = rewards[b, later] + next_value - values[b, later]
+                out[b, t] += lam ** (later - t) * delta
     return out
 
 
@@ -68,37 +68,36 @@ def test_token_rewards_refuse_a_score_per_token():
 @given(
     seed=st.integers(0, 10_000),
     length=st.integers(1, 12),
-    gamma=st.floats(0, 1),
     gae_lambda=st.floats(0, 1),
 )
-def test_wrong_gae_exponent(seed, length, gamma, gae_lambda):
-    """The double sum catches (gamma * lam)**(t + l), an off-by-one, a value bootstrapped after the end."""
+def test_wrong_gae_exponent(seed, length, gae_lambda):
+    """The double sum catches lam**(t + l), an off-by-one, a value bootstrapped after the end."""
     rewards, values = normal(3, length, seed=seed), normal(3, length, seed=seed + 1)
-    oracle = gae_double_sum(rewards.numpy(), values.numpy(), gamma, gae_lambda)
-    np.testing.assert_allclose(gae(rewards, values, gamma, gae_lambda), oracle, rtol=1e-10, atol=1e-12)
+    oracle = gae_double_sum(rewards.numpy(), values.numpy(), gae_lambda)
+    np.testing.assert_allclose(gae(rewards, values, gae_lambda), oracle, rtol=1e-10, atol=1e-12)
 
 
 def test_gae_lambda_one_is_monte_carlo():
     """Advantage plus value is the sum of the rewards still to come, whatever the critic says."""
     rewards, values = normal(4, 20, seed=1), 50 * normal(4, 20, seed=2)
     to_come = np.cumsum(rewards.numpy()[:, ::-1], axis=1)[:, ::-1]
-    np.testing.assert_allclose(gae(rewards, values, 1.0, 1.0) + values, to_come, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(gae(rewards, values, 1.0) + values, to_come, rtol=1e-10, atol=1e-11)
 
 
 def test_gae_lambda_zero_is_one_step_td():
     rewards, values = normal(4, 6, seed=3), normal(4, 6, seed=4)
     after = np.concatenate([values.numpy()[:, 1:], np.zeros((4, 1))], axis=1)
-    oracle = rewards.numpy() + 0.9 * after - values.numpy()
-    np.testing.assert_allclose(gae(rewards, values, 0.9, 0.0), oracle, rtol=1e-12, atol=1e-14)
+    oracle = rewards.numpy() + after - values.numpy()
+    np.testing.assert_allclose(gae(rewards, values, 0.0), oracle, rtol=1e-12, atol=1e-14)
 
 
 def test_gae_exponent_that_explodes():
-    """256 tokens in float32: dividing by (gamma * lam)**t overflows at small lambda; this must not."""
+    """256 tokens in float32: dividing by lam**t overflows at small lambda; this must not."""
     rewards, values = normal(8, 256, seed=5), 10 * normal(8, 256, seed=6)
     for gae_lambda in (0.05, 0.5, 0.95, 1.0):
-        single = gae(rewards.float(), values.float(), 1.0, gae_lambda)
+        single = gae(rewards.float(), values.float(), gae_lambda)
         assert single.isfinite().all()
-        double = gae(rewards, values, 1.0, gae_lambda)
+        double = gae(rewards, values, gae_lambda)
         np.testing.assert_allclose(single, double, rtol=1e-4, atol=1e-3)
         # scipy's filter run backwards is the same recurrence by another hand
         after = np.concatenate([values.numpy()[:, 1:], np.zeros((8, 1))], axis=1)
@@ -111,14 +110,14 @@ def test_first_token_at_lambda_095_hardly_sees_the_score():
     """The number the design warns with: 0.95**255 = 2e-6 of the score reaches the first of 256 tokens."""
     rewards = torch.zeros(1, 256, dtype=torch.float64)
     rewards[0, -1] = 1.0
-    advantages = gae(rewards, torch.zeros_like(rewards), 1.0, 0.95)
+    advantages = gae(rewards, torch.zeros_like(rewards), 0.95)
     assert advantages[0, 0].item() == pytest.approx(2.1e-6, rel=0.05)
     assert advantages[0, -1].item() == 1.0
 
 
 def test_gradient_leaking_through_the_advantages():
     values = normal(2, 5, seed=7).requires_grad_(True)
-    assert not gae(normal(2, 5, seed=8), values, 1.0, 0.95).requires_grad
+    assert not gae(normal(2, 5, seed=8), values, 0.95).requires_grad
     assert not whiten(values).requires_grad
     assert not token_rewards(values[:, 0], values, 0.1).requires_grad
     assert not rloo(values[:, 0], torch.tensor([0, 0])).requires_grad
@@ -126,11 +125,9 @@ def test_gradient_leaking_through_the_advantages():
 
 def test_gae_refuses_values_of_another_shape():
     with pytest.raises(ValueError, match="shapes must be equal"):
-        gae(torch.zeros(2, 4), torch.zeros(2, 5), 1.0, 0.95)
+        gae(torch.zeros(2, 4), torch.zeros(2, 5), 0.95)
     with pytest.raises(ValueError, match="shapes must be equal"):
-        gae(torch.zeros(2, 4), torch.zeros(2, 4, 1), 1.0, 0.95)
-    with pytest.raises(ValueError, match="gae_lambda"):
-        gae(torch.zeros(2, 4), torch.zeros(2, 4), 1.0, 1.5)
+        gae(torch.zeros(2, 4), torch.zeros(2, 4, 1), 0.95)
 
 
 def test_whitening_to_mean_zero_and_deviation_one():
@@ -211,8 +208,6 @@ def test_a_group_of_one_is_refused(estimator):
 
 def test_clip_advantages():
     assert clip_advantages(torch.tensor([-9.0, -5.0, 0.5, 7.0]), 5.0).tolist() == [-5.0, -5.0, 0.5, 5.0]
-    with pytest.raises(ValueError, match="bound"):
-        clip_advantages(torch.zeros(1), 0.0)
 
 
 @FEW_CASES
@@ -282,9 +277,7 @@ def test_prompt_statistics_leave_their_own_object_alone_and_survive_json():
     assert PromptStatistics.from_dict(json.loads(json.dumps(full.to_dict()))) == full
 
 
-def test_prompt_statistics_refuse_bad_sizes_lengths_and_scores():
-    with pytest.raises(ValueError, match="min_count"):
-        PromptStatistics(buffer_size=4, min_count=5)
+def test_prompt_statistics_refuse_bad_lengths_and_scores():
     with pytest.raises(ValueError, match="one caption id per score"):
         PromptStatistics().update(torch.zeros(2), ["a"])
     with pytest.raises(ValueError, match="finite"):

@@ -105,8 +105,6 @@ def test_ratio_of_far_tokens_stays_finite_in_float32():
     assert result.ratio[0, 0].item() == pytest.approx(math.exp(20), rel=1e-5)
     gradient = torch.autograd.grad(result.loss.sum(), log_probs)[0]
     assert gradient.isfinite().all() and gradient[0, 2] == 1
-    tighter = ppo_loss(log_probs, old, -torch.ones(1, 3), max_log_ratio=5.0, **CLIP)
-    assert tighter.ratio[0, 0].item() == pytest.approx(math.exp(5), rel=1e-5)
 
 
 def test_a_number_that_is_none_is_not_clamped_away():
@@ -149,22 +147,6 @@ def test_score_function_pushes_good_tokens_up():
     result = score_function_loss(log_probs, f64([3.0, -0.5]), old_log_probs=f64([-1.0, -2.0]))
     assert result.loss.tolist() == [[3.0, -1.0]]
     assert torch.autograd.grad(result.loss.sum(), log_probs)[0].tolist() == [[-3.0, 0.5]]
-
-
-@pytest.mark.parametrize(
-    "settings, name",
-    [
-        ({"clip_range": 0.0}, "clip_range"),
-        ({"clip_range": 1.0}, "clip_range"),
-        ({"clip_range": 20.0}, "clip_range"),
-        ({"clip_range": 0.2, "clip_range_high": -0.1}, "clip_range_high"),
-        ({"clip_range": 0.2, "clip_range_high": math.nan}, "clip_range_high"),
-        ({"clip_range": 0.2, "clip_range_high": 0.28, "dual_clip": 1.2}, "dual_clip"),
-    ],
-)
-def test_clip_settings_out_of_range_are_refused(settings, name):
-    with pytest.raises(ValueError, match=f"^{name} = "):
-        ppo_loss(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1), **settings)
 
 
 def test_advantages_of_one_number_per_image_are_refused():
@@ -217,8 +199,6 @@ def test_value_loss_without_clip_and_its_gradient():
     returns.requires_grad_(True)
     loss = value_loss(values, old, returns, value_clip=0.3).sum()
     assert torch.autograd.grad(loss, (old, returns), allow_unused=True) == (None, None)
-    with pytest.raises(ValueError, match="value_clip"):
-        value_loss(values, old, returns, value_clip=0.0)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
@@ -267,8 +247,6 @@ def test_truncated_importance_weights():
     assert truncated_importance_weights(old, sampler, cap=3.0)[0, 2].item() == 3.0
     assert not truncated_importance_weights(old.requires_grad_(True), sampler).requires_grad
     assert truncated_importance_weights(f64([math.nan]), f64([0.0])).isnan().all()
-    with pytest.raises(ValueError, match="cap"):
-        truncated_importance_weights(old, sampler, cap=0.0)
 
 
 def test_importance_weights_correct_a_sampler_that_rounds_differently():

@@ -323,7 +323,7 @@ def test_an_optimiser_of_another_model_is_refused():
     train(model, optimizer, 1)
     tensors, meta = flatten_optimizer(optimizer)
     other = torch.optim.AdamW([{"params": p} for p in torch.nn.Linear(3, 5).parameters()])
-    with pytest.raises(ValueError, match=r"ppo\.trainable"):
+    with pytest.raises(ValueError, match=r"actor\.trainable"):
         restore_optimizer(other, tensors, meta)
     shapes = [[2 * size for size in p.shape] for group in optimizer.param_groups for p in group["params"]]
     other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes])

@@ -61,7 +61,7 @@ def undisturbed(tmp_path_factory) -> list[dict]:
     "bound, value, iteration, words",
     [
         ("kl__max_kl", 1e-3, 1, "above kl.max_kl = 0.001"),  # it is 0 before the first update
-        ("ppo__min_entropy", 12.0, 0, "below ppo.min_entropy = 12"),
+        ("actor__min_entropy", 12.0, 0, "below actor.min_entropy = 12"),
     ],
 )
 def test_a_policy_past_a_bound_stops_the_run_with_a_checkpoint(
@@ -88,9 +88,9 @@ def test_a_policy_that_collapses_for_real_is_caught_by_the_default_bounds(tmp_pa
     trainer = trainer_of(
         tmp_path,
         num_iterations=40,
-        ppo__min_entropy=1.0,
-        ppo__entropy_coef=-20.0,
-        ppo__learning_rate=0.05,
+        actor__min_entropy=1.0,
+        actor__entropy_coef=-20.0,
+        actor__learning_rate=0.05,
         kl__kl_coef=20.01,
     )
     assert "its entropy is" in stopped(trainer)
@@ -98,7 +98,7 @@ def test_a_policy_that_collapses_for_real_is_caught_by_the_default_bounds(tmp_pa
 
 
 def test_weights_that_are_no_numbers_are_a_collapse(tmp_path):
-    trainer = trainer_of(tmp_path, ppo__min_entropy=None, kl__max_kl=None)
+    trainer = trainer_of(tmp_path, actor__min_entropy=None, kl__max_kl=None)
     with torch.no_grad():
         trainer.actor.module.lm_head.weight[0, 0] = math.nan
     assert "collapsed: its KL from the reference is nan" in stopped(trainer)
@@ -212,19 +212,21 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path):
 
 
 def test_a_bad_step_stops_the_run_if_asked(tmp_path):
-    trainer = trainer_of(tmp_path, ppo__bad_step="stop")
+    trainer = trainer_of(tmp_path, update__bad_step="stop")
     break_one_step(trainer, 1)
     message = stopped(trainer)
-    assert message.startswith("iteration 1: a loss or gradient was not finite") and "ppo.bad_step" in message
+    assert (
+        message.startswith("iteration 1: a loss or gradient was not finite") and "update.bad_step" in message
+    )
     assert latest_checkpoint(tmp_path).name == "step_000002" and len(untimed(tmp_path)) == 2
-    again = resumed(tmp_path, ppo__bad_step="stop")
+    again = resumed(tmp_path, update__bad_step="stop")
     assert torch.equal(flat(again), flat(trainer)) and torch.isfinite(flat(again)).all()
     again.run()
     assert len(untimed(tmp_path)) == 4
 
 
 def test_the_checkpoint_of_a_run_gone_wrong_takes_no_good_ones_place(tmp_path):
-    trainer = trainer_of(tmp_path, ppo__bad_step="stop", keep_checkpoints=1)
+    trainer = trainer_of(tmp_path, update__bad_step="stop", keep_checkpoints=1)
     break_one_step(trainer, 2)
     stopped(trainer)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -279,9 +281,9 @@ def test_a_resumed_run_goes_by_todays_settings(tmp_path):
     trainer_of(tmp_path, num_iterations=2).run()
     changes = {
         "kl__kl_coef": 0.7,
-        "ppo__weight_decay": 0.3,
+        "actor__weight_decay": 0.3,
         "critic__adam_eps": 1e-3,
-        "ppo__prompt_buffer_size": 20,
+        "credit__prompt_buffer_size": 20,
     }
     trainer = resumed(tmp_path, **changes)
     assert trainer.progress.kl_coef == 0.7
@@ -291,7 +293,7 @@ def test_a_resumed_run_goes_by_todays_settings(tmp_path):
 
 
 def test_a_resumed_run_keeps_an_adaptive_coefficient(tmp_path):
-    settings = {"kl__target": 1.0, "kl__horizon": 50, "ppo__entropy_coef": 0.0}
+    settings = {"kl__target": 1.0, "kl__horizon": 50, "actor__entropy_coef": 0.0}
     first = trainer_of(tmp_path, num_iterations=2, **settings)
     first.run()
     assert first.progress.kl_coef != first.config.kl.kl_coef

@@ -13,7 +13,13 @@ from tiny_trainer import NoWriter, tiny_trainer
 from torch import Tensor
 
 from dalle_ppo.captions.source import CaptionRecord
-from dalle_ppo.config.settings import Config, CriticConfig, KlConfig, PpoConfig, RolloutConfig
+from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.credit import CreditConfig
+from dalle_ppo.config.critic import CriticConfig
+from dalle_ppo.config.kl import KlConfig
+from dalle_ppo.config.rollout import RolloutConfig
+from dalle_ppo.config.settings import Config
+from dalle_ppo.config.update import UpdateConfig
 from dalle_ppo.models.dalle.sampling import gather_log_probs, log_pi_of_tokens
 from dalle_ppo.policy.rollout import encode_captions
 from dalle_ppo.rewards.base import RewardResult
@@ -171,18 +177,15 @@ def trained_policy(num_tokens: int, **settings) -> tuple[Tensor, Tensor, Tensor]
     config = Config(
         num_iterations=120,
         rollout=RolloutConfig(rollout_batch_size=128),
-        ppo=PpoConfig(
+        credit=CreditConfig(whiten_advantages=False, advantage_clip=None, normalise_scores=False),
+        actor=ActorConfig(
             learning_rate=5e-3,
             warmup_iterations=0,
-            minibatch_size=64,
-            microbatch_size=64,
-            whiten_advantages=False,
-            advantage_clip=None,
-            normalise_scores=False,
             trainable="all",
             min_entropy=None,
             entropy_coef=settings.pop("entropy_coef", 0.0),
         ),
+        update=UpdateConfig(minibatch_size=64, microbatch_size=64),
         kl=KlConfig(**settings),
         critic=CriticConfig(learning_rate=5e-3),
     )

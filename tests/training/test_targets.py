@@ -14,10 +14,10 @@ from dalle_ppo.runs.checkpoints import load_checkpoint
 from dalle_ppo.training.trainer import Trainer
 
 COUNT, TOKENS = 8, 5
-PLAIN = {"ppo.whiten_advantages": False, "ppo.advantage_clip": None, "ppo.gae_lambda": 0.9, "ppo.gamma": 0.97}
-IN_REWARD = {"kl.estimator": "k1", "kl.placement": "reward", "kl.kl_coef": 0.3, "ppo.entropy_coef": 0.0}
-# What only GAE reads.
-UNDISCOUNTED = {"ppo.gae_lambda": 1.0, "ppo.gamma": 1.0}
+PLAIN = {"credit.whiten_advantages": False, "credit.advantage_clip": None, "credit.gae_lambda": 0.9}
+IN_REWARD = {"kl.estimator": "k1", "kl.placement": "reward", "kl.kl_coef": 0.3, "actor.entropy_coef": 0.0}
+# The other advantages do not read it.
+NO_LAMBDA = {"credit.gae_lambda": 1.0}
 CAPTIONS = np.arange(COUNT) // 4
 
 
@@ -63,12 +63,12 @@ def rewards_by_hand(scored: ScoredBatch, std: float, kl_coef: float) -> np.ndarr
     return rewards
 
 
-def gae_by_hand(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np.ndarray:
+def gae_by_hand(rewards: np.ndarray, values: np.ndarray, lam: float) -> np.ndarray:
     """The double sum of arXiv 1506.02438, eq. 16."""
     after = np.concatenate([values[:, 1:], np.zeros((len(values), 1))], axis=1)
-    deltas = rewards + gamma * after - values
+    deltas = rewards + after - values
     steps = range(values.shape[1])
-    return np.stack([sum((gamma * lam) ** (u - t) * deltas[:, u] for u in steps if u >= t) for t in steps], 1)
+    return np.stack([sum(lam ** (u - t) * deltas[:, u] for u in steps if u >= t) for t in steps], 1)
 
 
 def assert_close(ours: torch.Tensor, by_hand: np.ndarray) -> None:
@@ -81,11 +81,11 @@ def test_kl_divided_by_the_scores_deviation():
     std = scored.scores.numpy().std()
     targets, numbers = trainer_of(**PLAIN, **IN_REWARD).targets(batch, scored)
     rewards = rewards_by_hand(scored, std, 0.3)
-    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.97, 0.9))
+    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.9))
     assert numbers["kl_coef_raw"] == pytest.approx(0.3 * std) and numbers["reward_scale"] == pytest.approx(
         std
     )
-    mistake = gae_by_hand(rewards_by_hand(scored, 1.0, 0.3) / std, scored.values.numpy(), 0.97, 0.9)
+    mistake = gae_by_hand(rewards_by_hand(scored, 1.0, 0.3) / std, scored.values.numpy(), 0.9)
     assert np.abs(mistake - targets.advantages.numpy()).max() > 0.1
 
 
@@ -94,7 +94,7 @@ def test_kl_penalised_twice():
     batch, scored = random_batch()
     targets, _ = trainer_of(**PLAIN, kl__kl_coef=0.3).targets(batch, scored)
     rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
-    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.97, 0.9))
+    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.9))
 
 
 def test_the_kls_price_in_raw_scores_counts_whitening_where_it_acts():
@@ -102,12 +102,12 @@ def test_the_kls_price_in_raw_scores_counts_whitening_where_it_acts():
     batch, scored = random_batch()
     std = scored.scores.numpy().std()
     plain = trainer_of(**PLAIN).targets(batch, scored)[0].advantages.numpy()
-    settings = PLAIN | {"ppo.whiten_advantages": True}
+    settings = PLAIN | {"credit.whiten_advantages": True}
     in_loss = trainer_of(**settings, kl__kl_coef=0.3).targets(batch, scored)[1]
     assert in_loss["kl_coef_raw"] == pytest.approx(0.3 * std * plain.std(ddof=1))
     in_reward = trainer_of(**settings, **IN_REWARD).targets(batch, scored)[1]
     assert in_reward["kl_coef_raw"] == pytest.approx(0.3 * std)
-    settings |= UNDISCOUNTED | {"ppo.advantage": "group", "rollout.samples_per_caption": 4}
+    settings |= NO_LAMBDA | {"credit.advantage": "group", "rollout.samples_per_caption": 4}
     no_one_unit = trainer_of(**settings, kl__kl_coef=0.3).targets(batch, scored)[1]
     assert no_one_unit["kl_coef_raw"] is None, "each caption's advantages are over a deviation of their own"
     in_reward = trainer_of(**settings, **IN_REWARD).targets(batch, scored)[1]
@@ -127,23 +127,23 @@ def test_deviation_of_the_batch_alone():
 
 def test_scores_are_left_alone_if_asked():
     batch, scored = random_batch()
-    targets, numbers = trainer_of(**PLAIN, ppo__normalise_scores=False).targets(batch, scored)
+    targets, numbers = trainer_of(**PLAIN, credit__normalise_scores=False).targets(batch, scored)
     rewards = rewards_by_hand(scored, 1.0, 0.0)
-    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.97, 0.9))
+    assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.9))
     assert numbers["reward_scale"] == 1.0
 
 
 def test_returns_from_whitened_advantages():
     """The critic's targets are rewards to come, whatever is done to the advantages afterwards."""
     batch, scored = random_batch()
-    targets, _ = trainer_of(ppo__gae_lambda=1.0, ppo__advantage_clip=0.5).targets(batch, scored)
+    targets, _ = trainer_of(credit__gae_lambda=1.0, credit__advantage_clip=0.5).targets(batch, scored)
     rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
     assert_close(targets.returns, rewards[:, ::-1].cumsum(1)[:, ::-1])
 
 
 def test_advantages_clipped_before_whitening():
     batch, scored = random_batch()
-    targets, _ = trainer_of(ppo__advantage_clip=1.0).targets(batch, scored)
+    targets, _ = trainer_of(credit__advantage_clip=1.0).targets(batch, scored)
     rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
     plain = gae_by_hand(rewards, scored.values.numpy(), 1.0, 1.0)
     whitened = (plain - plain.mean()) / plain.std()
@@ -156,7 +156,7 @@ def test_advantages_clipped_before_whitening():
 def test_kl_forgotten_without_a_critic():
     """RLOO compares scores from which the image's whole KL has been taken, where it is in the reward."""
     batch, scored = random_batch()
-    settings = PLAIN | UNDISCOUNTED | IN_REWARD | {"ppo.advantage": "rloo", "rollout.samples_per_caption": 4}
+    settings = PLAIN | NO_LAMBDA | IN_REWARD | {"credit.advantage": "rloo", "rollout.samples_per_caption": 4}
     targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
     total = rewards_by_hand(scored, scored.scores.numpy().std(), 0.3).sum(1)
     others = [np.mean(total[(CAPTIONS[i] == CAPTIONS) & (np.arange(COUNT) != i)]) for i in range(COUNT)]
@@ -167,8 +167,12 @@ def test_kl_forgotten_without_a_critic():
 def test_per_prompt_statistics_of_the_settings():
     """Buffer and least count of 3: from the first batch on, a caption has its latest three scores."""
     batch, scored = random_batch()
-    settings = PLAIN | UNDISCOUNTED | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
-    settings |= {"ppo.prompt_buffer_size": 3, "ppo.prompt_min_count": 3, "ppo.normalise_scores": False}
+    settings = PLAIN | NO_LAMBDA | {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+    settings |= {
+        "credit.prompt_buffer_size": 3,
+        "credit.prompt_min_count": 3,
+        "credit.normalise_scores": False,
+    }
     targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
     scores = scored.scores.numpy()
     kept = [scores[caption == CAPTIONS][-3:] for caption in CAPTIONS]
@@ -178,7 +182,7 @@ def test_per_prompt_statistics_of_the_settings():
 
 def test_per_prompt_statistics_keep_raw_scores():
     """A later batch has another deviation: divided scores of different iterations cannot be compared."""
-    settings = PLAIN | UNDISCOUNTED | {"ppo.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+    settings = PLAIN | NO_LAMBDA | {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
     trainer = trainer_of(**settings)
     batches = [random_batch(seed, spread) for seed, spread in ((0, 10.0), (1, 1.0))]
     for batch, scored in batches:
@@ -191,7 +195,7 @@ def test_per_prompt_statistics_keep_raw_scores():
 
 def test_importance_weights_upside_down():
     batch, scored = random_batch()
-    targets, _ = trainer_of(ppo__importance_cap=1.1).targets(batch, scored)
+    targets, _ = trainer_of(update__importance_cap=1.1).targets(batch, scored)
     ratio = np.exp(scored.old_log_probs.numpy() - batch.sampler_log_probs.numpy())
     assert_close(targets.token_weights, ratio.clip(max=1.1))
     assert trainer_of().targets(batch, scored)[0].token_weights is None
@@ -199,7 +203,7 @@ def test_importance_weights_upside_down():
 
 def test_kl_target_in_nats_a_token():
     """The target is per image: the KL is summed over tokens before it is averaged over images."""
-    trainer = trainer_of(kl__target=10.0, kl__horizon=100, kl__kl_coef=1.0, ppo__entropy_coef=0.0)
+    trainer = trainer_of(kl__target=10.0, kl__horizon=100, kl__kl_coef=1.0, actor__entropy_coef=0.0)
     _, scored = random_batch()
     scored = replace(scored, kl=torch.full((COUNT, TOKENS), 11.0 / TOKENS))
     trainer._end_iteration(scored)
@@ -208,7 +212,7 @@ def test_kl_target_in_nats_a_token():
 
 def test_the_coefficient_is_not_steered_while_the_critic_trains_alone():
     """The KL is 0 then by construction, which says nothing about the coefficient."""
-    settings = {"kl.target": 10.0, "kl.horizon": 100, "kl.kl_coef": 1.0, "ppo.entropy_coef": 0.0}
+    settings = {"kl.target": 10.0, "kl.horizon": 100, "kl.kl_coef": 1.0, "actor.entropy_coef": 0.0}
     trainer = trainer_of(**settings, critic__warmup_iterations=2)
     _, scored = random_batch()
     scored = replace(scored, kl=torch.zeros(COUNT, TOKENS))
@@ -219,12 +223,12 @@ def test_the_coefficient_is_not_steered_while_the_critic_trains_alone():
 @pytest.mark.parametrize("advantage, first", [("gae", 2), ("rloo", 0)])
 def test_the_actors_warm_up_begins_with_its_first_step(advantage, first):
     trainer = trainer_of(
-        ppo__advantage=advantage,
+        credit__advantage=advantage,
         rollout__samples_per_caption=4,
         critic__warmup_iterations=2,
-        ppo__warmup_iterations=4,
-        ppo__schedule="constant",
-        ppo__learning_rate=1.0,
+        actor__warmup_iterations=4,
+        actor__schedule="constant",
+        actor__learning_rate=1.0,
     )
     rates = [trainer.learning_rate(first + i) for i in range(5)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
@@ -234,7 +238,7 @@ def test_the_actors_warm_up_begins_with_its_first_step(advantage, first):
 def test_a_target_that_a_resumed_run_sets_anew_starts_from_its_own_coefficient(
     started_with, expected, tmp_path
 ):
-    common = {"ppo.entropy_coef": 0.0, "kl.kl_coef": 0.8}
+    common = {"actor.entropy_coef": 0.0, "kl.kl_coef": 0.8}
     before = tiny_trainer(changed(TINY_CONFIG, common | {"kl.target": started_with}), tmp_path)
     folder = before.save()
     after = tiny_trainer(changed(TINY_CONFIG, common | {"kl.kl_coef": 0.5, "kl.target": 5.0}), tmp_path)
@@ -243,10 +247,10 @@ def test_a_target_that_a_resumed_run_sets_anew_starts_from_its_own_coefficient(
 
 
 def test_a_resumed_run_that_trains_other_weights_is_told_so(tmp_path):
-    before = tiny_trainer(changed(TINY_CONFIG, {"ppo.trainable": "cross_attention"}), tmp_path)
+    before = tiny_trainer(changed(TINY_CONFIG, {"actor.trainable": "cross_attention"}), tmp_path)
     folder = before.save()
-    after = tiny_trainer(changed(TINY_CONFIG, {"ppo.trainable": "cross_keys_values"}), tmp_path)
-    with pytest.raises(ValueError, match=r"ppo\.trainable"):
+    after = tiny_trainer(changed(TINY_CONFIG, {"actor.trainable": "cross_keys_values"}), tmp_path)
+    with pytest.raises(ValueError, match=r"actor\.trainable"):
         after.load(load_checkpoint(folder))
 
 

@@ -2,13 +2,19 @@
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from tiny_models import TINY, randomise, tiny_bart, tiny_prompts
 
-from dalle_ppo.config.settings import Config, CriticConfig, KlConfig, PpoConfig, RolloutConfig
+from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.critic import CriticConfig
+from dalle_ppo.config.kl import KlConfig
+from dalle_ppo.config.objectives import ppo
+from dalle_ppo.config.rollout import RolloutConfig
+from dalle_ppo.config.settings import Config
+from dalle_ppo.config.update import UpdateConfig
 from dalle_ppo.models.dalle.critic import Critic
 from dalle_ppo.models.dalle.sampling import noise_keys, sample
 from dalle_ppo.models.policy_settings import PolicySettings
@@ -19,10 +25,16 @@ POLICY = PolicySettings(guidance=2.0, temperature=1.5)
 COUNT, TOKENS = 8, TINY.num_image_tokens
 
 
+def section(settings_class: type, settings: dict):
+    """The settings that are the section's."""
+    names = {f.name for f in fields(settings_class)}
+    return settings_class(**{name: value for name, value in settings.items() if name in names})
+
+
 class Setup:
     """A tiny policy, a reference that differs from it, a critic, and a batch drawn from the policy."""
 
-    def __init__(self, dtype=torch.float64, policy=POLICY, **ppo):
+    def __init__(self, dtype=torch.float64, policy=POLICY, objective="ppo", **settings):
         self.encoder, self.actor = tiny_bart(dtype=dtype)
         self.reference = tiny_bart(dtype=dtype, seed=20)[1].requires_grad_(False)
         self.critic = Critic(self.actor)
@@ -30,7 +42,10 @@ class Setup:
         self.config = Config(
             policy=policy,
             rollout=RolloutConfig(rollout_batch_size=COUNT),
-            ppo=PpoConfig(**({"minibatch_size": COUNT, "epochs": 1, "dual_clip": None} | ppo)),
+            objective=objective,
+            objective_settings=ppo.Settings(dual_clip=None) if objective == "ppo" else None,
+            actor=section(ActorConfig, settings),
+            update=section(UpdateConfig, {"minibatch_size": COUNT} | settings),
         )
         self.prompts = tiny_prompts(self.encoder, policy, 4, 10, 7, 6)
         keys = noise_keys(0, "rollout", 0, ["a"] * COUNT, range(COUNT))
@@ -69,7 +84,7 @@ class Setup:
         if sgd:
             return tuple(Learner(n, torch.optim.SGD(n.parameters(), **sgd), 1e9) for n in networks)
         return tuple(
-            make_learner(n, PpoConfig(learning_rate=1e-3, adam_eps=self.config.ppo.adam_eps))
+            make_learner(n, ActorConfig(learning_rate=1e-3, adam_eps=self.config.actor.adam_eps))
             for n in networks
         )
 
@@ -207,7 +222,7 @@ def test_ratio_deviation_gives_classic_mistakes_away(mistake):
     assert metrics["ratio_first_minibatch_max_deviation"] > 0.1
 
 
-@pytest.mark.parametrize("objective", ["clip", "score_function"])
+@pytest.mark.parametrize("objective", ["ppo", "reinforce"])
 @pytest.mark.parametrize("penalty", ["k1 in the reward", "k2 in the loss", "exact in the loss"])
 def test_step_is_the_gradient_of_the_written_out_loss(objective, penalty):
     setup = Setup(objective=objective, entropy_coef=0.05, microbatch_size=3)
@@ -308,7 +323,7 @@ def test_reference_and_text_encoder_are_bit_identical_after_an_update():
     before = [copy.deepcopy(x.state_dict()) for x in (setup.reference, setup.encoder)]
     states = setup.prompts.text.states.clone()
     setup.config = replace(setup.config, kl=KlConfig(estimator="exact", placement="loss"))
-    setup.update((make_learner(setup.actor, setup.config.ppo), setup.learners()[1]))
+    setup.update((make_learner(setup.actor, setup.config.actor), setup.learners()[1]))
     for module, state in zip((setup.reference, setup.encoder), before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
         assert all(p.grad is None for p in module.parameters())
@@ -432,7 +447,7 @@ def test_updates_raise_the_probability_of_what_earned_a_positive_advantage():
 
 def test_weight_decay_is_on_matrices_only():
     setup = Setup(weight_decay=0.1)
-    groups = make_learner(setup.actor, setup.config.ppo).optimizer.param_groups
+    groups = make_learner(setup.actor, setup.config.actor).optimizer.param_groups
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0] and groups[0]["eps"] == 1e-5
     assert {p.ndim for p in groups[0]["params"]} == {2} and {p.ndim for p in groups[1]["params"]} == {1}
     assert sum(len(g["params"]) for g in groups) == len(list(setup.actor.parameters()))
@@ -443,7 +458,7 @@ def test_actor_and_critic_have_optimisers_of_their_own():
     settings = CriticConfig(learning_rate=5e-3, weight_decay=0.3, adam_eps=1e-7, max_grad_norm=0.2)
     for learner, decay, rate, eps, norm in (
         (make_learner(setup.critic, settings), 0.3, 5e-3, 1e-7, 0.2),
-        (make_learner(setup.actor, setup.config.ppo), 0.1, 2e-3, 1e-5, 1.0),
+        (make_learner(setup.actor, setup.config.actor), 0.1, 2e-3, 1e-5, 1.0),
     ):
         group = learner.optimizer.param_groups[0]
         assert (group["weight_decay"], group["lr"], group["eps"]) == (decay, rate, eps)

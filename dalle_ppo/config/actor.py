@@ -1,0 +1,55 @@
+"""Settings of the actor: which weights are trained, and how large a step they take."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dalle_ppo.base.checks import not_negative, positive
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """The policy's weights and optimiser; every objective uses them."""
+
+    learning_rate: float = 3e-3
+    """The actor's peak learning rate. Default 3e-3, measured on the built-in world with trainable
+    cross_keys_values (benchmarks/RESULTS.md). Lower it tenfold for all weights or for large models, and
+    whenever `kl` jumps."""
+    warmup_iterations: int = 5
+    """Iterations over which both learning rates, the actor's and the critic's, rise linearly to their peak.
+    Default 5: until then Adam's second moments rest on a handful of batches (arXiv 1910.04209). Raise it when
+    you train more weights."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """How both learning rates change after the warm-up. "linear" falls to zero at `num_iterations`, starting
+    at the first iteration; "constant" stays. Default linear, detail 4 of
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. Use constant if you may want to
+    extend the run later."""
+    trainable: Literal["cross_keys_values", "cross_attention", "all"] = "cross_keys_values"
+    """Which weights are trained. "cross_keys_values" is what image tokens read of the caption,
+    "cross_attention" the whole of those blocks, "all" the whole decoder. Default cross_keys_values: its
+    gradient holds the most signal for its noise, so the model forgets least of how to draw
+    (benchmarks/RESULTS.md). Use all for rewards that have nothing to do with the caption."""
+    max_grad_norm: float = 1.0
+    """The actor's gradient is scaled down to this norm. Default 1.0; 0.5 to 1 works best in arXiv 2006.05990.
+    Lower it when single batches throw the policy off."""
+    weight_decay: float = 0.0
+    """Weight decay of the actor's AdamW (arXiv 1711.05101). Default 0.0: the KL holds the policy near the
+    reference, and decay would pull it towards zero instead. Set it for very long runs."""
+    adam_eps: float = 1e-5
+    """Epsilon of the actor's AdamW. Default 1e-5, detail 3 of
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. Raise it when weights with
+    hardly any gradient move too much."""
+    entropy_coef: float = -0.215
+    """Weight of the entropy bonus, per token; below 0 it is a penalty. Default -0.215, measured on the
+    built-in world (benchmarks/RESULTS.md); 0 is usual. The gradient's noise flattens the policy, which then
+    draws more by mistake; a penalty beside the exact KL in the loss takes that back without noise. Where the
+    reward is indifferent, the policy then settles at the reference's distribution to the power kl_coef /
+    (kl_coef + entropy_coef), so the sum of the two must stay above 0. Set it to 0 when you change kl.kl_coef
+    or kl.placement, or set kl.target."""
+    min_entropy: float | None = 1.0
+    """The run stops, with a checkpoint, when the policy's entropy falls below this many nats per image: it
+    has collapsed. null never stops it. Default 1.0, our own: next to nothing in the image is left to chance.
+    Raise it to stop earlier."""
+
+    def __post_init__(self) -> None:
+        not_negative(self, "actor", "learning_rate", "warmup_iterations", "weight_decay")
+        positive(self, "actor", "max_grad_norm", "adam_eps", "min_entropy")

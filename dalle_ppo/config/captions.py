@@ -1,0 +1,52 @@
+"""Settings of the prompts."""
+
+from dataclasses import dataclass
+
+from dalle_ppo.base.checks import at_least_one
+
+
+@dataclass(frozen=True)
+class CaptionsConfig:
+    """Where captions come from, how they are mixed and which are left out."""
+
+    source: str = "builtin"
+    """"builtin" for the built-in world; "hub:OWNER/NAME" for a data set on the hub, read with the token in
+    HF_TOKEN; "prompts:NAME" for simple_animals, animal_activities or counting; or a parquet, CSV, TSV, JSONL
+    or text file, or a folder or glob of them."""
+    column: str | None = None
+    """The column of a table that holds the caption; null looks for TEXT, caption, text and so on."""
+    tag_column: str | None = None
+    """The column that holds the tag; null looks for NSFW and tag. A missing tag is UNTAGGED."""
+    shares: dict[str, float] | None = None
+    """Share of each tag in a batch; OTHER is every tag not named. null is half UNLIKELY and a quarter each
+    UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as they come for
+    everything else."""
+    clean: bool = False
+    """Repair mojibake, decode entities, drop HTML tags and control characters, and collapse spaces."""
+    drop_duplicates: bool = True
+    """Drop captions whose normalised text was drawn shortly before."""
+    min_chars: int = 1
+    """Shortest caption, in characters."""
+    max_chars: int = 2000
+    """Longest caption, in characters."""
+    min_latin_share: float = 0.0
+    """Smallest share of Latin letters among a caption's letters; 0 admits every script."""
+    blocklist: str | None = None
+    """File with one phrase per line; captions that contain one of them are left out."""
+    allowlist: str | None = None
+    """File with one phrase per line; captions that contain none of them are left out."""
+    skip_bad_files: bool = False
+    """Leave out files that cannot be read, with a warning and a count, instead of stopping."""
+    rank: int = 0
+    """Number of this run, from 0, among several that share the captions. Each trains on captions of its own;
+    together they see those of one run. Held-out captions are the same for all."""
+    world_size: int = 1
+    """How many runs share the captions."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "captions", "world_size")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"captions.rank is {self.rank}; it must lie between 0 and captions.world_size - 1 = "
+                f"{self.world_size - 1}"
+            )

@@ -1,0 +1,40 @@
+"""Settings of the evaluation."""
+
+from dataclasses import dataclass
+
+from dalle_ppo.base.checks import at_least_one, not_negative
+from dalle_ppo.config.clip import ClipConfig
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Policy against reference on held-out captions, with the same noise."""
+
+    at_end: bool = True
+    """Evaluate when training ends."""
+    num_captions: int = 2000
+    """Held-out captions to draw."""
+    shares: dict[str, float] | None = None
+    """Share of each tag among them, as in `captions.shares`; null is the mix of training. If you train on
+    more suspicious captions than there really are, give the real mix here."""
+    samples_per_caption: int = 2
+    """Images per caption."""
+    batch_size: int = 200
+    """Images drawn together; an interrupted evaluation goes on with the next batch."""
+    seed: int = 12345
+    """Seed of captions and noise, separate from that of training."""
+    heldout_clip: ClipConfig | None = None
+    """A second CLIP that no reward sees, as {model, pretrained}; null is none. Where there is no judge, its
+    similarity tells a real gain from a CLIP that has been fooled."""
+    heldout_detector: str | None = None
+    """A detector that reads `heldout_clip`: laion-l14, laion-b32, or a file written by
+    `converters/keras_nsfw_to_torch.py`; null is none."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "evaluation", "num_captions", "samples_per_caption", "batch_size")
+        not_negative(self, "evaluation", "seed")
+        if self.heldout_detector is not None and self.heldout_clip is None:
+            raise ValueError(
+                f"evaluation.heldout_detector is {self.heldout_detector}; it reads embeddings of "
+                "evaluation.heldout_clip, so name that too"
+            )

@@ -1,0 +1,40 @@
+"""All sections of the settings, those of every objective among them."""
+
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+
+from dalle_ppo.config.objectives import find_objective, objective_names
+from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
+
+
+def all_sections() -> Iterator[tuple[str, type]]:
+    """Name and record of each section, in the order of a file; "" is what stands at the top."""
+    yield "", Config
+    for f in fields(Config):
+        if f.name == OBJECTIVE_FIELD:
+            yield from ((name, find_objective(name).settings) for name in objective_names())
+        elif is_dataclass(f.type):
+            yield f.name, f.type
+
+
+def setting_names() -> list[str]:
+    """Dotted names of all settings, and of the sections, those of every objective too."""
+    names = [f.name for f in fields(Config) if f.name != OBJECTIVE_FIELD]
+    for section, record in all_sections():
+        if section and fields(record):
+            names += [section] if section not in names else []
+            names += [f"{section}.{f.name}" for f in fields(record)]
+    return names
+
+
+def record_classes() -> dict[str, type]:
+    """Records that are the value of a single setting, such as an item of a list, by the name of their
+    class."""
+    found: dict[str, type] = {}
+    for _, section in all_sections():
+        for f in fields(section):
+            for inner in (f.type, *typing.get_args(f.type)):
+                if is_dataclass(inner):
+                    found[inner.__name__] = inner
+    return found
