@@ -6,7 +6,6 @@ and its position is a few integers, so a resumed run draws exactly the captions 
 
 import hashlib
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions import prompt_sets
 from dalle_ppo.captions.files import Shard, TableShard, find_files, one_line, open_shard
 from dalle_ppo.captions.hub import hub_shards
@@ -242,12 +242,16 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     table = pa.table(
         {name: pa.array([row[key] for row in rows], pa.string()) for name, key in columns.items()}
     )
-    temporary = Path(f"{path}.new")
-    pq.write_table(table, temporary)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    _hash_file(path).unlink(missing_ok=True)
-    os.replace(temporary, path)
-    _hash_file(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+
+    def write(new: Path) -> None:
+        pq.write_table(table, new)
+        _hash_file(path).unlink(
+            missing_ok=True
+        )  # a kill after this leaves captions without a hash, not a wrong one
+
+    atomic_write(path, write)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    atomic_write(_hash_file(path), f"{digest}  {path.name}\n")
     return digest
 
 
