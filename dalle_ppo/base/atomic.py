@@ -16,7 +16,7 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
             That path ends as `path` does.
 
     Raises:
-        OSError: the file cannot be written; the earlier one is unchanged. What `content` raises is raised too.
+        OSError: the file cannot be written; the earlier one is unchanged, as after an error in `content`.
     """
     path = Path(path)
     # The process's number keeps two processes that fetch the same file apart.

@@ -27,7 +27,7 @@ def test_text_bytes_and_functions_write_the_same_file(tmp_path, content, before)
 
 
 def test_a_function_is_given_a_path_of_the_same_folder_and_ending(tmp_path):
-    """Writers such as numpy's add an ending of their own to any other, and only within a folder is renaming whole."""
+    """Writers such as numpy's add their own ending to any other; only within a folder is a rename whole."""
     given = []
     atomic_write(tmp_path / "a.tar.npz", lambda path: (given.append(path), path.write_bytes(b"")))
     assert given[0].parent == tmp_path and given[0].name.endswith(".npz") and given[0].name != "a.tar.npz"
