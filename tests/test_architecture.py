@@ -1,4 +1,4 @@
-"""The floors of the house, read from the source: who imports whom, how large parts are, how files are read."""
+"""The floors of the house, read from the source: who imports whom, how large parts are, safe loading."""
 
 import ast
 import subprocess
