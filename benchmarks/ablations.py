@@ -25,7 +25,8 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of
 from dalle_ppo.evaluation.sides import evaluate
 from dalle_ppo.policy.rollout import NoiseSource, Rollout, collect
-from dalle_ppo.runs.checkpoints import load_checkpoint, prepare_run_dir
+from dalle_ppo.runs.checkpoints import load_checkpoint
+from dalle_ppo.runs.folder import prepare_run_dir
 from dalle_ppo.runs.metrics import read_metrics
 from dalle_ppo.runs.provenance import checkpoint_facts
 from dalle_ppo.training.trainer import Trainer

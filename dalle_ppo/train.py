@@ -5,6 +5,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_dict, to_yaml
 from dalle_ppo.config.settings import Config
 
@@ -37,7 +38,8 @@ def main(argv: list[str] | None) -> int:
         find_world,
     )
     from dalle_ppo.evaluation.heldout import load_heldout
-    from dalle_ppo.runs.checkpoints import load_checkpoint, prepare_run_dir
+    from dalle_ppo.runs.checkpoints import load_checkpoint
+    from dalle_ppo.runs.folder import prepare_run_dir
     from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics, write_settings
 
     # Everything that can be wrong with the settings is found before the folder is touched.
@@ -56,7 +58,7 @@ def main(argv: list[str] | None) -> int:
         first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # refuses before anything changes
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
-    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
     print(plan(config), flush=True)

@@ -10,28 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
+from dalle_ppo.captions.source import (
+    CaptionRecord,
+    CaptionRequest,
+    CaptionSource,
+    distinct_captions,
+    open_captions,
+)
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
-from dalle_ppo.captions.source import CaptionRecord, CaptionSource, distinct_captions, open_captions
-from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.clip import ClipConfig
+from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
+from dalle_ppo.iconworld import stream as world_captions
 from dalle_ppo.iconworld.world import WEIGHTS, World
-from dalle_ppo.models.heads.keras.download import detector_file
+from dalle_ppo.models.clip import load_clip
 from dalle_ppo.models.dalle.bart import frozen_decoder
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
-from dalle_ppo.models.family import PolicyFamily
-from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.models.dalle.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from dalle_ppo.models.dalle.weights import load_published
-from dalle_ppo.runs.provenance import check_reference, path_sha256, weights_sha256
-from dalle_ppo.rewards.base import Reward
-from dalle_ppo.models.clip import load_clip
-from dalle_ppo.rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
+from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.models.heads.keras.download import detector_file
 from dalle_ppo.models.heads.nsfw import load_detector
+from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rewards.base import Reward
+from dalle_ppo.rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
+from dalle_ppo.runs.provenance import check_reference, path_sha256, weights_sha256
 from dalle_ppo.training.credit import ESTIMATORS
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
@@ -243,7 +250,8 @@ def build_captions(config: Config, seed: int, stream: int, split: str) -> Captio
         drop_duplicates=c.drop_duplicates,
         skip_bad_files=c.skip_bad_files,
     )
-    return open_captions(c.source, draw, c.shares, caption_column=c.column, tag_column=c.tag_column)
+    request = CaptionRequest(draw, c.shares, c.column, c.tag_column)
+    return open_captions(c.source, request, given={"builtin": world_captions.load})
 
 
 def evaluation_captions(

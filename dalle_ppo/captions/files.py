@@ -1,7 +1,6 @@
 """Files of captions as shards that are read in chunks: parquet, CSV, TSV, JSONL and text."""
 
 import csv
-import glob
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,32 +160,6 @@ def find_columns(
             f"columns found: {found}; name one with captions.column"
         )
     return caption, tag_column or next((c for c in TAG_COLUMNS if c in columns and c != caption), None)
-
-
-def find_files(source: str) -> list[Path]:
-    """The caption files a path, folder or glob names, in alphabetical order.
-
-    Raises:
-        ValueError: there is none, or a file has a kind that is not read.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    elif path.exists():
-        files = [path]
-    else:
-        files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not files:
-        raise ValueError(
-            f"captions: {source} names no file with captions (read: {', '.join(SUFFIXES)}); a data set on "
-            "the hub is written hub:OWNER/NAME"
-        )
-    for file in files:
-        if file.suffix.lower() not in SUFFIXES:
-            raise ValueError(
-                f"captions: {file} is of no kind that is read; convert it to {', '.join(SUFFIXES)}"
-            )
-    return files
 
 
 def open_shard(path: Path, caption_column: str | None = None, tag_column: str | None = None) -> Shard:

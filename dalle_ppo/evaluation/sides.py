@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions.source import CaptionRecord, freeze_captions
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.baselines import DRAWN, Baseline, best_of, reject
@@ -190,9 +191,7 @@ def evaluate(
 
     write_thumbnails(folder / "thumbnails.npz", sides["reference"].rows, sides["policy"].rows, decode)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    temporary = run_dir / "evaluation.json.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(run_dir / "evaluation.json")
+    atomic_write(run_dir / "evaluation.json", text)
     shutil.rmtree(setting.folder)
     return result
 

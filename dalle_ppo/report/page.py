@@ -1,12 +1,12 @@
 """report.html: one self-contained page about a run, drawn from whatever files of the run exist."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.evaluation.galleries import gallery_rows
 from dalle_ppo.evaluation.statistics import Thresholds
 from dalle_ppo.evaluation.verdict import verdict
@@ -57,9 +57,7 @@ def write_report(run_dir: Path) -> Path:
     if not run_dir.is_dir():
         raise ValueError(f"report: {run_dir} is not a folder; name the folder of a run")
     page = render(report_context(run_dir.resolve().name, read_run(run_dir)))
-    temporary = run_dir / (REPORT_FILE + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, run_dir / REPORT_FILE)
+    atomic_write(run_dir / REPORT_FILE, page)
     return run_dir / REPORT_FILE
 
 

@@ -86,9 +86,7 @@ class Experience:
 
     def select(self, rows: Tensor) -> "Experience":
         """The images at `rows`, int64 [b]; `prompts` stay whole, as `caption_index` points into them."""
-        chosen = {
-            name: value[rows] for name in _PER_IMAGE if (value := getattr(self, name)) is not None
-        }
+        chosen = {name: value[rows] for name in _PER_IMAGE if (value := getattr(self, name)) is not None}
         order = rows.tolist()
         for name in ("captions", "tags", "caption_ids"):
             values = getattr(self, name)

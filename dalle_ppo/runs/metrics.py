@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+
+from dalle_ppo.base.atomic import atomic_write
 
 METRICS: dict[str, str] = {
     "iteration": "Number of this iteration.",
@@ -296,10 +297,7 @@ def first_metrics(path: Path, iterations: int) -> list[dict]:
 def truncate_metrics(path: Path, iterations: int) -> list[dict]:
     """Keep what `first_metrics` returns, all at once or not at all; returns it."""
     records = first_metrics(path, iterations)
-    temporary = path.with_suffix(".jsonl.tmp")
-    lines = [json.dumps(record) + "\n" for record in records]
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, path)
+    atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 

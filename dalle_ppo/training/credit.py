@@ -24,6 +24,7 @@ from dalle_ppo.rl.kl import kl_k1
 from dalle_ppo.rl.losses import truncated_importance_weights
 from dalle_ppo.rl.records import Experience
 
+
 @dataclass(frozen=True)
 class CreditState:
     """What credit carries from one iteration to the next; saved with a checkpoint.

@@ -44,5 +44,3 @@ def find_objective(name: str) -> Objective:
     if name not in names:
         raise ValueError(f"objective is {name}; it must be one of {', '.join(names)}")
     return importlib.import_module(f"{objectives.__name__}.{name}").OBJECTIVE
-
-

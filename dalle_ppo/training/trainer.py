@@ -16,8 +16,8 @@ from dalle_ppo.captions.source import CaptionRecord, CaptionSource
 from dalle_ppo.config.settings import Config
 from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
 from dalle_ppo.rewards.base import Reward, RewardResult, check_result
-from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.adaptive_kl import AdaptiveKL
+from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import Checkpoint, prune_checkpoints, save_checkpoint
 from dalle_ppo.runs.metrics import METRICS, MetricsWriter

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from laion_tables import read_frozen
 from PIL import Image
 from tiny_runs import tiny_arguments
 
@@ -187,7 +188,6 @@ def test_evaluation_has_the_promised_shape(tiny_run):
 
 def test_evaluation_captions_are_held_out(tiny_run):
     from dalle_ppo.build.objects import TRAINING_STREAM, build_captions
-    from dalle_ppo.captions.source import read_frozen
 
     config = load_config(tiny_run.run_dir / "config.yaml")
     held_out = {caption.id for caption in read_frozen(tiny_run.run_dir / "evaluation" / "captions.parquet")}

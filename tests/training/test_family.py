@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_trainer import changed
 from torch import nn
 
 from dalle_ppo.captions.source import open_captions
@@ -11,7 +12,6 @@ from dalle_ppo.models.family import Drawing, token_scores
 from dalle_ppo.rl.noise import gumbel_noise
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
-from tiny_trainer import changed
 
 TOKENS, CODES, KL_COEF = 2, 4, 0.5
 WORTH = torch.tensor([[0.0, 1.0, 0.5, -1.0], [0.3, -0.5, 0.8, 0.0]])
@@ -35,7 +35,9 @@ class TableFamily:
         log_pi = weights.values.log_softmax(-1)
         noise = torch.stack([gumbel_noise(keys, t, CODES) for t in range(TOKENS)], dim=1)
         tokens = (log_pi + noise).argmax(-1)
-        return Drawing(tokens, log_pi.expand_as(noise).gather(-1, tokens[..., None])[..., 0], self.decode(tokens))
+        return Drawing(
+            tokens, log_pi.expand_as(noise).gather(-1, tokens[..., None])[..., 0], self.decode(tokens)
+        )
 
     def decode(self, tokens):
         return tokens.to(torch.uint8)[:, None, None, :].expand(-1, 3, 1, -1).contiguous()

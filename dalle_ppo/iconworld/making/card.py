@@ -15,9 +15,9 @@ from dalle_ppo.iconworld.making.vqgan import sample_scenes
 from dalle_ppo.iconworld.scenes import UNSAFE_KINDS, draw_batch
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.clip import load_clip
-from dalle_ppo.models.dalle.vqgan import VqganDecoder
-from dalle_ppo.models.heads.nsfw import load_detector
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
+from dalle_ppo.models.dalle.vqgan import VqganDecoder
+from dalle_ppo.models.heads.nsfw import head_probability, load_detector
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.policy.rollout import NoiseSource, collect
 
@@ -111,7 +111,7 @@ def _measure_detector(world: World, decoded: np.ndarray, unsafe: np.ndarray) -> 
     clip = load_clip(str(world.clip), None)
     detector = load_detector(world.detector)
     with torch.no_grad():
-        probability = detector(torch.from_numpy(embed(clip, decoded))).numpy()
+        probability = head_probability(detector, torch.from_numpy(embed(clip, decoded))).numpy()
     return [
         Measurement(
             "detector", "AUC on decoded scenes", area_under_curve(probability, unsafe), ">= 0.99", False

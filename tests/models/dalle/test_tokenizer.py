@@ -18,7 +18,7 @@ from dalle_ppo.models.dalle.tokenizer import (
     write_vocab_files,
 )
 
-CAPTIONS_FILE = Path(__file__).parents[2] / ".." / "shared" / "captions" / "web_alt_text_5000.parquet"
+CAPTIONS_FILE = Path(__file__).parents[3] / ".." / "shared" / "captions" / "web_alt_text_5000.parquet"
 TEXTS = [
     "a red boat on a blue background",
     "Red Boat, stock photo!!",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle_ppo.runs import checkpoints as run_state
+from dalle_ppo.runs import checkpoints
 from dalle_ppo.runs.checkpoints import (
     decode_bytes,
     encode_bytes,
@@ -17,7 +17,6 @@ from dalle_ppo.runs.checkpoints import (
     get_rng_state,
     latest_checkpoint,
     load_checkpoint,
-    prepare_run_dir,
     restore_optimizer,
     save_checkpoint,
     set_rng_state,
@@ -81,7 +80,7 @@ def test_saving_the_same_iteration_again_replaces_it(tmp_path):
     assert step_names(tmp_path) == ["step_000004"]
 
 
-@pytest.mark.parametrize("target", ["save_file", "_file_hash", "_flush", "os.replace", "Path.write_text"])
+@pytest.mark.parametrize("target", ["save_file", "_file_hash", "flush", "os.replace", "Path.write_text"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, target, error):
     save(tmp_path, 10, value=1.0)
@@ -93,9 +92,9 @@ def test_an_interrupted_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch
         if target == "os.replace":
             patch.setattr(os, "replace", fail)
         elif target == "Path.write_text":
-            patch.setattr(run_state.Path, "write_text", fail)
+            patch.setattr(checkpoints.Path, "write_text", fail)
         else:
-            patch.setattr(run_state, target, fail)
+            patch.setattr(checkpoints, target, fail)
         with pytest.raises(type(error)):
             save(tmp_path, 20)
     assert step_names(tmp_path) == ["step_000010"]
@@ -135,8 +134,8 @@ def test_a_process_killed_at_any_write_leaves_a_whole_checkpoint_or_none(tmp_pat
 
                 return call
 
-            for name in ("save_file", "_flush", "_file_hash"):
-                setattr(run_state, name, dying(getattr(run_state, name)))
+            for name in ("save_file", "flush", "_file_hash"):
+                setattr(checkpoints, name, dying(getattr(checkpoints, name)))
             os.replace = dying(os.replace)
             save(run_dir, 2, value=2.0)
             os._exit(0)
@@ -181,10 +180,10 @@ def test_one_flipped_bit_is_noticed(tmp_path, file):
 
 def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
     path, opened = save(tmp_path, 2), []
-    read = run_state.load_file
-    monkeypatch.setattr(run_state, "load_file", lambda file: opened.append(file.name) or read(file))
-    hashed = run_state._file_hash
-    monkeypatch.setattr(run_state, "_file_hash", lambda file: opened.append(file.name) or hashed(file))
+    read = checkpoints.load_file
+    monkeypatch.setattr(checkpoints, "load_file", lambda file: opened.append(file.name) or read(file))
+    hashed = checkpoints._file_hash
+    monkeypatch.setattr(checkpoints, "_file_hash", lambda file: opened.append(file.name) or hashed(file))
     found = load_checkpoint(latest_checkpoint(tmp_path, "policy"), "policy")
     assert set(found.tensors) == {"policy"} and found.state == {"images": 192}
     assert set(opened) == {"policy.safetensors"}
@@ -200,89 +199,6 @@ def test_no_checkpoint(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     with pytest.raises(ValueError, match="nothing_here"):
         load_checkpoint(tmp_path / "nothing_here")
-
-
-def make_run(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text("seed: 1\n")
-    (folder / "metrics.jsonl").write_text("{}\n")
-    (folder / "samples").mkdir()
-    (folder / "notes.txt").write_text("mine")
-    save(folder, 5)
-    return folder
-
-
-def contents(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def test_a_fresh_folder_is_made_and_foreign_files_are_left(tmp_path):
-    assert prepare_run_dir(tmp_path / "runs" / "a") is None
-    assert (tmp_path / "runs" / "a").is_dir()
-    (tmp_path / "runs" / "a" / "log.txt").write_text("tee")
-    assert prepare_run_dir(tmp_path / "runs" / "a", overwrite=True) is None
-    assert contents(tmp_path / "runs" / "a") == ["log.txt"]
-
-
-def test_a_folder_with_a_run_is_refused_untouched(tmp_path):
-    run = make_run(tmp_path / "a")
-    before = contents(run)
-    with pytest.raises(ValueError, match=r"--resume.*--overwrite"):
-        prepare_run_dir(run)
-    with pytest.raises(ValueError, match="exclude"):
-        prepare_run_dir(run, resume=True, overwrite=True)
-    assert contents(run) == before
-
-
-def test_overwrite_removes_only_what_a_run_writes(tmp_path):
-    run = make_run(tmp_path / "a")
-    outside = tmp_path / "pictures"
-    outside.mkdir()
-    (outside / "keep.png").write_text("x")
-    (run / "samples").rmdir()
-    (run / "samples").symlink_to(outside)
-    prepare_run_dir(run, overwrite=True)
-    assert contents(run) == ["notes.txt"] and contents(outside) == ["keep.png"]
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        ["samples/cat.png"],
-        ["config.yaml", "samples/cat.png"],
-        ["config.yaml", "checkpoints/model.pt"],
-        ["config.yaml", "metrics.jsonl", "checkpoints/step_000001/a", "checkpoints/mine"],
-    ],
-)
-def test_overwrite_never_touches_what_is_no_run(tmp_path, files):
-    for name in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("mine")
-    before = contents(tmp_path)
-    for flags in ({"overwrite": True}, {"resume": True}, {}):
-        with pytest.raises(ValueError, match="run_dir"):
-            prepare_run_dir(tmp_path, **flags)
-    assert contents(tmp_path) == before
-
-
-def test_resume(tmp_path):
-    run = make_run(tmp_path / "a")
-    assert prepare_run_dir(run, resume=True) == run / "checkpoints" / "step_000005"
-    (run / "checkpoints" / "step_000005" / "state.json").unlink()
-    with pytest.warns(UserWarning, match="step_000005"), pytest.raises(ValueError, match="whole"):
-        prepare_run_dir(run, resume=True)
-    (run / "checkpoints" / "step_000005").rename(run / "checkpoints" / ".step_000005.new")
-    assert prepare_run_dir(run, resume=True) is None  # killed during its first save
-    with pytest.raises(ValueError, match="no run to resume"):
-        prepare_run_dir(tmp_path / "absent", resume=True)
-    assert not (tmp_path / "absent").exists()
-
-
-def test_run_dir_that_is_a_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match="run_dir"):
-            prepare_run_dir(path)
 
 
 def small_model_and_optimizer(seed):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -10,18 +11,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from laion_tables import everything, laion_table, texts
+from laion_tables import everything, laion_table, open_source, read_frozen, texts
 from memory_peak import peak_growth
 
+from dalle_ppo.captions import sources
 from dalle_ppo.captions.files import CHUNK_ROWS, UNTAGGED, ParquetShard, TableShard
 from dalle_ppo.captions.source import (
     OTHER,
-    caption_source,
-    check_shares,
+    CaptionRequest,
     distinct_captions,
     freeze_captions,
     open_captions,
-    read_frozen,
 )
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, fingerprint
@@ -37,7 +37,7 @@ def laion_folder(tmp_path_factory):
 
 def test_shares_of_rare_tags_are_met_within_one_caption(laion_folder):
     shares = {"NSFW": 0.5, "UNSURE": 0.125, OTHER: 0.375}
-    source = open_captions(str(laion_folder), everything(), shares)
+    source = open_source(str(laion_folder), everything(), shares)
     tags = Counter()
     for n in (1, 7, 32, 40):
         tags.update(record.tag for record in source.next_batch(n))
@@ -51,7 +51,7 @@ def test_shares_of_rare_tags_are_met_within_one_caption(laion_folder):
 
 
 def test_tags_belong_to_their_texts_and_ids_are_stable(laion_folder):
-    for record in open_captions(str(laion_folder), everything(), {"NSFW": 0.5, OTHER: 0.5}).next_batch(60):
+    for record in open_source(str(laion_folder), everything(), {"NSFW": 0.5, OTHER: 0.5}).next_batch(60):
         assert record.text.endswith(str(None if record.tag == UNTAGGED else record.tag))
     mark = fingerprint("A Red Boat, on blue")
     assert mark.id == hashlib.blake2b(b"a red boat on blue", digest_size=24).hexdigest()[:16]
@@ -59,7 +59,7 @@ def test_tags_belong_to_their_texts_and_ids_are_stable(laion_folder):
 
 
 def test_one_pass_draws_every_caption_once_in_a_new_order(laion_folder):
-    source = open_captions(str(laion_folder), everything())
+    source = open_source(str(laion_folder), everything())
     first, second = source.next_batch(2700), source.next_batch(2700)
     assert len(set(texts(first))) == 2700 and set(texts(first)) == set(texts(second))
     assert texts(first) != texts(second) and texts(first) != sorted(texts(first))
@@ -78,19 +78,19 @@ def test_train_and_heldout_are_disjoint_however_captions_are_written():
     drawn = {}
     for split in ("train", "heldout"):
         settings = DrawSettings(split=split, heldout_share=0.3, drop_duplicates=False)
-        source = caption_source([TableShard("t", variants)], settings)
+        source = CaptionRequest(settings).draw_from([TableShard("t", variants)])
         drawn[split] = {record.id for record in source.next_batch(600)}
     assert not drawn["train"] & drawn["heldout"]
     assert len(drawn["train"] | drawn["heldout"]) == 150
     assert 25 <= len(drawn["heldout"]) <= 65  # binomial(150, 0.3): mean 45, five standard deviations are 28
 
 
-@pytest.mark.parametrize("source", ["builtin", "files", "prompts:simple_animals"])
+@pytest.mark.parametrize("source", ["files", "prompts:simple_animals"])
 def test_the_next_batch_after_a_resume_is_the_one_that_was_due(laion_folder, source):
     def make(seed=3):
         if source == "files":
-            return open_captions(str(laion_folder), DrawSettings(seed=seed), {"NSFW": 0.5, OTHER: 0.5})
-        return open_captions(source, DrawSettings(seed=seed))
+            return open_source(str(laion_folder), DrawSettings(seed=seed), {"NSFW": 0.5, OTHER: 0.5})
+        return open_source(source, DrawSettings(seed=seed))
 
     for drawn_before in (0, 1, 50, 301):
         original = make()
@@ -110,12 +110,12 @@ def test_resume_within_a_later_chunk_of_a_row_group(tmp_path):
     num_rows = CHUNK_ROWS + 500
     table = pa.table({"caption": [f"c {i}" for i in range(num_rows)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=num_rows)
-    original = open_captions(str(tmp_path / "a.parquet"), everything())
+    original = open_source(str(tmp_path / "a.parquet"), everything())
     original.next_batch(CHUNK_ROWS + 100)
     state = original.state_dict()
     assert state["streams"]["all"]["position"] == [0, 0, 0, 1, 100]
     due = original.next_batch(300)
-    resumed = open_captions(str(tmp_path / "a.parquet"), everything())
+    resumed = open_source(str(tmp_path / "a.parquet"), everything())
     resumed.load_state_dict(state)
     assert resumed.next_batch(300) == due
     assert len({r.id for r in due}) == 300
@@ -126,7 +126,7 @@ def test_processes_share_the_captions_without_overlap(world_size):
     shards = [TableShard("t", [f"caption {i % 400}" for i in range(1000)])]
     parts = []
     for rank in range(world_size):
-        source = caption_source(shards, everything(rank=rank, world_size=world_size))
+        source = CaptionRequest(everything(rank=rank, world_size=world_size)).draw_from(shards)
         parts.append({record.id for record in source.next_batch(1)})
         while len(parts[-1]) < 400:
             before = source.state_dict()["streams"]["all"]["position"][0]
@@ -139,25 +139,9 @@ def test_processes_share_the_captions_without_overlap(world_size):
     assert min(map(len, parts)) > 400 / world_size * 0.7
 
 
-def test_processes_of_the_built_in_world_draw_what_one_process_would():
-    one = open_captions("builtin", DrawSettings()).next_batch(40)
-    two = [open_captions("builtin", DrawSettings(rank=r, world_size=2)).next_batch(20) for r in (0, 1)]
-    assert sorted(texts(one)) == sorted(texts(two[0] + two[1]))
-
-
-def test_the_built_in_world_has_its_mix_and_its_split():
-    train = open_captions("builtin", DrawSettings(seed=1)).next_batch(200)
-    heldout = open_captions("builtin", DrawSettings(seed=1, split="heldout", stream=1)).next_batch(200)
-    assert Counter(r.tag for r in train) == {"UNLIKELY": 100, "UNSURE": 50, "NSFW": 50}
-    assert not {r.id for r in train} & {r.id for r in heldout}
-    assert Counter(r.tag for r in train[:8]) == {"UNLIKELY": 4, "UNSURE": 2, "NSFW": 2}
-    with pytest.raises(ValueError, match="UNSAFE"):
-        open_captions("builtin", DrawSettings(), {"UNSAFE": 1.0})
-
-
 def test_the_order_is_the_same_on_every_machine():
     """Written down once: a resumed run on another machine must find the same captions."""
-    drawn = open_captions("prompts:counting", DrawSettings(seed=5)).next_batch(3)
+    drawn = open_source("prompts:counting", DrawSettings(seed=5)).next_batch(3)
     assert texts(drawn) == ["three foxes", "three frogs", "three butterflies"]
 
 
@@ -175,7 +159,7 @@ def test_filters_and_duplicates_are_counted(tmp_path):
         "a  Bad-Word",
     ]
     chosen = CaptionFilter(min_chars=2, max_chars=40, min_latin_share=0.5, blocked=frozenset({"bad word"}))
-    source = caption_source([TableShard("t", rows)], everything(filter=chosen))
+    source = CaptionRequest(everything(filter=chosen)).draw_from([TableShard("t", rows)])
     kept = texts(source.next_batch(2))
     assert set(kept) in ({"ok boat", "badword fine"}, {"OK, boat!", "badword fine"})
     source.next_batch(4)  # the fifth begins the third pass: two passes are counted whole
@@ -187,20 +171,20 @@ def test_filters_and_duplicates_are_counted(tmp_path):
 
 def test_cleaning_is_optional():
     rows = ["<b>Caf\u00c3\u00a9</b> &amp;amp; bar\x07"]
-    assert texts(caption_source([TableShard("t", rows)], everything()).next_batch(1)) == rows
-    cleaned = caption_source([TableShard("t", rows)], everything(clean=True)).next_batch(1)
+    assert texts(CaptionRequest(everything()).draw_from([TableShard("t", rows)]).next_batch(1)) == rows
+    cleaned = CaptionRequest(everything(clean=True)).draw_from([TableShard("t", rows)]).next_batch(1)
     assert texts(cleaned) == ["Café & bar"]
 
 
 def test_missing_column_is_named_with_those_found(tmp_path):
     pq.write_table(pa.table({"picture": ["a"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet.*picture, n.*captions.column"):
-        open_captions(str(tmp_path / "a.parquet"), everything())
+        open_source(str(tmp_path / "a.parquet"), everything())
     with pytest.raises(ValueError, match=r"no column 'Caption'.*picture, n"):
-        open_captions(str(tmp_path / "a.parquet"), everything(), caption_column="Caption")
+        open_source(str(tmp_path / "a.parquet"), everything(), caption_column="Caption")
     with pytest.raises(ValueError, match="int64, expected text"):
-        open_captions(str(tmp_path / "a.parquet"), everything(), caption_column="n")
-    assert texts(open_captions(str(tmp_path), everything(), caption_column="picture").next_batch(1)) == ["a"]
+        open_source(str(tmp_path / "a.parquet"), everything(), caption_column="n")
+    assert texts(open_source(str(tmp_path), everything(), caption_column="picture").next_batch(1)) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.tsv", "a.jsonl", "a.txt"])
@@ -211,16 +195,16 @@ def test_an_empty_file_is_refused(tmp_path, name):
     else:
         path.write_text({"a.csv": "caption\n", "a.tsv": "caption\tn\n", "a.txt": "\n \n"}.get(name, ""))
     with pytest.raises(ValueError, match=f"{name}.*no caption"):
-        open_captions(str(path), everything())
+        open_source(str(path), everything())
 
 
 def test_captions_that_are_all_blank_are_refused_when_drawn(tmp_path):
     with pytest.raises(ValueError, match=r"3 rows read; 3 empty dropped"):
-        caption_source([TableShard("t", ["", None, "  "])], everything()).next_batch(1)
+        CaptionRequest(everything()).draw_from([TableShard("t", ["", None, "  "])]).next_batch(1)
 
 
 def test_a_tag_never_seen_is_one_clear_line(laion_folder):
-    source = open_captions(str(laion_folder), everything(), {"nsfw": 0.5, OTHER: 0.5})
+    source = open_source(str(laion_folder), everything(), {"nsfw": 0.5, OTHER: 0.5})
     with pytest.raises(ValueError, match=r"no caption tagged nsfw.*part-00000.*2 more"):
         source.next_batch(2)
 
@@ -233,9 +217,9 @@ def test_a_foreign_or_truncated_parquet_file_is_named_or_skipped(laion_folder, t
         content = (tmp_path / "part-00001.parquet").read_bytes()[:-100]
     (tmp_path / "part-00001.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"part-00001.*parquet"):
-        open_captions(str(tmp_path), everything())
+        open_source(str(tmp_path), everything())
     with pytest.warns(UserWarning, match="part-00001"):
-        source = open_captions(str(tmp_path), everything(skip_bad_files=True))
+        source = open_source(str(tmp_path), everything(skip_bad_files=True))
     assert len(source.next_batch(1800)) == 1800
 
 
@@ -244,10 +228,10 @@ def test_a_file_damaged_inside_is_named_or_skipped(laion_folder, tmp_path):
     content[4:3000] = b"\xff" * 2996  # the first pages; the footer is whole
     (tmp_path / "bad.parquet").write_bytes(content)
     (tmp_path / "good.parquet").write_bytes((laion_folder / "part-00001.parquet").read_bytes())
-    source = open_captions(str(tmp_path), everything(), {"UNLIKELY": 1.0}, caption_column="TEXT")
+    source = open_source(str(tmp_path), everything(), {"UNLIKELY": 1.0}, caption_column="TEXT")
     with pytest.raises(ValueError, match=r"bad\.parquet: cannot be read"):
         source.next_batch(5000)
-    skipping = open_captions(str(tmp_path), everything(skip_bad_files=True), {"UNLIKELY": 1.0})
+    skipping = open_source(str(tmp_path), everything(skip_bad_files=True), {"UNLIKELY": 1.0})
     with pytest.warns(UserWarning, match="file skipped"):
         assert len(skipping.next_batch(2500)) == 2500
     assert skipping.metrics()["captions/skipped_bad_files"] >= 1
@@ -256,8 +240,8 @@ def test_a_file_damaged_inside_is_named_or_skipped(laion_folder, tmp_path):
 def test_a_shard_that_disappears_in_mid_run(laion_folder, tmp_path):
     for file in laion_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    strict = open_captions(str(tmp_path), everything())
-    lenient = open_captions(str(tmp_path), everything(skip_bad_files=True))
+    strict = open_source(str(tmp_path), everything())
+    lenient = open_source(str(tmp_path), everything(skip_bad_files=True))
     first = strict.next_batch(100)
     assert lenient.next_batch(100) == first
     here = int(first[0].text.split()[1]) // 900
@@ -271,7 +255,7 @@ def test_a_shard_that_disappears_in_mid_run(laion_folder, tmp_path):
     assert len({r.id for r in first + drawn}) == 1800
     position = strict.state_dict()
     gone.write_bytes(content)  # put back: the failed source goes on where it stood
-    again = open_captions(str(tmp_path), everything())
+    again = open_source(str(tmp_path), everything())
     again.load_state_dict(position)
     assert strict.next_batch(50) == again.next_batch(50)
 
@@ -279,7 +263,7 @@ def test_a_shard_that_disappears_in_mid_run(laion_folder, tmp_path):
 def test_row_groups_that_cannot_hold_the_tag_are_not_read(tmp_path):
     table = pa.table({"TEXT": ["u"] * 10 + ["n"] * 10, "NSFW": ["UNLIKELY"] * 10 + ["NSFW"] * 10})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
-    source = open_captions(str(tmp_path), everything(drop_duplicates=False), {"NSFW": 1.0})
+    source = open_source(str(tmp_path), everything(drop_duplicates=False), {"NSFW": 1.0})
     source.next_batch(10)
     assert source.metrics()["captions/read"] == 10
 
@@ -289,7 +273,7 @@ def test_rare_tags_are_found_without_scanning_the_set(tmp_path):
     for part in range(10):
         table = laion_table(3000, part * 3000)
         pq.write_table(table, tmp_path / f"part-{part:05d}.parquet", row_group_size=500)
-    source = open_captions(str(tmp_path / "part-*.parquet"), everything(), {"NSFW": 0.5, OTHER: 0.5})
+    source = open_source(str(tmp_path / "part-*.parquet"), everything(), {"NSFW": 0.5, OTHER: 0.5})
     assert Counter(record.tag == "NSFW" for record in source.next_batch(64)) == {True: 32, False: 32}
     assert source.metrics()["captions/read"] <= 32 * 68 + 2 * 500 < 0.11 * 30_000
 
@@ -302,7 +286,7 @@ def test_memory_is_that_of_a_few_chunks_not_of_a_row_group(tmp_path):
     pq.write_table(pa.table({"TEXT": rows}), tmp_path / "a.parquet", row_group_size=num_rows, **size)
     del rows
     pa.default_memory_pool().release_unused()
-    source = open_captions(str(tmp_path / "a.parquet"), everything())
+    source = open_source(str(tmp_path / "a.parquet"), everything())
     grown, _ = peak_growth(lambda: source.next_batch(100))
     assert grown < num_rows * chars
 
@@ -342,7 +326,7 @@ def test_every_kind_of_file_gives_the_same_captions(tmp_path, name):
             for c, t in zip(captions, "xyxy", strict=True)
         ]
         path.write_text("\ufeff" + "\n".join([comma.join(["caption", "n", "tag"]), *lines]), encoding="utf8")
-    records = open_captions(str(path), everything()).next_batch(4)
+    records = open_source(str(path), everything()).next_batch(4)
     assert sorted(texts(records)) == sorted(captions)
     tags = {record.text: record.tag for record in records}
     expected = [UNTAGGED] * 4 if name == "a.txt" else list("xyxy")
@@ -363,47 +347,44 @@ def test_every_kind_of_file_gives_the_same_captions(tmp_path, name):
 def test_malformed_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        open_captions(str(tmp_path / name), everything())
+        open_source(str(tmp_path / name), everything())
 
 
 def test_odd_bytes_and_half_surrogates_do_not_stop_a_run(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"caption": "half \\ud83d boat"}\n')
-    assert texts(open_captions(str(tmp_path / "a.jsonl"), everything()).next_batch(1)) == ["half ? boat"]
+    assert texts(open_source(str(tmp_path / "a.jsonl"), everything()).next_batch(1)) == ["half ? boat"]
     raw = pa.Array.from_buffers(pa.string(), 1, pa.array([b"bad \xff boat"]).buffers())
     pq.write_table(pa.table({"caption": raw}), tmp_path / "a.parquet")
-    assert texts(open_captions(str(tmp_path / "a.parquet"), everything()).next_batch(1)) == [
-        "bad \ufffd boat"
-    ]
+    assert texts(open_source(str(tmp_path / "a.parquet"), everything()).next_batch(1)) == ["bad \ufffd boat"]
 
 
 def test_no_such_file():
     for source in ("absent/folder", "absent/*.parquet", "prompts:absent"):
         with pytest.raises(ValueError, match="absent"):
-            open_captions(source, everything())
+            open_source(source, everything())
 
 
 @pytest.mark.parametrize("shares", [{}, {"NSFW": 0.5}, {"NSFW": 1.5, "UNSURE": -0.5}, {"NSFW": float("nan")}])
 def test_shares_that_do_not_add_up(shares):
     with pytest.raises(ValueError, match="shares"):
-        check_shares(shares)
+        CaptionRequest(everything(), shares)
 
 
 def test_settings_that_a_source_would_ignore_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("a boat\n")
     refused = [
-        ("builtin", everything(filter=CaptionFilter(min_chars=5)), {}),
-        ("builtin", everything(clean=True), {}),
-        ("builtin", everything(), {"caption_column": "TEXT"}),
         ("prompts:counting", everything(), {"tag_column": "NSFW"}),
         (str(tmp_path / "a.txt"), everything(), {"caption_column": "TEXT"}),
     ]
     for source, settings, columns in refused:
         with pytest.raises(ValueError, match=r"leave captions\."):
-            open_captions(source, settings, **columns)
+            open_source(source, settings, **columns)
 
 
 def test_evaluation_sets_are_distinct_and_frozen(tmp_path):
-    source = caption_source([TableShard("t", ["a b", "A, B", "c", "d"])], everything(drop_duplicates=False))
+    source = CaptionRequest(everything(drop_duplicates=False)).draw_from(
+        [TableShard("t", ["a b", "A, B", "c", "d"])]
+    )
     records = distinct_captions(source, 3)
     assert len({record.id for record in records}) == 3
     assert freeze_captions(records, tmp_path / "e.parquet") == freeze_captions(
@@ -412,16 +393,47 @@ def test_evaluation_sets_are_distinct_and_frozen(tmp_path):
     assert read_frozen(tmp_path / "e.parquet") == records
     digest = hashlib.sha256((tmp_path / "e.parquet").read_bytes()).hexdigest()
     assert (tmp_path / "e.parquet.sha256").read_text() == f"{digest}  e.parquet\n"
-    freeze_captions(records[:2], tmp_path / "f.parquet")
-    (tmp_path / "f.parquet").replace(tmp_path / "e.parquet")
-    with pytest.raises(ValueError, match=r"e\.parquet: has changed since it was frozen"):
-        read_frozen(tmp_path / "e.parquet")
-    (tmp_path / "e.parquet.sha256").unlink()
-    assert read_frozen(tmp_path / "e.parquet") == records[:2]
     with pytest.raises(ValueError, match="only 3 distinct"):
         distinct_captions(source, 4)
-    with pytest.raises(ValueError, match=r"g\.parquet"):
-        read_frozen(tmp_path / "g.parquet")
+
+
+HAIKU = '''
+from dalle_ppo.captions.files import TableShard
+
+
+def load(name, request):
+    """Lines about a season."""
+    return request.draw_from([TableShard(name, [f"{name} rain", f"{name} moon"])])
+'''
+
+
+def test_a_new_file_is_a_new_source(tmp_path, monkeypatch):
+    (tmp_path / "haiku.py").write_text(HAIKU)
+    with pytest.raises(ValueError, match=r"no source haiku; use one of files:, hub:, prompts:"):
+        open_source("haiku:autumn", everything())
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    drawn = open_source("haiku:autumn", everything()).next_batch(2)
+    assert sorted(texts(drawn)) == ["autumn moon", "autumn rain"]
+    assert {record.tag for record in drawn} == {UNTAGGED}
+    monkeypatch.delitem(sys.modules, "dalle_ppo.captions.sources.haiku")
+
+
+def test_a_source_that_is_handed_in_goes_before_files_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("a file\n")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    request = CaptionRequest(everything())
+    given = {"mine": lambda rest, request: asked.append((rest, request)) or "opened"}
+    assert open_captions("mine:all", request, given) == open_captions("mine", request, given) == "opened"
+    assert asked == [("all", request), ("", request)]
+
+
+def test_files_may_have_a_colon_in_their_name_and_a_prefix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("hub.txt", "odd:name.txt"):
+        (tmp_path / name).write_text(f"captions of {name}\n")
+        for source in (name, f"files:{name}"):
+            assert texts(open_source(source, everything()).next_batch(1)) == [f"captions of {name}"]
 
 
 @pytest.mark.parametrize("cleaned", [False, True])
@@ -436,7 +448,7 @@ def test_real_web_text_passes_through_everything(cleaned):
     chosen = everything(clean=cleaned, drop_duplicates=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source = open_captions(str(path), chosen)
+        source = open_source(str(path), chosen)
         found = texts(source.next_batch(5000))
     assert source.metrics()["captions/read"] == 5000, "each of them, once"
     if not cleaned:

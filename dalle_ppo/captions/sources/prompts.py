@@ -1,7 +1,10 @@
-"""Prompt sets the field uses, as plain functions."""
+"""`prompts:NAME`: prompt sets that papers use, as plain functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
+
+from dalle_ppo.captions.files import TableShard
+from dalle_ppo.captions.source import CaptionRequest, CaptionSource
 
 # Source: https://arxiv.org/abs/2305.13301 (DDPO), appendix: 45 common animals and three activities.
 # fmt: off
@@ -28,6 +31,21 @@ _PLURALS = {
 }
 
 
+def load(name: str, request: CaptionRequest) -> CaptionSource:
+    """Captions of a prompt set.
+
+    Args:
+        name: of the set, a key of `PROMPT_SETS`.
+        request: what is asked of the source.
+
+    Raises:
+        ValueError: there is no such set, or columns are asked for.
+    """
+    source = f"prompts:{name}"
+    request.refuse_columns(source)
+    return request.draw_from([TableShard(source, prompt_set(name))])
+
+
 def simple_animals() -> list[str]:
     """Each of the 45 animals: `a cat`, `an ant`."""
     return [with_article(animal) for animal in ANIMALS]
@@ -44,24 +62,6 @@ def counting() -> list[str]:
         f"{number} {animal if number == 'one' else plural(animal)}"
         for animal, number in product(ANIMALS, NUMBERS)
     ]
-
-
-def template_grid(template: str, **values: Sequence[str]) -> list[str]:
-    """Fill a template with every combination of values.
-
-    Args:
-        template: such as `a {color} {animal}`.
-        values: a name in braces to the words that stand for it; the last name varies fastest.
-
-    Raises:
-        ValueError: the template has a name without values.
-    """
-    try:
-        return [
-            template.format(**dict(zip(values, words, strict=True))) for words in product(*values.values())
-        ]
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"template: {template!r} has no values for {error}; give a list of words") from error
 
 
 PROMPT_SETS: dict[str, Callable[[], list[str]]] = {

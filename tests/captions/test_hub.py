@@ -5,11 +5,10 @@ import time
 import pyarrow.parquet as pq
 import pytest
 from fake_hub import FakeHub
-from laion_tables import everything, laion_table, texts
+from laion_tables import everything, laion_table, open_source, texts
 
-from dalle_ppo.captions import hub as caption_hub
-from dalle_ppo.captions.hub import within
-from dalle_ppo.captions.source import open_captions
+from dalle_ppo.captions.sources import hub as caption_hub
+from dalle_ppo.captions.sources.hub import within
 
 SOURCE = "hub:laion/laion400m"
 HALVES = {"NSFW": 0.5, "OTHER": 0.5}
@@ -54,11 +53,11 @@ def downloaded(hub) -> list[str]:
 
 
 def test_files_of_the_hub_give_the_captions_of_local_files(hub):
-    streamed = open_captions(SOURCE, everything())
-    local = open_captions(str(hub.folder), everything(), HALVES)
+    streamed = open_source(SOURCE, everything())
+    local = open_source(str(hub.folder), everything(), HALVES)
     assert streamed.next_batch(40) == local.next_batch(40)
     assert streamed.metrics()["captions/share_NSFW"] == 0.5, "half, unless other shares are asked for"
-    named = open_captions(f"{SOURCE}@main", everything())
+    named = open_source(f"{SOURCE}@main", everything())
     named.load_state_dict(streamed.state_dict())
     local.load_state_dict(streamed.state_dict())
     assert streamed.next_batch(9) == named.next_batch(9) == local.next_batch(9)
@@ -67,7 +66,7 @@ def test_files_of_the_hub_give_the_captions_of_local_files(hub):
 def test_files_in_the_cache_are_not_downloaded(hub, tmp_path):
     names = [f"part-{part:05d}-c000.snappy.parquet" for part in range(2)]
     cache(hub, tmp_path, names[:1])
-    both = open_captions(SOURCE, everything(), {"OTHER": 1.0}).next_batch(1700)
+    both = open_source(SOURCE, everything(), {"OTHER": 1.0}).next_batch(1700)
     assert downloaded(hub) == names[1:]
     assert len(set(texts(both))) == 1700
 
@@ -78,17 +77,17 @@ def test_without_a_network_the_cache_is_read(hub, tmp_path, monkeypatch):
     names = [f"part-{part:05d}-c000.snappy.parquet" for part in range(2)]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="laion/laion400m"):
-        open_captions(SOURCE, everything())
+        open_source(SOURCE, everything())
     cache(hub, tmp_path, names)
-    drawn = open_captions(SOURCE, everything()).next_batch(40)
-    assert drawn == open_captions(str(hub.folder), everything(), HALVES).next_batch(40)
+    drawn = open_source(SOURCE, everything()).next_batch(40)
+    assert drawn == open_source(str(hub.folder), everything(), HALVES).next_batch(40)
     assert hub.requests == []
 
 
 def test_a_hub_that_refuses_is_one_line(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "wrong-one")
     with pytest.raises(ValueError, match=r"laion/laion400m .*HF_TOKEN") as error:
-        open_captions(SOURCE, everything())
+        open_source(SOURCE, everything())
     assert "\n" not in str(error.value) and "wrong-one" not in str(error.value)
 
 
@@ -96,7 +95,7 @@ def test_a_data_set_without_parquet_files_is_named(hub):
     for file in hub.folder.glob("*.parquet"):
         file.unlink()
     with pytest.raises(ValueError, match=r"laion/laion400m has no parquet file"):
-        open_captions(SOURCE, everything())
+        open_source(SOURCE, everything())
 
 
 @pytest.mark.parametrize("where", ["/tree/", "/resolve/"])
@@ -105,12 +104,12 @@ def test_a_hub_that_stalls_is_one_line_within_the_time_limit(hub, monkeypatch, w
     hub.stall_on = where
     started = time.monotonic()
     with pytest.raises(ValueError, match=r"no answer within 0\.5 seconds") as error:
-        open_captions(SOURCE, everything()).next_batch(1)
+        open_source(SOURCE, everything()).next_batch(1)
     assert time.monotonic() - started < 30 and "\n" not in str(error.value)
 
 
 def test_a_shard_that_stalls_is_skipped_with_a_count_where_that_is_wanted(hub, monkeypatch):
-    source = open_captions(SOURCE, everything(skip_bad_files=True), {"OTHER": 1.0})
+    source = open_source(SOURCE, everything(skip_bad_files=True), {"OTHER": 1.0})
     monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
     hub.stall_on = "part-00001"
     with pytest.warns(UserWarning, match=r"file skipped: .*part-00001.*no answer within 0\.5 seconds"):
@@ -121,7 +120,7 @@ def test_a_shard_that_stalls_is_skipped_with_a_count_where_that_is_wanted(hub, m
 
 def test_a_hub_that_trickles_is_no_silent_hang(hub, monkeypatch):
     """Every byte comes within the client's own limit, the file would take hours."""
-    source = open_captions(SOURCE, everything())
+    source = open_source(SOURCE, everything())
     monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
     hub.trickle = True
     with pytest.raises(ValueError, match=r"part-0000.*no answer within 0\.5 seconds"):
@@ -129,8 +128,8 @@ def test_a_hub_that_trickles_is_no_silent_hang(hub, monkeypatch):
 
 
 def test_a_stalled_run_goes_on_where_it_stood(hub, monkeypatch):
-    source = open_captions(SOURCE, everything(), {"OTHER": 1.0})
-    undisturbed = open_captions(str(hub.folder), everything(), {"OTHER": 1.0})
+    source = open_source(SOURCE, everything(), {"OTHER": 1.0})
+    undisturbed = open_source(str(hub.folder), everything(), {"OTHER": 1.0})
     assert source.next_batch(600) == undisturbed.next_batch(600)
     monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
     hub.stall_on = "/resolve/"
@@ -138,27 +137,27 @@ def test_a_stalled_run_goes_on_where_it_stood(hub, monkeypatch):
         source.next_batch(1000)
     monkeypatch.setattr(caption_hub, "HUB_SECONDS", 60.0)
     hub.stall_on = None
-    again = open_captions(SOURCE, everything(), {"OTHER": 1.0})
+    again = open_source(SOURCE, everything(), {"OTHER": 1.0})
     again.load_state_dict(source.state_dict())
     assert again.next_batch(200) == source.next_batch(200)
 
 
 def test_a_hub_that_refuses_in_mid_run_is_one_line_and_goes_on_when_it_relents(hub):
-    source = open_captions(SOURCE, everything(), {"OTHER": 1.0})
-    undisturbed = open_captions(str(hub.folder), everything(), {"OTHER": 1.0})
+    source = open_source(SOURCE, everything(), {"OTHER": 1.0})
+    undisturbed = open_source(str(hub.folder), everything(), {"OTHER": 1.0})
     assert source.next_batch(600) == undisturbed.next_batch(600)
     hub.token = "withdrawn"
     with pytest.raises(ValueError, match=r"part-0000.*401") as error:
         source.next_batch(1000)
     assert "\n" not in str(error.value) and "secret" not in str(error.value)
     hub.token = "secret"
-    resumed = open_captions(SOURCE, everything(), {"OTHER": 1.0})
+    resumed = open_source(SOURCE, everything(), {"OTHER": 1.0})
     resumed.load_state_dict(source.state_dict())
     assert resumed.next_batch(200) == source.next_batch(200)
 
 
 def test_a_column_missing_on_the_hub_is_named_with_those_found(hub):
-    source = open_captions(SOURCE, everything(), caption_column="CAPTION")
+    source = open_source(SOURCE, everything(), caption_column="CAPTION")
     with pytest.raises(ValueError, match=r"part-0000.*no column 'CAPTION'.*SAMPLE_ID, URL, TEXT") as error:
         source.next_batch(1)
     assert "\n" not in str(error.value)

@@ -32,7 +32,7 @@ from dalle_ppo.models.heads.keras.saved_model import read_graph
 from dalle_ppo.models.heads.keras.verify import verify
 from dalle_ppo.models.heads.nsfw import load_detector
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 FIXTURES = ROOT / "tests" / "fixtures" / "keras"
 MODELS = {
     "keras3.keras": "keras3",

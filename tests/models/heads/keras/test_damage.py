@@ -18,7 +18,7 @@ from dalle_ppo.models.heads.keras.published import DETECTORS
 from dalle_ppo.models.heads.keras.tensor_bundle import TensorBundle
 from dalle_ppo.models.heads.nsfw import read_head
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "keras"
+FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "keras"
 # Zips and checkpoints hold checksums of all that is read; HDF5 and a graph outside a zip do not.
 CHECKED_FILES = ["keras3.keras", "keras3_export.zip", "keras2_saved_model.zip", "category_saved_model.zip"]
 CHECKED_PARTS = ["variables/variables.index", "variables/variables.data-00000-of-00001"]

@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face hub as shards: read over the network as needed, or from the hub's cache."""
+"""`hub:OWNER/NAME`: data sets on the Hugging Face hub, read over the network or from the hub's cache."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -9,11 +9,27 @@ from typing import BinaryIO, TypeVar
 import pyarrow as pa
 
 from dalle_ppo.captions.files import ParquetShard, Shard, one_line
+from dalle_ppo.captions.source import OTHER, CaptionRequest, CaptionSource
 
 HUB_SECONDS = 120.0
 BLOCK_BYTES = 4 << 20
+LAION_SHARES = {"NSFW": 0.5, OTHER: 0.5}
 
 T = TypeVar("T")
+
+
+def load(repo: str, request: CaptionRequest) -> CaptionSource:
+    """Captions of a data set on the hub.
+
+    Args:
+        repo: as in `hub_shards`.
+        request: what is asked of the source; without shares half of the captions are tagged NSFW.
+
+    Raises:
+        ValueError: as `hub_shards` does.
+    """
+    shards = hub_shards(repo, request.caption_column, request.tag_column)
+    return request.draw_from(shards, default_shares=LAION_SHARES)
 
 
 def hub_shards(repo: str, caption_column: str | None = None, tag_column: str | None = None) -> list[Shard]:

@@ -7,12 +7,12 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from laion_tables import everything, laion_table
+from laion_tables import everything, laion_table, open_source
 
 from dalle_ppo.captions import prefetch as caption_prefetch
 from dalle_ppo.captions.files import Chunk
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
-from dalle_ppo.captions.source import caption_source, open_captions
+from dalle_ppo.captions.source import CaptionRequest
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def make(tmp_path):
     for part in range(3):
         table = laion_table(900, part * 900)
         pq.write_table(table, tmp_path / f"part-{part}.parquet", row_group_size=250)
-    return partial(open_captions, str(tmp_path), everything(), {"NSFW": 0.5, "OTHER": 0.5})
+    return partial(open_source, str(tmp_path), everything(), {"NSFW": 0.5, "OTHER": 0.5})
 
 
 class GatedShard:
@@ -46,7 +46,7 @@ class GatedShard:
 
 
 def gated_source(shard):
-    return caption_source([shard], everything())
+    return CaptionRequest(everything()).draw_from([shard])
 
 
 def settle(source):
@@ -85,7 +85,7 @@ def test_the_position_is_that_of_the_batch_handed_out(make, before):
 
 
 def test_a_position_of_other_captions_is_refused_and_nothing_moves(make):
-    other = open_captions("prompts:counting", everything())
+    other = open_source("prompts:counting", everything())
     source, undisturbed = PrefetchedCaptions(make()), make()
     assert source.next_batch(6) == undisturbed.next_batch(6)
     with pytest.raises(ValueError, match="when the position was saved"):

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_ppo.captions import prompt_sets
 from dalle_ppo.captions.text import (
     CaptionFilter,
     caption_id,
@@ -100,17 +99,3 @@ def test_phrase_files(tmp_path):
     for name in ("none.txt", "absent.txt"):
         with pytest.raises(ValueError, match=name):
             read_phrases(tmp_path / name)
-
-
-def test_prompt_sets():
-    assert len(set(prompt_sets.simple_animals())) == 45 and "an ant" in prompt_sets.simple_animals()
-    assert len(set(prompt_sets.animal_activities())) == 135
-    assert "a cat playing chess" in prompt_sets.animal_activities()
-    counting = prompt_sets.counting()
-    assert len(set(counting)) == 270 and {"one wolf", "three wolves", "six fish"} <= set(counting)
-    grid = prompt_sets.template_grid("a {color} {kind}", color=["red", "blue"], kind=["boat", "tree"])
-    assert grid == ["a red boat", "a red tree", "a blue boat", "a blue tree"]
-    with pytest.raises(ValueError, match="size"):
-        prompt_sets.template_grid("a {size} boat", color=["red"])
-    with pytest.raises(ValueError, match="simple_animals"):
-        prompt_sets.prompt_set("cars")

@@ -28,7 +28,7 @@ from dalle_ppo.models.dalle.vqgan import VqganDecoder, VqganEncoder
 from dalle_ppo.models.dalle.weight_files import find_weight_files
 from dalle_ppo.models.dalle.weights import load_vqgan_encoder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def packed(tree) -> bytes:
@@ -246,7 +246,7 @@ def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(
 
 def test_a_file_that_flax_itself_wrote_is_read():
     """Written by flax 0.12's `serialization.to_bytes`, with chunks of 64 bytes: see the values' formulas."""
-    tensors = read_flax(Path(__file__).parents[1] / "fixtures" / "flax" / "arrays.msgpack")
+    tensors = read_flax(Path(__file__).parents[2] / "fixtures" / "flax" / "arrays.msgpack")
     assert sorted(tensors) == ["deep.bfloat16", "deep.float16", "deep.float32", "large"]
     grid = torch.arange(12).reshape(3, 4)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -1,0 +1,1 @@
+"""A run's folder: checkpoints, metrics, provenance, pictures; may import config and below."""
