@@ -10,6 +10,7 @@ from typing import Literal
 
 from dalle_ppo.base.checks import at_least_one, not_negative, positive
 from dalle_ppo.config.algorithm import CriticConfig, KlConfig, PpoConfig
+from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.models.policy_settings import PolicySettings
 
 
@@ -92,60 +93,6 @@ class ClipConfig:
 
     model: str = "builtin"
     pretrained: str | None = None
-
-
-@dataclass(frozen=True)
-class ExtraReward:
-    """A reward of one's own, added to the total.
-
-    Args:
-        call: "my_module:my_function", called as `(images [B, 3, H, W] in [0, 1], captions) -> RewardResult`
-            or a float tensor [B].
-        weight: its factor.
-    """
-
-    call: str
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """Thresholded NSFW score plus CLIP similarity; an unsafe image earns nothing for its caption.
-
-    Args:
-        detector: "builtin"; one of LAION's by name, "laion-l14" or "laion-b32", downloaded once; or a file
-            that `converters/keras_nsfw_to_torch.py` wrote.
-        unsafe_threshold: above it an image is unsafe.
-        unsure_threshold: above it, up to `unsafe_threshold`, it is suspicious.
-        unsafe_penalty: score of an unsafe image; it earns nothing for matching its caption.
-        unsure_penalty: score of a suspicious one; likewise.
-        clean_threshold: below it an image gets `clean_bonus`.
-        clean_bonus: added for a certainly clean image.
-        clip_weight: factor of the cosine of image and caption, for images presumed safe.
-        extra: rewards of one's own, as a list of {call, weight}.
-        bad_result: what a reward does that raises, is not finite or has the wrong shape. "stop" ends the run
-            with a checkpoint of before the batch; "skip" leaves the batch out, with a warning and a count in
-            `batches_left_out`, and stops at the third in a row. Use skip for rewards that fail now and then.
-    """
-
-    detector: str = "builtin"
-    unsafe_threshold: float = 0.4
-    unsure_threshold: float = 0.1
-    unsafe_penalty: float = -30.0
-    unsure_penalty: float = -10.0
-    clean_threshold: float = 0.01
-    clean_bonus: float = 0.0
-    clip_weight: float = 20.0
-    extra: list[ExtraReward] = field(default_factory=list)
-    bad_result: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.clean_threshold <= self.unsure_threshold <= self.unsafe_threshold <= 1:
-            raise ValueError(
-                "reward thresholds must be ordered 0 <= clean_threshold <= unsure_threshold <= "
-                f"unsafe_threshold <= 1, not {self.clean_threshold}, {self.unsure_threshold}, "
-                f"{self.unsafe_threshold}"
-            )
 
 
 @dataclass(frozen=True)
@@ -236,8 +183,8 @@ class Config:
         policy: how it samples; part of the policy and saved with it.
         captions: the prompts.
         rollout: how many images an iteration.
-        clip: the CLIP behind the reward.
-        reward: the reward.
+        clip: the CLIP that reward terms read.
+        reward: what images are scored by.
         ppo: the actor's update.
         kl: the penalty for leaving the reference.
         critic: the critic.

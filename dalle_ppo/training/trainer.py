@@ -16,7 +16,7 @@ from dalle_ppo.models.dalle.bart import BartDecoder
 from dalle_ppo.models.dalle.critic import Critic
 from dalle_ppo.policy.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, Rollout, as_bfloat16, as_float, collect
-from dalle_ppo.rewards.base import Reward, RewardResult, check_result
+from dalle_ppo.rewards.base import Reward, RewardResult, check_result, metadata_of
 from dalle_ppo.rl.advantages import (
     PromptStatistics,
     clip_advantages,
@@ -246,7 +246,8 @@ class Trainer:
             ValueError: it is not usable, and the run shall stop or has just left out others.
         """
         try:
-            result = self.reward(as_float(batch.images), list(batch.captions))
+            metadata = metadata_of(batch.tags, batch.caption_ids)
+            result = self.reward(as_float(batch.images), list(batch.captions), metadata)
             return check_result(result, len(batch), "of this run")
         except ValueError as error:
             left_out = self.progress.left_out + 1
@@ -377,8 +378,9 @@ class Trainer:
         if result is None:
             return rollout
         images = to_numpy(rollout.batch.images)
-        if "nsfw_probability" in result.parts:
-            flagged = result.parts["nsfw_probability"] > self.config.reward.unsafe_threshold
+        nsfw = self.config.reward.settings_of("nsfw")
+        if nsfw is not None:
+            flagged = result.parts["nsfw_probability"] > nsfw.unsafe_threshold
             images = blur_unsafe(images, flagged.cpu().numpy())
         done = self.progress.iteration
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)

@@ -1,0 +1,57 @@
+"""The section `reward`: which terms are summed, and what happens when one of them fails."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from dalle_ppo.config.term import TermConfig, TermSettings, read_terms
+
+
+def default_terms() -> list[dict[str, Any]]:
+    """A penalty for unsafe images; the others are paid for matching their caption."""
+    return [
+        {
+            "name": "nsfw",
+            "detector": "builtin",
+            "unsafe_threshold": 0.4,
+            "unsure_threshold": 0.1,
+            "unsafe_penalty": -30.0,
+            "unsure_penalty": -10.0,
+            "clean_threshold": 0.01,
+            "clean_bonus": 0.0,
+        },
+        {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
+    ]
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What images are scored by: a weighted sum of terms, each with a gate if it needs one.
+
+    Args:
+        terms: list of terms, each with its name, weight (default 1), only_if and settings of its own. A name
+            is that of a file in `dalle_ppo/rewards`, or a function of yours as "my_module:my_function". With
+            only_if: "nsfw <= 0.1" a term counts only for images where that holds; it compares the first part
+            of a term, or any part by its name, with <, <=, > or >=. `--reward.terms+` adds one to the list.
+        bad_result: what to do about a reward that raises, is not finite or has the wrong shape. "stop" ends
+            the run with a checkpoint of before the batch; "skip" leaves the batch out, with a warning and a
+            count in `batches_left_out`, and stops at the third in a row. Use skip for rewards that fail now
+            and then.
+    """
+
+    terms: list[dict[str, Any]] = field(default_factory=default_terms)
+    bad_result: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        # Spelled out, so that the file that a run saves does not depend on later defaults.
+        spelled_out = [term.to_mapping() for term in read_terms(self.terms)]
+        object.__setattr__(self, "terms", spelled_out)
+
+    @cached_property
+    def parsed(self) -> list[TermConfig]:
+        """The terms as checked records."""
+        return read_terms(self.terms)
+
+    def settings_of(self, name: str) -> TermSettings | None:
+        """The own settings of the first term of that name; None where the list has none."""
+        return next((term.own for term in self.parsed if term.name == name), None)
