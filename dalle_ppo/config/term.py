@@ -166,7 +166,7 @@ def _find_gate(term: TermConfig, terms: Sequence[TermConfig]) -> Gate | None:
         near = difflib.get_close_matches(gate.part, places, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(dict.fromkeys(places))}"
         raise ValueError(
-            f"reward.terms: only_if of {term.label} is {term.common.only_if!r}, but no term or part is called "
-            f"{gate.part}; {hint}"
+            f"reward.terms: only_if of {term.label} is {term.common.only_if!r}, but no term or part is "
+            f"called {gate.part}; {hint}"
         )
     return replace(gate, part=places[gate.part])

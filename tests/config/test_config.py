@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, setting_names, to_yaml
-from dalle_ppo.config.settings import Config, CriticConfig, ExtraReward, KlConfig, PpoConfig, RolloutConfig
+from dalle_ppo.config.settings import Config, CriticConfig, KlConfig, PpoConfig, RolloutConfig
 from dalle_ppo.models.policy_settings import PolicySettings
 
 PACKAGE = Path(__file__).parents[2] / "dalle_ppo"
@@ -60,11 +60,13 @@ def test_null_switches_a_setting_off(tmp_path):
     assert parse("--config", write(tmp_path, "ppo:\n  dual_clip: null\n")).ppo.dual_clip is None
 
 
-def test_lists_of_own_rewards(tmp_path):
-    text = 'reward:\n  extra:\n  - {call: "mine:bright", weight: 0.5}\n  - {call: "mine:sharp"}\n'
-    expected = [ExtraReward("mine:bright", 0.5), ExtraReward("mine:sharp", 1.0)]
-    assert parse("--config", write(tmp_path, text)).reward.extra == expected
-    assert parse("--reward.extra", '[{call: "mine:bright", weight: 0.5}]').reward.extra == expected[:1]
+def test_lists_of_reward_terms(tmp_path):
+    text = 'reward:\n  terms:\n  - {name: "mine:bright", weight: 0.5}\n  - {name: "mine:sharp"}\n'
+    bright = {"name": "mine:bright", "weight": 0.5, "only_if": None}
+    sharp = {"name": "mine:sharp", "weight": 1.0, "only_if": None}
+    assert parse("--config", write(tmp_path, text)).reward.terms == [bright, sharp]
+    added = parse("--reward.terms+", '{name: "mine:bright", weight: 0.5}').reward.terms
+    assert added == [*Config().reward.terms, bright]
 
 
 def test_the_resolved_copy_comes_back_the_same(tmp_path):
@@ -72,8 +74,8 @@ def test_the_resolved_copy_comes_back_the_same(tmp_path):
         *("--run_dir", "runs/été", "--captions.shares", '{"NSFW": 0.25, "OTHER": 0.75}', "--seed", "9"),
         *("--ppo.adam_eps", "1e-9", "--ppo.learning_rate", "3.1e-05", "--ppo.dual_clip", "null"),
         *(
-            "--reward.extra",
-            '[{call: "mine:bright", weight: -0.5}]',
+            "--reward.terms+",
+            '{name: "mine:bright", weight: -0.5}',
             "--kl.target",
             "30.0",
             "--ppo.entropy_coef",
@@ -112,7 +114,7 @@ def test_flags_are_bare():
         ("num_iteration", "num_iterations"),  # also not taken as an abbreviation
         ("ppo.clip_rnge", "ppo.clip_range"),
         ("ppo.kl_coef", "kl.kl_coef"),
-        ("reward.unsafe_treshold", "reward.unsafe_threshold"),
+        ("reward.bad_reslt", "reward.bad_result"),
         ("rollout_batch_size", "rollout.rollout_batch_size"),
     ],
 )
@@ -128,8 +130,6 @@ def test_an_unknown_setting_offers_the_nearest(wrong, near, tmp_path):
     "argument, expected",
     [
         ("--evaluation.heldout_clip.modell=x", "evaluation.heldout_clip.modell; did you mean {}.model?"),
-        ('--reward.extra=[{"wieght": 1}]', "reward.extra.wieght; did you mean {}.weight?"),
-        ('--reward.extra=[{"function": "a:b"}]', "reward.extra.function; it has call, weight"),
     ],
 )
 def test_an_unknown_setting_of_a_record_offers_what_it_has(argument, expected):
@@ -167,7 +167,7 @@ def test_an_unknown_group_in_a_file_is_named(tmp_path):
         ("ppo.whiten_advantages", "maybe"),
         ("kl.estimator", "k4"),
         ("captions.shares", "3"),
-        ("reward.extra", '[{cal: "a:b"}]'),
+        ("reward.terms", "nsfw"),
     ],
 )
 def test_a_value_of_the_wrong_kind_names_the_setting(name, value):
@@ -234,8 +234,6 @@ REFUSED = [
     ("kl.horizon", "19"),  # a fifth of 96 is 19.2; refused with a target only
     ("policy.temperature", "0"),
     ("policy.top_k", "128"),
-    ("reward.unsafe_threshold", "0.05"),
-    ("reward.clean_threshold", "0.2"),
 ]
 
 
@@ -269,7 +267,7 @@ def test_combinations_that_are_allowed():
     parse("--ppo.advantage", "rloo", "--rollout.samples_per_caption", "4")
     parse("--ppo.objective", "score_function", "--ppo.epochs", "1", "--ppo.minibatch_size", "96")
     parse("--ppo.clip_range_high", "0.28", "--ppo.dual_clip", "null")
-    parse("--reward.unsafe_threshold", "1", "--reward.unsure_threshold", "1")
+    parse("--reward.terms", "[{name: nsfw, unsafe_threshold: 1, unsure_threshold: 1}]")
     parse("--kl.kl_coef", "0", "--ppo.entropy_coef", "0")
     parse("--kl.kl_coef", "0.3", "--ppo.entropy_coef", "-0.29")
     parse("--kl.target", "30", "--ppo.entropy_coef", "0")
@@ -312,7 +310,7 @@ def settings_classes(config_class: type = Config) -> list[type]:
     return [config_class, *(found for inner in nested for found in settings_classes(inner))]
 
 
-CLASSES = [*settings_classes(), ExtraReward]
+CLASSES = settings_classes()
 
 
 @pytest.mark.parametrize("config_class", CLASSES, ids=lambda c: c.__name__)

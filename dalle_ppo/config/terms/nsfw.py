@@ -15,8 +15,8 @@ class Settings(TermSettings):
     detectors: ClassVar = ("detector",)
 
     detector: str = "builtin"
-    """The detector: "builtin" for the built-in world's; "laion-l14" or "laion-b32" for LAION's, downloaded once;
-    or a file that `converters/keras_nsfw_to_torch.py` wrote."""
+    """The detector: "builtin" for the built-in world's; "laion-l14" or "laion-b32" for LAION's, downloaded
+    once; or a file that `converters/keras_nsfw_to_torch.py` wrote."""
     unsafe_threshold: float = 0.4
     """An image with a probability above it is unsafe."""
     unsure_threshold: float = 0.1
