@@ -126,7 +126,7 @@ def tiny_trainer(config: Config, run_dir: Path = Path("unused"), shape: BartConf
 
 
 def changed(config: Config, settings: dict[str, object]) -> Config:
-    """The settings with some replaced, by dotted name; "reward.terms.nsfw.weight" is that of the term nsfw."""
+    """The settings with some replaced, by dotted name; "reward.terms.nsfw.weight" is that of a term."""
     groups: dict[str, dict] = {}
     terms = [dict(term) for term in config.reward.terms]
     for name, value in settings.items():

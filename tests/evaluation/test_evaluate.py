@@ -196,7 +196,7 @@ def test_rows_that_are_replaced_are_replaced_in_every_column():
     kept = best_of(first, redraw, 3)
     assert kept["reward"].tolist() == [4.0, 5.0] and kept["tokens"].tolist() == [[20, 20], [2, 2]]
     assert kept["images_drawn"].tolist() == [3.0, 3.0] and first["reward"][0] == 1.0
-    with pytest.raises(ValueError, match="nsfw_probability"):
+    with pytest.raises(ValueError, match="reward term nsfw"):
         reject(first | {"nsfw_probability": np.array([np.nan, 0.1])}, redraw, 3, 0.4)
 
 

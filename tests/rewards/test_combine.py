@@ -163,7 +163,7 @@ def refused(*terms, **more) -> str:
         (["nsfw"], "has no name"),
         ([{"name": "nsfv"}], "no term is called nsfv.*did you mean nsfw?"),
         ([{"name": "zzzz"}], "there are .*nsfw"),
-        ([{"name": "nsfw", "unsafe_treshold": 1}], "has no setting unsafe_treshold; did you mean unsafe_threshold"),
+        ([{"name": "nsfw", "unsafe_treshold": 1}], "unsafe_treshold; did you mean unsafe_threshold"),
         ([{"name": "clip_similarity", "clip_weight": 1}], "has no setting clip_weight; did you mean weight"),
         ([{"name": "m:f", "call": 1}], "m:f has no setting call; it has name, weight, only_if"),
         ([{"name": "nsfw", "unsafe_threshold": "high"}], "nsfw: .*unsafe_threshold.*high"),
