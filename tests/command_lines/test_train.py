@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny_runs import tiny_arguments
 
@@ -532,10 +533,10 @@ def test_compare_uses_the_same_noise(tiny_run, cli, tmp_path):
 
 def test_unsafe_images_are_blurred_unless_asked_for(tiny_run, cli, tmp_path):
     run_dir = copy_of(tiny_run, tmp_path)
-    text = (run_dir / "config.yaml").read_text()
-    for name in ("unsafe_threshold", "unsure_threshold", "clean_threshold"):
-        text = "\n".join(f"  {name}: 0.0" if f" {name}:" in line else line for line in text.splitlines())
-    (run_dir / "config.yaml").write_text(text)
+    settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+    thresholds = ("unsafe_threshold", "unsure_threshold", "clean_threshold")
+    settings["reward"]["terms"][0] |= dict.fromkeys(thresholds, 0.0)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(settings))
     plain = draw(cli, tmp_path / "plain.png", "--model", tiny_run.run_dir)
     shown = draw(cli, tmp_path / "shown.png", "--model", run_dir, "--show_unsafe")
     blurred = draw(cli, tmp_path / "blurred.png", "--model", run_dir)
