@@ -138,3 +138,10 @@ def test_a_detector_of_another_clip_is_refused_in_one_line(monkeypatch, change):
     with pytest.raises(ValueError, match="CLIP") as caught:
         build.build_reward(Config(), WORLD, CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_term_that_reads_clip_must_say_so():
+    """Otherwise nothing would know before loading that CLIP is needed, and no evaluation would hash it."""
+    config = Config(reward=RewardConfig([{"name": "tiny_trainer:red"}]))
+    with pytest.raises(ValueError, match="lack reads_clip = True; add it"):
+        _ = build.build_reward(config, WORLD, CPU).shared.clip
