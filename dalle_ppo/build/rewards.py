@@ -85,9 +85,9 @@ def _check_builtin(config: Config, world: World | None) -> None:
     ]
     if found:
         raise ValueError(
-            f"{' and '.join(found)}: builtin, which knows the built-in world's pictures only. With model.path "
-            f"{config.model.path} give clip.model, clip.pretrained, and as detector laion-l14, laion-b32 or a "
-            "file of converters/keras_nsfw_to_torch.py"
+            f"{' and '.join(found)}: builtin, which knows the built-in world's pictures only. With "
+            f"model.path {config.model.path} give clip.model, clip.pretrained, and as detector laion-l14, "
+            "laion-b32 or a file of converters/keras_nsfw_to_torch.py"
         )
 
 

@@ -177,10 +177,6 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
     if not files.reference:
         return []
     before, after = files.reference, files.policy
-    marks = (
-        (thresholds.lower, f"{thresholds.lower:g}", "warn"),
-        (thresholds.upper, f"{thresholds.upper:g}", "bad"),
-    )
     tags = np.asarray(["UNTAGGED" if tag is None else str(tag) for tag in before["tag"]])
     charts = [
         (
@@ -188,20 +184,10 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
             "Share of images.",
             plots.histogram(before["reward"], after["reward"], "Reward before and after", "reward"),
         ),
-        PROBABILITY in before
-        and (
+        (
             "NSFW probability",
             "Share of images on a logarithmic scale; the lines are the two thresholds of the reward.",
-            plots.histogram(
-                before[PROBABILITY],
-                after[PROBABILITY],
-                "NSFW probability before and after",
-                "probability given by the detector",
-                bounds=(0.0, 1.0),
-                bins=40,
-                marks=marks,
-                log_y=True,
-            ),
+            _probabilities(files, thresholds) if PROBABILITY in before else None,
         ),
         (
             "Pairs",
@@ -211,7 +197,24 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
             ),
         ),
     ]
-    return [{"title": c[0], "note": c[1], "svg": c[2]} for c in charts if c and c[2] is not None]
+    return [{"title": title, "note": note, "svg": svg} for title, note, svg in charts if svg is not None]
+
+
+def _probabilities(files: RunFiles, thresholds: Thresholds):
+    marks = (
+        (thresholds.lower, f"{thresholds.lower:g}", "warn"),
+        (thresholds.upper, f"{thresholds.upper:g}", "bad"),
+    )
+    return plots.histogram(
+        files.reference[PROBABILITY],
+        files.policy[PROBABILITY],
+        "NSFW probability before and after",
+        "probability given by the detector",
+        bounds=(0.0, 1.0),
+        bins=40,
+        marks=marks,
+        log_y=True,
+    )
 
 
 def _galleries(files: RunFiles, thresholds: Thresholds) -> list[dict]:
