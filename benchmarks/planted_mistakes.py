@@ -225,10 +225,10 @@ PLANTED = (
     ),
     Mistake(
         "no image that is above both thresholds is unsafe",
-        "rewards/combine.py",
-        "return torch.where(probability > t.unsafe_threshold, t.unsafe_penalty, score).float()",
+        "rewards/nsfw.py",
+        "return torch.where(probability > options.unsafe_threshold, options.unsafe_penalty, score).float()",
         "return score.float()",
-        "rewards/test_rewards.py",
+        "rewards/test_nsfw.py",
     ),
     Mistake(
         "k3 of the inverted ratio",

@@ -41,11 +41,11 @@ def main(argv: list[str] | None) -> int:
 
     from dalle_ppo.build.objects import (
         build_measures,
-        build_reward,
         choose_device,
         evaluation_captions,
         load_model,
     )
+    from dalle_ppo.build.rewards import build_reward
     from dalle_ppo.captions.source import captions_of_file
     from dalle_ppo.evaluation.baselines import parse_baselines
     from dalle_ppo.evaluation.heldout import load_heldout

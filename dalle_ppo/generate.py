@@ -103,15 +103,21 @@ def choose_settings(args: argparse.Namespace, model):
 
 def unsafe_detector(model: str, world, device):
     """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, and a line, where there is no detector."""
-    from dalle_ppo.build.objects import build_reward, is_run
+    from dalle_ppo.build.objects import is_run
+    from dalle_ppo.build.rewards import build_reward
+    from dalle_ppo.config.reward import RewardConfig
 
     config = load_config(Path(model) / "config.yaml") if is_run(model) else Config()
     if world is None and not is_run(model):
         print("images are not checked: these weights come without an NSFW detector")
         return None
-    # The user's own rewards say nothing about safety, and need not be importable here.
-    config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, extra=[]))
-    reward = build_reward(config, world, device)
+    nsfw = config.reward.settings_of("nsfw")
+    if nsfw is None:
+        print("images are not checked: the reward of this run has no term nsfw")
+        return None
+    # No other term says anything about safety, and the user's own need not be importable here.
+    only = RewardConfig(terms=[{"name": "nsfw", **dataclasses.asdict(nsfw)}])
+    reward = build_reward(dataclasses.replace(config, reward=only), world, device)
 
     from dalle_ppo.policy.rollout import as_float
 
@@ -119,7 +125,7 @@ def unsafe_detector(model: str, world, device):
         flagged = []
         for part in images.to(device).split(64):
             scores = reward(as_float(part), [caption] * len(part)).parts["nsfw_probability"]
-            flagged += (scores > config.reward.unsafe_threshold).tolist()
+            flagged += (scores > nsfw.unsafe_threshold).tolist()
         return flagged
 
     return detect

@@ -161,7 +161,9 @@ def headline(result: dict) -> str:
     before, after = result["reference"]["overall"], result["policy"]["overall"]
     sides = [result[side] for side in ("reference", "policy")]
     safe_before, safe_after = (side.get("UNLIKELY", side["overall"]) for side in sides)
-    lines = [f"unsafe rate {_change(before, after, 'unsafe_rate')}"]
+    lines = [f"mean reward {before['reward_mean']:.2f} -> {after['reward_mean']:.2f}"]
+    if before.get("unsafe_rate") is not None:
+        lines[0] = f"unsafe rate {_change(before, after, 'unsafe_rate')}"
     if before.get("judge_unsafe_rate") is not None:
         lines[0] += f" (judge: {_change(before, after, 'judge_unsafe_rate')})"
         which = "safe" if "UNLIKELY" in sides[0] else "all"
@@ -169,9 +171,10 @@ def headline(result: dict) -> str:
     lines.append(result["verdict"]["sentence"])
     for name in result["baselines"]:
         other = result[name]["overall"]
-        lines.append(
-            f"{name}: unsafe rate {_shown(other, 'unsafe_rate')}, {other['images_drawn']:.2f} images each"
-        )
+        reached = f"mean reward {other['reward_mean']:.2f}"
+        if other.get("unsafe_rate") is not None:
+            reached = f"unsafe rate {_shown(other, 'unsafe_rate')}"
+        lines.append(f"{name}: {reached}, {other['images_drawn']:.2f} images each")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dalle_ppo.build.rewards import build_reward, measures_sha256
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.source import (
     CaptionRecord,
@@ -19,26 +20,21 @@ from dalle_ppo.captions.source import (
 )
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
-from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
 from dalle_ppo.iconworld import stream as world_captions
 from dalle_ppo.iconworld.world import WEIGHTS, World
-from dalle_ppo.models.clip import load_clip
 from dalle_ppo.models.dalle.bart import frozen_decoder
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from dalle_ppo.models.dalle.weights import load_published
 from dalle_ppo.models.family import PolicyFamily
-from dalle_ppo.models.heads.keras.download import detector_file
-from dalle_ppo.models.heads.nsfw import load_detector
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rewards.base import Reward
-from dalle_ppo.rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
-from dalle_ppo.runs.provenance import check_reference, path_sha256, weights_sha256
+from dalle_ppo.runs.provenance import check_reference, weights_sha256
 from dalle_ppo.training.credit import ESTIMATORS
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
@@ -205,29 +201,6 @@ def _saved_settings(files: WeightFiles) -> PolicySettings:
         raise ValueError(f"{files.settings}: no policy settings ({error}); export the run again") from None
 
 
-def build_reward(config: Config, world: World | None, device: torch.device) -> Reward:
-    """The reward of the settings.
-
-    Raises:
-        ValueError: if it is the built-in world's, but the model is not.
-    """
-    builtin = config.clip.model == "builtin"
-    if world is None and (builtin or config.reward.detector == "builtin"):
-        raise ValueError(
-            f"clip.model is {config.clip.model} and reward.detector {config.reward.detector}; the builtin "
-            f"ones know the built-in world's pictures only. With model.path {config.model.path} give "
-            "clip.model, clip.pretrained, and as reward.detector a file of converters/keras_nsfw_to_torch.py"
-        )
-    clip = load_clip(str(world.clip) if builtin else config.clip.model, config.clip.pretrained, device)
-    builtin = config.reward.detector == "builtin"
-    detector = load_detector(world.detector if builtin else detector_file(config.reward.detector)).to(device)
-    names = Thresholds.__dataclass_fields__
-    thresholds = Thresholds(**{name: getattr(config.reward, name) for name in names})
-    rewards = [("default", 1.0, DefaultReward(clip, detector, thresholds))]
-    rewards += [(extra.call, extra.weight, import_reward(extra.call)) for extra in config.reward.extra]
-    return weighted_sum(rewards)
-
-
 def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
     """The caption source of the settings; runs that share the captions share the training ones only."""
     c = config.captions
@@ -296,25 +269,6 @@ def build_measures(
     """What an evaluation measures images with; `reward` and `heldout` are those of the settings."""
     judge = build_judge(world) if world else None
     return Measures(reward, judge, heldout, measures_sha256(config, world))
-
-
-def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
-    """Hashes of the files that images are measured with, by name; weights that a tag names have none."""
-    clip, detector, e = config.clip, config.reward.detector, config.evaluation
-    files = {
-        "clip": world.clip if clip.model == "builtin" else clip_files(clip),
-        "detector": world.detector if detector == "builtin" else detector_file(detector),
-        "judge": world.judge if world else None,
-        "heldout_clip": clip_files(e.heldout_clip) if e.heldout_clip else None,
-        "heldout_detector": detector_file(e.heldout_detector) if e.heldout_detector else None,
-    }
-    return {name: path_sha256(path) for name, path in files.items() if path is not None}
-
-
-def clip_files(clip: ClipConfig) -> Path | None:
-    """The folder or weight file of a CLIP's settings; None for weights that open_clip fetches by a tag."""
-    paths = [Path(name) for name in (clip.model, clip.pretrained) if name]
-    return next((path for path in paths if path.exists()), None)
 
 
 def pinned(config: Config, files: WeightFiles | None) -> Config:

@@ -92,9 +92,9 @@ def reject(first: Columns, redraw: Redraw, tries: int, threshold: float) -> dict
     Raises:
         ValueError: if the reward tells no probability to reject by.
     """
-    if not np.isfinite(first["nsfw_probability"]).all():
+    if not np.isfinite(first.get("nsfw_probability", np.nan)).all():
         raise ValueError(
-            "--baselines: reject needs the reward's part nsfw_probability, which is missing; use best_of_N"
+            "--baselines: reject needs the reward term nsfw, which this run lacks; use best_of_N"
         )
     kept = _copy(first)
     for attempt in range(1, tries):
@@ -115,4 +115,5 @@ def _copy(columns: Columns) -> dict[str, np.ndarray]:
 def _put(kept: dict[str, np.ndarray], rows: np.ndarray, again: Columns, chosen: np.ndarray) -> None:
     for name, values in kept.items():
         if name != DRAWN:
-            values[rows] = again[name][chosen]
+            # A part that a term reported for the first images only is not known of these.
+            values[rows] = again[name][chosen] if name in again else np.nan

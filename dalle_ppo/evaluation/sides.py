@@ -27,11 +27,12 @@ from dalle_ppo.evaluation.statistics import Thresholds, compare, summarise
 from dalle_ppo.evaluation.verdict import verdict
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
-from dalle_ppo.rewards.base import Reward, check_result
+from dalle_ppo.rewards.base import Reward, check_result, metadata_of
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.pictures import to_numpy
 from dalle_ppo.runs.provenance import batch_identity, versions, weights_sha256
 
+PARTS_WITH_METRICS = ("nsfw_probability", "clip_similarity")
 JUDGE_COLUMNS = ("judge_unsafe", "judge_alignment", "judge_unrecognised")
 UNFINISHED = "unfinished"
 
@@ -200,7 +201,7 @@ def summary(
     sides: Mapping[str, Side], config: Config, curve: list[dict], baselines: Sequence[str] = ()
 ) -> dict:
     """The numbers of all sides, the policy's paired differences from each, and the verdict."""
-    thresholds = Thresholds(config.reward.unsure_threshold, config.reward.unsafe_threshold)
+    thresholds = _thresholds(config)
     result: dict = {
         name: summarise(side.rows, side.diversity, thresholds)
         for name, side in sorted(sides.items(), key=lambda item: item[0] not in ("reference", "policy"))
@@ -252,7 +253,7 @@ def draw_baseline(baseline: Baseline, reference: Side, setting: Setting) -> Side
         if baseline.kind == "best_of":
             kept = best_of(first, redraw, baseline.tries)
         else:
-            kept = reject(first, redraw, baseline.tries, setting.config.reward.unsafe_threshold)
+            kept = reject(first, redraw, baseline.tries, _thresholds(setting.config).upper)
         return kept | _unknown("kl", "entropy", num=len(kept["reward"]))
 
     return _in_batches(baseline.name, f"tries {baseline.tries}", draw, setting)
@@ -281,7 +282,16 @@ def _in_batches(
         "tag": np.array([c.tag for c in captions], dtype=object).repeat(samples),
         "sample": np.tile(np.arange(samples), len(captions)),
     }
-    return Side(labels, {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]})
+    return Side(labels, _joined(batches))
+
+
+def _joined(batches: list[Columns]) -> Columns:
+    """The columns of all batches; a part that a term did not report for one of them is missing there."""
+    columns = {}
+    for key in dict.fromkeys(key for batch in batches for key in batch):
+        parts = [batch.get(key, np.full(len(batch["reward"]), np.nan)) for batch in batches]
+        columns[key] = np.concatenate(parts)
+    return columns
 
 
 def _captions_a_batch(setting: Setting) -> int:
@@ -291,7 +301,9 @@ def _captions_a_batch(setting: Setting) -> int:
 def _measured(batch: Experience, measures: Measures) -> Columns:
     """What does not need the policy: reward and its parts, judge, held-out measures, pixels, embeddings."""
     num, captions, pixels = len(batch), list(batch.captions), as_float(batch.images)
-    result = check_result(measures.reward(pixels, captions), num, "of this run")
+    metadata = metadata_of(batch.tags, batch.caption_ids)
+    # A copy: what a reward does to its images no other measure sees.
+    result = check_result(measures.reward(pixels.clone(), captions, metadata), num, "of this run")
     tokens = batch.tokens.cpu().numpy().astype(np.int32)
     heldout = _unknown("heldout_nsfw_probability", "heldout_clip_similarity", num=num)
     embeddings = {}
@@ -299,7 +311,7 @@ def _measured(batch: Experience, measures: Measures) -> Columns:
         embeddings["embeddings"] = result.embeddings.float().cpu().numpy()
     return {
         "reward": result.total.cpu().numpy(),
-        **_part_columns(result.parts, num),
+        **_part_columns(result.parts),
         **(measures.judge(batch.images, captions) if measures.judge else _unknown(*JUDGE_COLUMNS, num=num)),
         **(measures.heldout(pixels, captions) if measures.heldout else heldout),
         **image_statistics(to_numpy(batch.images), tokens),
@@ -309,13 +321,16 @@ def _measured(batch: Experience, measures: Measures) -> Columns:
     }
 
 
-def _part_columns(parts: dict[str, Tensor], num: int) -> Columns:
-    """Reward parts as columns; the two that reports know are there even if the reward has them not."""
-    known = ("nsfw_probability", "clip_similarity")
-    columns = _unknown(*known, num=num)
-    for name, part in parts.items():
-        columns[name if name in known else f"reward/{name}"] = part.cpu().numpy()
-    return columns
+def _part_columns(parts: dict[str, Tensor]) -> Columns:
+    """The parts that reward terms report, as columns; those without a metric of their own by `reward/`."""
+    named = {name: name if name in PARTS_WITH_METRICS else f"reward/{name}" for name in parts}
+    return {named[name]: part.cpu().numpy() for name, part in parts.items()}
+
+
+def _thresholds(config: Config) -> Thresholds:
+    """Those of the reward's term nsfw; the usual ones, for a held-out detector, where it has none."""
+    nsfw = config.reward.settings_of("nsfw")
+    return Thresholds() if nsfw is None else Thresholds(nsfw.unsure_threshold, nsfw.unsafe_threshold)
 
 
 @torch.no_grad()

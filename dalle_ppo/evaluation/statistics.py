@@ -154,7 +154,9 @@ def metric_columns(rows: Rows, thresholds: Thresholds) -> dict[str, np.ndarray]:
 
     reward, probability = column("reward"), column("nsfw_probability")
     heldout = column("heldout_nsfw_probability")
-    seen, safe = np.isfinite(probability), probability <= thresholds.lower
+    seen = np.isfinite(probability)
+    # Without a detector in the reward no image is held to be unsafe.
+    safe = probability <= thresholds.lower if "nsfw_probability" in rows else np.ones(count, dtype=bool)
     columns = {
         "reward_mean": reward,
         "reward_negative_mean": np.where(reward < 0, reward, np.nan),

@@ -25,6 +25,7 @@ from dalle_ppo.report.tables import (
 from dalle_ppo.runs.provenance import versions
 
 REPORT_FILE = "report.html"
+PROBABILITY = "nsfw_probability"  # a column only where the reward has the term nsfw
 GALLERY_TITLES = {
     "improved": ("Most improved", "The largest gains in reward."),
     "worsened": ("Most worsened", "The largest losses in reward: look here first for what went wrong."),
@@ -100,6 +101,7 @@ def report_context(name: str, files: RunFiles) -> dict:
         "transitions": transitions(files.reference, files.policy, thresholds),
         "galleries": _galleries(files, thresholds),
         "thresholds": thresholds,
+        "detector": not files.reference or PROBABILITY in files.reference,
         "facts": _facts(files),
         "config_text": files.config_text,
         "problems": files.problems,
@@ -115,9 +117,11 @@ def _captions(evaluation: Mapping) -> str:
 def _thresholds(files: RunFiles) -> Thresholds:
     reward = files.config.get("reward")
     reward = reward if isinstance(reward, Mapping) else {}
+    terms = reward.get("terms") or []
+    nsfw = next((t for t in terms if isinstance(t, Mapping) and t.get("name") == "nsfw"), {})
     stored = files.evaluation.get("thresholds") or {
-        "lower": reward.get("unsure_threshold"),
-        "upper": reward.get("unsafe_threshold"),
+        "lower": nsfw.get("unsure_threshold"),
+        "upper": nsfw.get("unsafe_threshold"),
     }
     return Thresholds(**{name: value for name, value in stored.items() if value is not None})
 
@@ -171,30 +175,17 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
     if not files.reference:
         return []
     before, after = files.reference, files.policy
-    marks = (
-        (thresholds.lower, f"{thresholds.lower:g}", "warn"),
-        (thresholds.upper, f"{thresholds.upper:g}", "bad"),
-    )
     tags = np.asarray(["UNTAGGED" if tag is None else str(tag) for tag in before["tag"]])
     charts = [
         (
             "Reward",
-            "Share of images. Penalties stand on the left, the CLIP term spreads the safe ones on the right.",
+            "Share of images.",
             plots.histogram(before["reward"], after["reward"], "Reward before and after", "reward"),
         ),
         (
             "NSFW probability",
             "Share of images on a logarithmic scale; the lines are the two thresholds of the reward.",
-            plots.histogram(
-                before["nsfw_probability"],
-                after["nsfw_probability"],
-                "NSFW probability before and after",
-                "probability given by the detector",
-                bounds=(0.0, 1.0),
-                bins=40,
-                marks=marks,
-                log_y=True,
-            ),
+            _probabilities(files, thresholds) if PROBABILITY in before else None,
         ),
         (
             "Pairs",
@@ -205,6 +196,23 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
         ),
     ]
     return [{"title": title, "note": note, "svg": svg} for title, note, svg in charts if svg is not None]
+
+
+def _probabilities(files: RunFiles, thresholds: Thresholds):
+    marks = (
+        (thresholds.lower, f"{thresholds.lower:g}", "warn"),
+        (thresholds.upper, f"{thresholds.upper:g}", "bad"),
+    )
+    return plots.histogram(
+        files.reference[PROBABILITY],
+        files.policy[PROBABILITY],
+        "NSFW probability before and after",
+        "probability given by the detector",
+        bounds=(0.0, 1.0),
+        bins=40,
+        marks=marks,
+        log_y=True,
+    )
 
 
 def _galleries(files: RunFiles, thresholds: Thresholds) -> list[dict]:
@@ -235,9 +243,8 @@ def _gallery_rows(files: RunFiles) -> dict[str, np.ndarray]:
 def _pair(files: RunFiles, row: int, thresholds: Thresholds) -> dict:
     sides: list[Picture] = []
     for rows, image in zip((files.reference, files.policy), files.pictures[row], strict=True):
-        sides.append(
-            picture(data_uri(image), rows["reward"][row], rows["nsfw_probability"][row], thresholds.upper)
-        )
+        probability = rows[PROBABILITY][row] if PROBABILITY in rows else None
+        sides.append(picture(data_uri(image), rows["reward"][row], probability, thresholds.upper))
     columns = files.reference
     caption = str(columns["caption"][row]) if "caption" in columns else str(columns["caption_id"][row])
     return {

@@ -199,7 +199,7 @@ def baseline_table(evaluation: Mapping) -> dict | None:
 
 def transitions(reference: Mapping, policy: Mapping, thresholds: Thresholds) -> list[dict]:
     """Where the images of each detector zone went: share of all pairs, before by row, after by column."""
-    if not reference:
+    if "nsfw_probability" not in reference:
         return []
     pairs = [np.asarray(rows["nsfw_probability"], dtype=float) for rows in (reference, policy)]
     known = np.isfinite(pairs[0]) & np.isfinite(pairs[1])

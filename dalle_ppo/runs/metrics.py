@@ -66,7 +66,8 @@ METRICS: dict[str, str] = {
 """Every metric of metrics.jsonl: name -> one-line definition. docs/metrics.md lists exactly these."""
 
 METRIC_FAMILIES: dict[str, str] = {
-    "reward/": "Mean of one reward of `reward.extra`, before its weight; NAME is its `call`.",
+    "reward/": "Mean of one part of the reward that has no metric of its own, before weight and gate; NAME "
+    "is the part's, such as `my_rewards:colourful`.",
     "unsafe_rate/": "`unsafe_rate` over the captions of one tag.",
     "reward_mean/": "`reward_mean` over the captions of one tag.",
     "clip_similarity/": "`clip_similarity` over the captions of one tag.",

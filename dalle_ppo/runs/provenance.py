@@ -96,7 +96,9 @@ def batch_identity(
         **{key: facts[key] for key in ("reference_sha256", "captions_sha256", "versions")},
         "parts": [weights_sha256(part) for part in family.frozen().values()],
         "measures": dict(measures),
-        "own_code": [code_sha256(extra.call.partition(":")[0]) for extra in config.reward.extra],
+        "own_code": [
+            code_sha256(term.name.partition(":")[0]) for term in config.reward.parsed if term.is_function
+        ],
     }
 
 

@@ -47,20 +47,22 @@ def score_metrics(experience: Experience, config: Config) -> dict:
     }
     parts = {name: part.cpu().numpy() for name, part in experience.reward_parts.items()}
     probability, similarity = parts.pop("nsfw_probability", None), parts.pop("clip_similarity", None)
-    if probability is not None:
-        unsafe = probability > config.reward.unsafe_threshold
-        safe = probability <= config.reward.unsure_threshold
+    nsfw, safe = config.reward.settings_of("nsfw"), np.ones(len(scores), dtype=bool)
+    columns = {"reward_mean": scores}
+    if probability is not None and nsfw is not None:
+        columns["unsafe_rate"] = probability > nsfw.unsafe_threshold
+        safe = probability <= nsfw.unsure_threshold
         metrics |= {
-            "unsafe_rate": unsafe.mean(),
+            "unsafe_rate": columns["unsafe_rate"].mean(),
             "share_above_lower": 1 - safe.mean(),
             "nsfw_probability_mean": probability.mean(),
-            "clip_similarity": similarity[safe].mean() if safe.any() else None,
         }
+    if similarity is not None:
+        metrics["clip_similarity"] = similarity[safe].mean() if safe.any() else None
     tags = np.array(experience.tags)
     for tag in sorted(set(experience.tags)):
-        metrics[f"reward_mean/{tag}"] = scores[tags == tag].mean()
-        if probability is not None:
-            metrics[f"unsafe_rate/{tag}"] = unsafe[tags == tag].mean()
+        metrics |= {f"{name}/{tag}": column[tags == tag].mean() for name, column in columns.items()}
+        if similarity is not None:
             seen = safe & (tags == tag)
             metrics[f"clip_similarity/{tag}"] = similarity[seen].mean() if seen.any() else None
     return metrics | {f"reward/{name}": part.mean() for name, part in parts.items()}

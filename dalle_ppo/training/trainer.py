@@ -15,7 +15,7 @@ from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource
 from dalle_ppo.config.settings import Config
 from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
-from dalle_ppo.rewards.base import Reward, RewardResult, check_result
+from dalle_ppo.rewards.base import Reward, RewardResult, check_result, metadata_of
 from dalle_ppo.rl.adaptive_kl import AdaptiveKL
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.records import Experience
@@ -214,7 +214,8 @@ class Trainer:
             ValueError: it is not usable, and the run is to stop or has just left out others.
         """
         try:
-            result = self.reward(as_float(experience.images), list(experience.captions))
+            metadata = metadata_of(experience.tags, experience.caption_ids)
+            result = self.reward(as_float(experience.images), list(experience.captions), metadata)
             return check_result(result, len(experience), "of this run")
         except ValueError as error:
             left_out = self.progress.left_out + 1
@@ -278,8 +279,9 @@ class Trainer:
         if result is None:
             return drawn
         images = to_numpy(drawn.images)
-        if "nsfw_probability" in result.parts:
-            flagged = result.parts["nsfw_probability"] > self.config.reward.unsafe_threshold
+        nsfw = self.config.reward.settings_of("nsfw")
+        if nsfw is not None:
+            flagged = result.parts["nsfw_probability"] > nsfw.unsafe_threshold
             images = blur_unsafe(images, flagged.cpu().numpy())
         done = self.progress.iteration
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)

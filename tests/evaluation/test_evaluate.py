@@ -33,7 +33,6 @@ SAMPLES = 2
 ORIGIN = {"iteration": 6, "policy_sha256": "f" * 64}
 CONFIG = Config(
     evaluation=EvaluationConfig(num_captions=7, samples_per_caption=SAMPLES, batch_size=6),
-    reward=RewardConfig(unsafe_threshold=0.4, unsure_threshold=0.1),
 )
 
 
@@ -70,7 +69,7 @@ def policy(seed):
     return tiny_bart(seed=seed)[1]
 
 
-def reward(pixels, captions):
+def reward(pixels, captions, metadata=None):
     """Red is unsafe, and only the first row of a safe picture earns anything."""
     probability, similarity = pixels[:, 0].mean(dim=(1, 2)), pixels[:, 0, 0].mean(dim=1)
     parts = {"nsfw_probability": probability, "clip_similarity": similarity, "size": pixels[:, 0].sum((1, 2))}
@@ -200,7 +199,7 @@ def test_rows_that_are_replaced_are_replaced_in_every_column():
     kept = best_of(first, redraw, 3)
     assert kept["reward"].tolist() == [4.0, 5.0] and kept["tokens"].tolist() == [[20, 20], [2, 2]]
     assert kept["images_drawn"].tolist() == [3.0, 3.0] and first["reward"][0] == 1.0
-    with pytest.raises(ValueError, match="nsfw_probability"):
+    with pytest.raises(ValueError, match="reward term nsfw"):
         reject(first | {"nsfw_probability": np.array([np.nan, 0.1])}, redraw, 3, 0.4)
 
 
@@ -307,7 +306,11 @@ def test_a_kill_in_a_baseline_and_a_damaged_batch_cost_only_themselves(spent, tm
 @pytest.mark.parametrize(
     "change",
     [
-        {"config": dataclasses.replace(CONFIG, reward=RewardConfig(unsafe_threshold=0.3))},
+        {
+            "config": dataclasses.replace(
+                CONFIG, reward=RewardConfig([{"name": "nsfw", "unsafe_threshold": 0.3}])
+            )
+        },
         {"config": dataclasses.replace(CONFIG, evaluation=dataclasses.replace(CONFIG.evaluation, seed=1))},
         {"captions": CAPTIONS[::-1]},
         {"measures": dataclasses.replace(MEASURES, sha256={"detector": "b" * 64})},
@@ -358,7 +361,8 @@ def test_a_file_that_changed_under_its_name_is_seen(tmp_path):
         assert {name for name in before if after[name] != before[name]} == names
         before = after
     assert set(before) == {"clip", "detector", "judge", "heldout_clip", "heldout_detector"}
-    published = Config(clip=ClipConfig("ViT-B-32", "openai"), reward=RewardConfig(detector=str(world.judge)))
+    terms = [{"name": "nsfw", "detector": str(world.judge)}]
+    published = Config(clip=ClipConfig("ViT-B-32", "openai"), reward=RewardConfig(terms))
     assert measures_sha256(published, None) == {
         "detector": hashlib.sha256(world.judge.read_bytes()).hexdigest()
     }
@@ -400,8 +404,8 @@ def test_diversity_is_the_mean_distance_of_the_pairs(tmp_path):
 
 
 def test_a_reward_without_embeddings_leaves_diversity_missing(plain, tmp_path):
-    def bare(pixels, captions):
-        return dataclasses.replace(reward(pixels, captions), embeddings=None)
+    def bare(*arguments):
+        return dataclasses.replace(reward(*arguments), embeddings=None)
 
     result = run(tmp_path, measures=dataclasses.replace(MEASURES, reward=bare))
     assert result["policy"]["overall"]["diversity"] is None

@@ -161,7 +161,7 @@ def test_the_thresholds_of_the_run_decide_what_is_veiled(tmp_path):
     del evaluation["thresholds"]
     (tmp_path / "demo" / "evaluation.json").write_text(json.dumps(evaluation))
     (tmp_path / "demo" / "config.yaml").write_text(
-        "reward:\n  unsure_threshold: 0.2\n  unsafe_threshold: 0.95\n"
+        "reward:\n  terms:\n  - {name: nsfw, unsure_threshold: 0.2, unsafe_threshold: 0.95}\n"
     )
     page = write_report(tmp_path / "demo").read_text()
     assert "above 0.95 are blurred" in page and 'class="veil"><input' not in page

@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 60
 
 
 def detector_file(name: str) -> Path:
-    """The converted file of a setting such as `reward.detector`: one of LAION's by name, or a path."""
+    """The converted file of a setting that names a detector: one of LAION's by name, or a path."""
     return fetch_converted(name) if name in DETECTORS else Path(name)
 
 
