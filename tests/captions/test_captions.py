@@ -13,7 +13,7 @@ import pytest
 from laion_tables import everything, laion_table, texts
 from memory_peak import peak_growth
 
-from dalle_ppo.captions.files import CHUNK_ROWS, UNTAGGED, ParquetShard, TableShard
+from dalle_ppo.captions.files import CHUNK_ROWS, ParquetShard, TableShard
 from dalle_ppo.captions.source import (
     OTHER,
     caption_source,
@@ -24,6 +24,7 @@ from dalle_ppo.captions.source import (
     read_frozen,
 )
 from dalle_ppo.captions.streams import DrawSettings
+from dalle_ppo.captions.tags import UNTAGGED
 from dalle_ppo.captions.text import CaptionFilter, fingerprint
 
 
