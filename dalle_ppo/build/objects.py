@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
+from dalle_ppo.captions.source import CaptionRecord, CaptionSource, distinct_captions, open_captions
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
-from dalle_ppo.captions.source import CaptionRecord, CaptionSource, distinct_captions, open_captions
 from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.settings import ClipConfig, Config, ModelConfig
-from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
+from dalle_ppo.evaluation.measures import HeldOutMeasure, JudgeImages, Measures
 from dalle_ppo.iconworld.world import WEIGHTS, World
-from dalle_ppo.models.heads.keras.download import detector_file
+from dalle_ppo.models.clip import load_clip
 from dalle_ppo.models.dalle.bart import BartDecoder, frozen_decoder
 from dalle_ppo.models.dalle.critic import Critic
-from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.models.dalle.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from dalle_ppo.models.dalle.weights import load_published
-from dalle_ppo.runs.provenance import check_reference, path_sha256, weights_sha256
-from dalle_ppo.rewards.base import Reward
-from dalle_ppo.models.clip import load_clip
-from dalle_ppo.rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
+from dalle_ppo.models.heads.keras.download import detector_file
 from dalle_ppo.models.heads.nsfw import load_detector
+from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.policy.rollout import FrozenParts
+from dalle_ppo.rewards.base import Reward
+from dalle_ppo.rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
+from dalle_ppo.runs.provenance import check_reference, path_sha256, weights_sha256
 from dalle_ppo.training.trainer import Trainer
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2

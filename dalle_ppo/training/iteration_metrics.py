@@ -1,6 +1,6 @@
 """The numbers that describe an iteration: docs/metrics.md defines them."""
 
-import resource
+import sys
 import time
 from contextlib import contextmanager
 
@@ -68,7 +68,7 @@ def score_metrics(batch: RolloutBatch, scored: ScoredBatch, config: Config) -> d
 
 
 def policy_metrics(batch: RolloutBatch, scored: ScoredBatch) -> dict:
-    """KL and entropy in nats an image, and how far the sampler's rounding is from the training forward's."""
+    """KL and entropy in nats per image, and how far the sampler's rounding is from the training forward's."""
     gap = (batch.sampler_log_probs - scored.old_log_probs).abs().mean()
     return {
         "kl": scored.kl.sum(dim=1).mean().item(),
@@ -79,14 +79,23 @@ def policy_metrics(batch: RolloutBatch, scored: ScoredBatch) -> dict:
     }
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory so far, in 10^9 bytes: of the device if it has its own, else of the process."""
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Peak memory so far, in 10^9 bytes: of the device if it has its own, else of the process.
+
+    None where the system does not tell (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    try:
+        import resource
+    except ImportError:
+        return None
+    # In bytes on macOS, in KiB on Linux.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def headline(metrics: dict) -> str:
+def progress_line(metrics: dict) -> str:
     """The numbers that matter, for the progress bar."""
     shown = {
         "reward": ("reward_mean", "{:+.2f}"),

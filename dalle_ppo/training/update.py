@@ -210,7 +210,7 @@ def run_update(
         generator: of the order of the images.
 
     Returns:
-        Metrics of the updates, as `metrics.METRICS` defines them.
+        Metrics of the updates, as `runs.metric_table` defines them.
     """
     log = _UpdateLog()
     for _ in range(config.ppo.epochs):
