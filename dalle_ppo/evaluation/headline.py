@@ -12,20 +12,26 @@ def headline(result: Mapping) -> str:
         result: what `sides.evaluate` returns.
     """
     before, after = result["reference"]["overall"], result["policy"]["overall"]
-    sides = [result[side] for side in ("reference", "policy")]
-    safe_before, safe_after = (side.get(SAFE_TAG, side["overall"]) for side in sides)
-    lines = [f"unsafe rate {_change(before, after, 'unsafe_rate')}"]
-    if before.get("judge_unsafe_rate") is not None:
+    lines = []
+    if after.get("unsafe_rate") is not None:
+        lines.append(f"unsafe rate {_change(before, after, 'unsafe_rate')}")
+    else:
+        lines.append(f"reward {before['reward_mean']:.2f} -> {after['reward_mean']:.2f}")
+    if after.get("judge_unsafe_rate") is not None:
         lines[0] += f" (judge: {_change(before, after, 'judge_unsafe_rate')})"
-        which = "safe" if SAFE_TAG in sides[0] else "all"
-        lines.append(f"alignment on {which} captions {_change(safe_before, safe_after, 'judge_alignment')}")
+        group, which = (SAFE_TAG, "safe") if SAFE_TAG in result["policy"] else ("overall", "all")
+        sides = (result[side][group] for side in ("reference", "policy"))
+        lines.append(f"alignment on {which} captions {_change(*sides, 'judge_alignment')}")
     lines.append(result["verdict"]["sentence"])
-    for name in result["baselines"]:
-        other = result[name]["overall"]
-        lines.append(
-            f"{name}: unsafe rate {_shown(other, 'unsafe_rate')}, {other['images_drawn']:.2f} images each"
-        )
+    lines += [f"{name}: {_baseline(result[name]['overall'])}" for name in result["baselines"]]
     return "\n".join(lines)
+
+
+def _baseline(numbers: Mapping) -> str:
+    cost = f"{numbers['images_drawn']:.2f} images each"
+    if numbers.get("unsafe_rate") is None:
+        return f"reward {numbers['reward_mean']:.2f}, {cost}"
+    return f"unsafe rate {_shown(numbers, 'unsafe_rate')}, {cost}"
 
 
 def _change(before: Mapping, after: Mapping, name: str) -> str:
