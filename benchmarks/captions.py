@@ -7,7 +7,6 @@ its tags in LAION's proportions.
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -121,6 +120,8 @@ def measure_waiting(source: str, num_batches: int = 40) -> None:
 
 def peak_memory() -> float:
     """Peak resident memory of this process in MB."""
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

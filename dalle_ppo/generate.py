@@ -156,8 +156,7 @@ def grid_of(images, caption: str, detect, show_unsafe: bool):
     """One picture, uint8 [H, W, 3], of images; what is flagged is blurred unless asked for."""
     import numpy as np
 
-    from dalle_ppo.runs.metrics import image_grid
-    from dalle_ppo.runs.pictures import blur_unsafe, to_numpy
+    from dalle_ppo.runs.pictures import blur_unsafe, image_grid, to_numpy
 
     pixels = to_numpy(images)
     if detect is not None:

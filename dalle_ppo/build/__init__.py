@@ -1,1 +1,1 @@
-"""From settings to objects: models, rewards, captions, trainer; may import every room below the command lines."""
+"""Settings to objects: models, rewards, captions, trainer; may import everything but command lines."""

@@ -23,7 +23,7 @@ from dalle_ppo.captions.text import CaptionFilter, read_phrases
 from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
-from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
+from dalle_ppo.evaluation.measures import HeldOutMeasure, JudgeImages, Measures
 from dalle_ppo.iconworld import stream as world_captions
 from dalle_ppo.iconworld.world import WEIGHTS, World
 from dalle_ppo.models.dalle.bart import frozen_decoder

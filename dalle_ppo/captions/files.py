@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-UNTAGGED = "UNTAGGED"
+from dalle_ppo.captions.tags import UNTAGGED
+
 CHUNK_ROWS = 1 << 16
 CAPTION_COLUMNS = ("TEXT", "caption", "text", "prompt", "captions", "alt_text")
 TAG_COLUMNS = ("NSFW", "tag")
@@ -180,10 +181,10 @@ def open_shard(path: Path, caption_column: str | None = None, tag_column: str | 
     return TableShard(str(path), texts, tags)
 
 
-Columns = tuple[Sequence[str | None], Sequence[str | None] | None]
+TextsAndTags = tuple[Sequence[str | None], Sequence[str | None] | None]
 
 
-def _read_csv(path: Path, caption_column: str | None, tag_column: str | None) -> Columns:
+def _read_csv(path: Path, caption_column: str | None, tag_column: str | None) -> TextsAndTags:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file, delimiter=delimiter), [])
@@ -199,7 +200,7 @@ def _read_csv(path: Path, caption_column: str | None, tag_column: str | None) ->
     return table[caption].to_pylist(), None if tag is None else table[tag].to_pylist()
 
 
-def _read_jsonl(path: Path, caption_column: str | None, tag_column: str | None) -> Columns:
+def _read_jsonl(path: Path, caption_column: str | None, tag_column: str | None) -> TextsAndTags:
     texts, tags = [], []
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
@@ -226,7 +227,7 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _read_text(path: Path, caption_column: str | None, tag_column: str | None) -> Columns:
+def _read_text(path: Path, caption_column: str | None, tag_column: str | None) -> TextsAndTags:
     if caption_column is not None or tag_column is not None:
         raise ValueError(
             f"{path}: text files have no columns; leave captions.column and captions.tag_column out"

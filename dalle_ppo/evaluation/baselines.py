@@ -5,12 +5,13 @@ that the reference draws anyway, so they are paired with reference and policy by
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-Columns = Mapping[str, np.ndarray]
+from dalle_ppo.evaluation.columns import Columns
+
 Redraw = Callable[[np.ndarray, int], Columns]
 """`(rows int64 [K], attempt)` -> the columns of K more images of the same captions, from other noise."""
 
@@ -48,8 +49,8 @@ def parse_baselines(text: str) -> list[Baseline]:
         tries = int(number) if number else DEFAULT_TRIES
         if kind is None or tries < 2 or (kind == "best_of" and number is None):
             raise ValueError(
-                f"--baselines: {name!r} is none; use reject ({DEFAULT_TRIES} tries at most), reject_N or "
-                "best_of_N with N of 2 or more, joined by commas"
+                f"--baselines: {name!r} is not a baseline; use reject ({DEFAULT_TRIES} tries at most), "
+                "reject_N or best_of_N with N of 2 or more, joined by commas"
             )
         found.append(Baseline(name, kind, tries))
     return found

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.evaluation.columns import Columns
 from dalle_ppo.evaluation.galleries import gallery_rows
 
-Columns = dict[str, np.ndarray]
 BOOLEANS = ("judge_unsafe", "judge_unrecognised")
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dalle_ppo.captions.tags import TAGS
 from dalle_ppo.iconworld import phrases
 from dalle_ppo.iconworld.scenes import ICON_COLORS, SAFE_KINDS, UNSAFE_KINDS, Scene, place, random_background
 
-TAGS = ("UNLIKELY", "UNSURE", "NSFW")
 SPLITS = ("train", "heldout")
 COLOR_NAMED, BACKGROUND_NAMED = 0.85, 0.60
 ACCIDENT_RATE = 0.08  # beside a single named icon; half of the UNLIKELY captions have one, so 4 % in all

@@ -1,6 +1,6 @@
 """The numbers that describe an iteration: docs/metrics.md defines them."""
 
-import resource
+import sys
 import time
 from contextlib import contextmanager
 
@@ -68,14 +68,23 @@ def score_metrics(experience: Experience, config: Config) -> dict:
     return metrics | {f"reward/{name}": part.mean() for name, part in parts.items()}
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory so far, in 10^9 bytes: of the device if it has its own, else of the process."""
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Peak memory so far, in 10^9 bytes: of the device if it has its own, else of the process.
+
+    None where the system does not tell (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    try:
+        import resource
+    except ImportError:
+        return None
+    # In bytes on macOS, in KiB on Linux.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def headline(metrics: dict) -> str:
+def progress_line(metrics: dict) -> str:
     """The numbers that matter, for the progress bar."""
     shown = {
         "reward": ("reward_mean", "{:+.2f}"),

@@ -14,7 +14,7 @@ from dalle_ppo.training import objectives
 from dalle_ppo.training.credit import CreditState, credit
 
 Loss = Callable[[TokenScores, Experience, Any], PolicyLoss]
-"""`(scores under the current weights, the rows' experience, the objective's own settings) -> loss per token`."""
+"""`(scores by the current weights, the rows, the objective's own settings) -> loss per token`."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from dalle_ppo.rl.adaptive_kl import AdaptiveKL
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import Checkpoint, prune_checkpoints, save_checkpoint
-from dalle_ppo.runs.metrics import METRICS, MetricsWriter
+from dalle_ppo.runs.metric_table import ITERATION_METRICS
+from dalle_ppo.runs.metrics import MetricsWriter
 from dalle_ppo.runs.pictures import blur_unsafe, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 from dalle_ppo.training.checkpointing import (
@@ -31,7 +32,7 @@ from dalle_ppo.training.checkpointing import (
 )
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.guards import broken_updates, check_collapse
-from dalle_ppo.training.iteration_metrics import Stopwatch, headline, peak_memory_gb, score_metrics
+from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, progress_line, score_metrics
 from dalle_ppo.training.objective import find_objective
 from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_rate
 from dalle_ppo.training.progress import Progress
@@ -105,7 +106,7 @@ class Trainer:
                     self.save(spare=1)
                     raise
                 writer.write(metrics)
-                bar.set_postfix_str(headline(metrics))
+                bar.set_postfix_str(progress_line(metrics))
                 bar.update()
                 broken = broken_updates(metrics, self.config)
                 if broken is not None:
@@ -231,7 +232,7 @@ class Trainer:
         progress.images += len(batch)
         progress.left_out += 1
         return {
-            **dict.fromkeys(METRICS),
+            **dict.fromkeys(ITERATION_METRICS),
             "iteration": progress.iteration - 1,
             "images": progress.images,
             "batches_left_out": 1,

@@ -60,7 +60,7 @@ class PolicyTerms:
 def policy_terms(
     scores: TokenScores, rows: Experience, objective: Objective, config: Config, kl_coef: float
 ) -> PolicyTerms:
-    """The actor's loss of some rows: the objective's, plus the KL and entropy terms that all objectives share.
+    """The actor's loss of some rows: the objective's, plus the KL and entropy terms that all share.
 
     Args:
         scores: of the current weights, with gradient.

@@ -15,7 +15,7 @@ from laion_tables import everything, laion_table, open_source, read_frozen, text
 from memory_peak import peak_growth
 
 from dalle_ppo.captions import sources
-from dalle_ppo.captions.files import CHUNK_ROWS, UNTAGGED, ParquetShard, TableShard
+from dalle_ppo.captions.files import CHUNK_ROWS, ParquetShard, TableShard
 from dalle_ppo.captions.source import (
     OTHER,
     CaptionRequest,
@@ -24,6 +24,7 @@ from dalle_ppo.captions.source import (
     open_captions,
 )
 from dalle_ppo.captions.streams import DrawSettings
+from dalle_ppo.captions.tags import UNTAGGED
 from dalle_ppo.captions.text import CaptionFilter, fingerprint
 
 

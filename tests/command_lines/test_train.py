@@ -22,7 +22,8 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.heads.nsfw import read_head, save_head
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
-from dalle_ppo.runs.metrics import read_metrics, undefined_metrics
+from dalle_ppo.runs.metric_table import undefined_metrics
+from dalle_ppo.runs.metrics import read_metrics
 from dalle_ppo.training.trainer import Trainer
 
 # fmt: off

@@ -1,5 +1,6 @@
 """Every setting of the algorithm changes what is learned, or is named here with the reason why not."""
 
+import json
 from dataclasses import fields
 from functools import cache
 

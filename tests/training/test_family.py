@@ -1,4 +1,4 @@
-"""The trainer knows no networks: a family of ten lines, a table of logits, is trained to its known optimum."""
+"""The trainer knows no networks: a table of logits, a family of ten lines, reaches its known optimum."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("objective", ["ppo", "reinforce"])
 def test_a_table_of_logits_reaches_its_optimum(objective, tmp_path):
-    """For independent tokens the optimum of reward minus KL is pi_ref exp(worth / kl_coef), token by token."""
+    """For independent tokens, reward minus KL is largest at pi_ref exp(worth / kl_coef), token by token."""
     changes = SETTINGS | {"objective": objective}
     if objective == "reinforce":
         changes |= {"update.minibatch_size": None}

@@ -1,4 +1,4 @@
-"""DALL·E mini and Mega as a policy family: BART reads captions and draws tokens, the VQGAN turns them into pixels."""
+"""DALL·E mini and Mega as a policy family: BART draws tokens of a caption, the VQGAN makes them pixels."""
 
 import math
 from collections.abc import Mapping, Sequence
