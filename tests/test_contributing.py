@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from tiny_trainer import NoWriter, tiny_trainer
 
 from dalle_ppo.build.rewards import build_reward
 from dalle_ppo.captions.source import CaptionRequest, open_captions
@@ -19,7 +20,6 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.rewards.base import RewardResult
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
-from tiny_trainer import NoWriter, tiny_trainer
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n# (dalle_ppo/[\w/]+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -94,14 +94,11 @@ def test_the_caption_source(examples):
     everything = open_captions("colours:boat", CaptionRequest(DrawSettings(split=None)))
     texts = {record.text for record in everything.next_batch(100)}
     assert len(texts) == 100 and "a red boat on a blue background" in texts
-    parts = [
-        {
-            r.text
-            for r in open_captions("colours:boat", CaptionRequest(DrawSettings(split=split))).next_batch(90)
-        }
-        for split in ("train", "heldout")
-    ]
-    assert parts[0] and parts[1] and not parts[0] & parts[1]
+    train, heldout = (
+        {record.text for record in open_captions("colours:boat", request).next_batch(90)}
+        for request in (CaptionRequest(DrawSettings(split=split)) for split in ("train", "heldout"))
+    )
+    assert train and heldout and not train & heldout
     with pytest.raises(ValueError, match="columns"):
         open_captions("colours:boat", CaptionRequest(DrawSettings(), caption_column="text"))
 
@@ -135,7 +132,7 @@ def test_a_run_with_all_three(examples, tmp_path):
     config = parse(*arguments.split(), "--reward.terms", "[{name: brightness}]")
     trainer = tiny_trainer(config, tmp_path)
     before = {name: value.clone() for name, value in trainer.networks.actor.state_dict().items()}
-    metrics = [trainer.iteration(NoWriter()) for _ in range(2)]
+    metrics = [trainer.iterate(NoWriter()) for _ in range(2)]
     assert all(0 < row["reward/brightness"] < 1 for row in metrics)
     assert all(row["ratio_first_minibatch_max_deviation"] < 1e-4 for row in metrics)
     after = trainer.networks.actor.state_dict()
@@ -148,16 +145,9 @@ def test_the_policy_family(examples, tmp_path):
     family, start = module.TableFamily(), torch.zeros(2, 4)
     actor, reference = module.Table(start.clone()), module.Table(start.clone()).requires_grad_(False)
     captions = open_captions("colours:boat", CaptionRequest(DrawSettings(split=None)))
+    more = "--actor.learning_rate 0.1 --actor.entropy_coef 0 --num_iterations 20"
     trainer = Trainer(
-        parse(
-            *TINY.split(),
-            "--actor.learning_rate",
-            "0.1",
-            "--actor.entropy_coef",
-            "0",
-            "--num_iterations",
-            "20",
-        ),
+        parse(*TINY.split(), *more.split()),
         tmp_path,
         Networks(family, actor, reference, family.new_critic(actor)),
         lambda images, captions, metadata=None: RewardResult(images.mean(dim=(1, 2, 3))),

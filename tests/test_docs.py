@@ -1,4 +1,4 @@
-"""README and docs: short where promised, with links that lead somewhere, settings that exist, commands that parse."""
+"""README and docs: short, with links that lead somewhere, settings that exist and commands that parse."""
 
 import re
 import shlex
