@@ -18,7 +18,7 @@ from dalle_ppo.models.heads.keras.categories import category_encoding, float32_b
 from dalle_ppo.models.heads.keras.convert import convert
 from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip, load_detector, load_head, save_head
 
-README = Path(__file__).resolve().parents[3] / "README.md"
+GUIDE = Path(__file__).resolve().parents[3] / "docs" / "detectors.md"
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 PUBLISHED = {
     "l14": ("clip_autokeras_binary_nsfw.zip", [180, 316, 413, 440, 644], [2190, 10425]),
@@ -61,7 +61,7 @@ def test_the_tables_matter(published):
     _, path, embeddings, expected = published
     without = (load_detector(path, smooth=True)(embeddings) - expected).abs()
     assert without.max() > 0.01
-    for text in (load_detector.__doc__, README.read_text()):
+    for text in (load_detector.__doc__, GUIDE.read_text(encoding="utf-8")):
         assert f"{without.max():.2f}" in text, "what is documented is what is measured"
     encoding = load_detector(path).layers[0]
     known = (encoding(embeddings)[:, encoding.columns] > 0).float()
