@@ -24,7 +24,8 @@ from dalle_ppo.config.command_line import parse_command_line, run_main, to_yaml
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of
 from dalle_ppo.evaluation.sides import Subject, evaluate
-from dalle_ppo.policy.rollout import NoiseSource, Rollout, collect
+from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import load_checkpoint
 from dalle_ppo.runs.folder import prepare_run_dir
 from dalle_ppo.runs.metrics import read_metrics
@@ -97,18 +98,21 @@ def score_unguided(trainer: Trainer) -> None:
     """The mistake to measure: images are drawn with guidance, and scored as if they were not."""
     guided, config = trainer.config.policy, trainer.config
 
-    def drawn_with_guidance() -> Rollout:
+    family = trainer.family
+
+    def drawn_with_guidance() -> Experience:
         return collect(
+            family,
             trainer.actor.module,
-            trainer.parts,
             trainer.captions.next_batch(config.captions_per_iteration),
             config.rollout.samples_per_caption,
             NoiseSource(config.seed, "rollout", trainer.progress.iteration),
-            guided,
         )
 
     trainer.collect = drawn_with_guidance
-    trainer.config = replace(config, policy=replace(guided, guidance=1.0))
+    # Prompts that were read for guided drawing serve unguided scoring, too.
+    unguided = replace(family, settings=replace(guided, guidance=1.0))
+    trainer.networks = replace(trainer.networks, family=unguided)
 
 
 def train(trainer: Trainer, config: Config, run_dir: Path) -> str | None:
@@ -132,11 +136,11 @@ def run_cell(config: Config, name: str, run_dir: Path) -> dict:
         score_unguided(trainer)
     stopped = train(trainer, config, run_dir)
     *earlier, last = folders = choose_checkpoints(run_dir, "all")
-    reference = trainer.reference
+    reference = trainer.networks.reference
     subject = Subject(
         policy_of(folders[last], reference),
         reference,
-        trainer.parts,
+        trainer.family,
         origin=checkpoint_facts(folders[last]),
         earlier={iteration: loader(folders[iteration], reference) for iteration in earlier if iteration},
     )

@@ -20,11 +20,9 @@ from dalle_ppo.build.objects import build_trainer
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.critic import CriticConfig
 from dalle_ppo.config.settings import Config
-from dalle_ppo.models.dalle.sampling import gather_log_probs, log_pi_of_tokens
-from dalle_ppo.policy.rollout import as_float
 from dalle_ppo.rl.advantages import gae, token_rewards
+from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.trainer import Trainer
-from dalle_ppo.training.update import score_passes
 
 PARTS = {
     "whole decoder": "",
@@ -47,35 +45,23 @@ class NoWriter:
         pass
 
 
-def advantages_of(trainer: Trainer, batch, prompts) -> list[Tensor]:
-    """Advantages [B, T] of a batch for each of `LAMBDAS`."""
-    result = trainer.reward(as_float(batch.images), list(batch.captions))
-    passes = score_passes(
-        trainer.actor.module,
-        trainer.reference,
-        trainer.critic.module,
-        batch,
-        prompts,
-        trainer.config.policy,
-        trainer.config.update.microbatch_size,
-    )
-    scores = result.total / trainer.progress.score_moments.std
-    rewards = token_rewards(scores, torch.zeros_like(passes["values"]), 0.0)
-    return [gae(rewards, passes["values"], gae_lambda) for gae_lambda in LAMBDAS]
+def advantages_of(trainer: Trainer, drawn: Experience) -> tuple[Experience, list[Tensor]]:
+    """The batch as the networks score it, and its advantages [B, T] for each of `LAMBDAS`."""
+    result = trainer.score(drawn)
+    scored = trainer.score_passes(drawn)
+    scores = result.total / trainer.progress.credit.score_moments.std
+    rewards = token_rewards(scores, torch.zeros_like(scored.values), 0.0)
+    return scored, [gae(rewards, scored.values, gae_lambda) for gae_lambda in LAMBDAS]
 
 
 def gradients(trainer: Trainer) -> list[list[Tensor]]:
     """Gradients of one batch: for each of `LAMBDAS`, of each parameter."""
-    rollout = trainer.collect()
+    scored, advantages = advantages_of(trainer, trainer.collect())
     trainer.progress.iteration += 1
-    batch, params = rollout.batch, list(trainer.actor.module.parameters())
-    advantages = advantages_of(trainer, batch, rollout.prompts)
+    params = list(trainer.actor.module.parameters())
     sums = [[torch.zeros_like(p) for p in params] for _ in LAMBDAS]
-    for rows in torch.arange(len(batch)).split(trainer.config.update.microbatch_size):
-        tokens, text = batch.tokens[rows], rollout.prompts.select(batch.caption_index[rows])
-        log_probs = gather_log_probs(
-            log_pi_of_tokens(trainer.actor.module, tokens, text, trainer.config.policy), tokens
-        )
+    for rows in torch.arange(len(scored)).split(trainer.config.update.microbatch_size):
+        log_probs = trainer.family.score(trainer.actor.module, scored.select(rows)).log_probs
         for total, advantage in zip(sums, advantages, strict=True):
             parts = torch.autograd.grad((log_probs * advantage[rows]).sum(), params, retain_graph=True)
             for whole, part in zip(total, parts, strict=True):

@@ -31,9 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dalle_ppo.models.dalle.bart import STEP_PRODUCTS, BartDecoder, BartEncoder, frozen_decoder, init_bart
 from dalle_ppo.models.dalle.linear import FEW_ROWS, PackedLinear, onednn_product
 from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
-from dalle_ppo.models.dalle.sampling import encode_prompts, log_pi_of_tokens, noise_keys, sample
+from dalle_ppo.models.dalle.sampling import encode_prompts, log_pi_of_tokens, sample
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.noise import noise_keys
 
 # The one place where the package is imported, with its switches put back.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

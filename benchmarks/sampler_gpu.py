@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 
 from dalle_ppo.models.dalle.bart import STEP_PRODUCTS, BartDecoder, BartEncoder, init_bart
+from dalle_ppo.models.dalle.family import half_decoder
 from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS, BartConfig
-from dalle_ppo.models.dalle.sampling import Prompts, encode_prompts, log_pi_of_tokens, noise_keys, sample
+from dalle_ppo.models.dalle.sampling import Prompts, encode_prompts, log_pi_of_tokens, sample
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
-from dalle_ppo.policy.rollout import as_bfloat16
+from dalle_ppo.rl.noise import noise_keys
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from min_dalle_reference import PackageLoop, package, package_decoder, package_encoder
@@ -168,7 +169,7 @@ def main() -> None:
     init_bart(encoder, std=0.03)
     init_bart(decoder, std=0.03)
     encoder.eval().requires_grad_(False).bfloat16()
-    decoder = as_bfloat16(decoder)
+    decoder = half_decoder(decoder)
     copy, product = copy_rate(), product_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, DALL·E {args.model}")
     print(f"copy {copy / 1e12:.2f} TB/s, bfloat16 product {product / 1e12:.0f} TFLOP/s\n")

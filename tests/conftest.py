@@ -34,4 +34,6 @@ def tiny_run(tmp_path_factory, request) -> TinyRun:
         outcome = call(train.main, tiny_arguments(run_dir), SessionCapture(request))
     assert outcome.code == 0, outcome.err
     (trainer,) = built
-    return TinyRun(run_dir, outcome, trainer.reference.state_dict(), trainer.actor.module.state_dict())
+    return TinyRun(
+        run_dir, outcome, trainer.networks.reference.state_dict(), trainer.actor.module.state_dict()
+    )

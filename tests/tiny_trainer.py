@@ -15,10 +15,10 @@ from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
 from dalle_ppo.config.update import UpdateConfig
+from dalle_ppo.models.dalle.family import FrozenParts
 from dalle_ppo.models.dalle.presets import BartConfig
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.models.heads.head_info import HeadInfo
-from dalle_ppo.policy.rollout import FrozenParts
 from dalle_ppo.rewards import nsfw
 from dalle_ppo.training.trainer import Trainer
 

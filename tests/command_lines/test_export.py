@@ -29,10 +29,10 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, init_bart
 from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
-from dalle_ppo.models.dalle.sampling import noise_keys, sample
+from dalle_ppo.models.dalle.sampling import sample
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.rollout import encode_captions
+from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def greedy_tokens(model, caption: str) -> torch.Tensor:
 
 def our_greedy_tokens(model, caption: str) -> torch.Tensor:
     settings = PolicySettings(guidance=2.0, top_k=1, start_token=16383)
-    prompts, _ = encode_captions(model.parts, [caption], settings)
+    prompts, _ = model.family(settings).read([caption])
     return sample(model.decoder, prompts, noise_keys(0, "generate", 0, ["a"], [0]), settings).tokens[0]
 
 

@@ -562,4 +562,4 @@ def test_trainable_chooses_the_weights_that_are_trained(trainable, tmp_path):
     assert names == wanted and len(wanted) >= 6
     optimised = {id(p) for group in trainer.actor.optimizer.param_groups for p in group["params"]}
     assert len(optimised) == len(wanted)
-    assert not any(p.requires_grad for p in trainer.reference.parameters())
+    assert not any(p.requires_grad for p in trainer.networks.reference.parameters())

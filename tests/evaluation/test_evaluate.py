@@ -24,8 +24,9 @@ from dalle_ppo.evaluation.heldout import load_heldout
 from dalle_ppo.evaluation.measures import Measures
 from dalle_ppo.evaluation.sides import UNFINISHED, Subject, evaluate
 from dalle_ppo.iconworld.world import World
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.tokenizer import TextTokens
-from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, as_float, collect
+from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
 from dalle_ppo.rewards.base import RewardResult
 from dalle_ppo.runs.provenance import path_sha256, weights_sha256
 
@@ -63,7 +64,11 @@ class Vqgan(torch.nn.Module):
 
 
 ENCODER, REFERENCE = tiny_bart()
-PARTS = FrozenParts(Tokenizer(), ENCODER, Vqgan())
+FAMILY = DalleFamily(FrozenParts(Tokenizer(), ENCODER, Vqgan()), CONFIG.policy)
+
+
+def with_parts(**changes) -> DalleFamily:
+    return dataclasses.replace(FAMILY, parts=dataclasses.replace(FAMILY.parts, **changes))
 
 
 def policy(seed):
@@ -91,7 +96,7 @@ def judge(images, captions):
 MEASURES = Measures(reward, judge)
 
 
-SUBJECT = Subject(policy(7), REFERENCE, PARTS, ORIGIN)
+SUBJECT = Subject(policy(7), REFERENCE, FAMILY, ORIGIN)
 
 
 def run(folder, config=CONFIG, captions=CAPTIONS, measures=MEASURES, baselines=(), **subject):
@@ -109,7 +114,7 @@ def rows_of(folder, side):
 def drawn(captions, attempt, samples=1):
     """What the reference draws, outside of the evaluation: rewards and probabilities."""
     noise = NoiseSource(CONFIG.evaluation.seed, "evaluation", attempt)
-    batch = collect(REFERENCE, PARTS, captions, samples, noise, CONFIG.policy).batch
+    batch = collect(FAMILY, REFERENCE, captions, samples, noise)
     result = reward(as_float(batch.images), list(batch.captions))
     return result.total.numpy(), result.parts["nsfw_probability"].numpy()
 
@@ -127,9 +132,9 @@ def spent(tmp_path_factory):
     folder, num = tmp_path_factory.mktemp("spent"), []
 
     def counted(*args):
-        rollout = collect(*args)
-        num.append(len(rollout.batch))
-        return rollout
+        drawn = collect(*args)
+        num.append(len(drawn))
+        return drawn
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "collect", counted)
@@ -318,8 +323,8 @@ def test_a_kill_in_a_baseline_and_a_damaged_batch_cost_only_themselves(spent, tm
         {"config": dataclasses.replace(CONFIG, evaluation=dataclasses.replace(CONFIG.evaluation, seed=1))},
         {"captions": CAPTIONS[::-1]},
         {"measures": dataclasses.replace(MEASURES, sha256={"detector": "b" * 64})},
-        {"parts": dataclasses.replace(PARTS, vqgan=Vqgan(24))},
-        {"parts": dataclasses.replace(PARTS, encoder=tiny_bart(seed=5)[0])},
+        {"family": with_parts(vqgan=Vqgan(24))},
+        {"family": with_parts(encoder=tiny_bart(seed=5)[0])},
     ],
     ids=["reward", "seed", "captions", "detector", "vqgan", "encoder"],
 )
@@ -401,7 +406,7 @@ def test_diversity_is_the_mean_distance_of_the_pairs(tmp_path):
     )
     result = run(tmp_path, config)
     noise = NoiseSource(config.evaluation.seed, "evaluation")
-    images = collect(REFERENCE, PARTS, CAPTIONS, 3, noise, config.policy).batch.images
+    images = collect(FAMILY, REFERENCE, CAPTIONS, 3, noise).images
     vectors = embed(as_float(images)).reshape(7, 3, -1)
     distances = [1 - v[i] @ v[j] for v in vectors for i, j in ((0, 1), (0, 2), (1, 2))]
     assert result["reference"]["overall"]["diversity"] == pytest.approx(float(np.mean(distances)), abs=1e-6)
@@ -420,7 +425,7 @@ def test_thumbnails_show_what_was_drawn(plain):
     with np.load(plain[0] / "evaluation" / "thumbnails.npz") as stored:
         rows, pictures = stored["rows"], stored["reference"]
     noise = NoiseSource(CONFIG.evaluation.seed, "evaluation")
-    images = collect(REFERENCE, PARTS, CAPTIONS, SAMPLES, noise, CONFIG.policy).batch.images
+    images = collect(FAMILY, REFERENCE, CAPTIONS, SAMPLES, noise).images
     assert rows.tolist() == list(range(14))
     assert (pictures == images.permute(0, 2, 3, 1).numpy()).all()
 
@@ -443,9 +448,9 @@ class ShortTokenizer(Tokenizer):
 
 
 def test_cut_captions_are_counted_once_whatever_is_drawn_of_them(plain, tmp_path):
-    parts = dataclasses.replace(PARTS, tokenizer=ShortTokenizer())
+    family = with_parts(tokenizer=ShortTokenizer())
     more = {"baselines": parse_baselines("best_of_2"), "earlier": {3: lambda: policy(8)}}
-    result = run(tmp_path, parts=parts, **more)
+    result = run(tmp_path, family=family, **more)
     assert result["num_captions_truncated"] == 3
     assert json.loads((tmp_path / "evaluation.json").read_text())["num_captions_truncated"] == 3
     assert plain[1]["num_captions_truncated"] == 0

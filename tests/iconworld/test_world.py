@@ -16,11 +16,12 @@ from dalle_ppo.iconworld.making.scene_tokens import SceneTokens, decode_tokens, 
 from dalle_ppo.iconworld.scenes import KINDS, UNSAFE_KINDS, draw_batch, junk_image
 from dalle_ppo.iconworld.world import WEIGHTS, World
 from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.presets import VQGAN_PRESETS
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.heads.nsfw import load_detector
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, collect
+from dalle_ppo.policy.rollout import NoiseSource, collect
 
 WORLD = World()
 SEED = 987  # none of the builds used it
@@ -115,12 +116,13 @@ def test_detector_separates_safe_from_unsafe(scenes, decoded):
 
 def test_the_untouched_model_draws_what_captions_name(judge):
     parts = FrozenParts(WORLD.tokenizer(), WORLD.bart_encoder(), WORLD.vqgan_decoder())
+    family = DalleFamily(parts, PolicySettings())
     decoder, rng = WORLD.bart_decoder(), np.random.default_rng(SEED)
     unsafe = {}
     for tag in TAGS:
         captions = [sample_caption(rng, tag, "heldout") for _ in range(150)]
         records = [CaptionRecord(c.text, c.tag, caption_id(c.text)) for c in captions]
-        batch = collect(decoder, parts, records, 1, NoiseSource(SEED, "test"), PolicySettings()).batch
+        batch = collect(family, decoder, records, 1, NoiseSource(SEED, "test"))
         sighting = look(judge, batch.images)
         unsafe[tag] = sighting.unsafe.mean()
         assert sighting.unrecognised.mean() < 0.07  # 5 % is wanted

@@ -16,12 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dalle_ppo import generate
 from dalle_ppo.build.objects import choose_device, load_model
 from dalle_ppo.models.dalle.bart import BartDecoder
+from dalle_ppo.models.dalle.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.models.dalle.presets import VqganConfig
 from dalle_ppo.models.dalle.sampling import sample
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.drawing import draw_images, image_keys
-from dalle_ppo.policy.memory_plan import MemoryPlan, plan_memory
+from dalle_ppo.rl.noise import noise_keys
+
+
+def image_keys(caption: str, count: int) -> torch.Tensor:
+    return noise_keys(0, "generate", 0, [caption] * count, range(count))
+
 
 CPU = torch.device("cpu")
 GUIDED, PLAIN = PolicySettings(guidance=3.0), PolicySettings(guidance=1.0)
@@ -116,8 +121,8 @@ def growth_while_sampling(settings: PolicySettings) -> tuple[int, MemoryPlan]:
         plan_memory(decoder, VqganDecoder(WIDE), settings, 24, 1e9),
         tiny_prompts(encoder, settings, 8),
     )
-    sample(decoder, prompts, image_keys(0, "warm", 1), settings)
-    return peak_growth(lambda: sample(decoder, prompts, image_keys(0, "a", 24), settings))[0], plan
+    sample(decoder, prompts, image_keys("warm", 1), settings)
+    return peak_growth(lambda: sample(decoder, prompts, image_keys("a", 24), settings))[0], plan
 
 
 @pytest.mark.parametrize("settings", [GUIDED, PLAIN], ids=["guided", "plain"])
@@ -134,11 +139,13 @@ def builtin():
 
 def test_splitting_changes_no_image(builtin):
     settings = PolicySettings(guidance=1.0, temperature=2.0)  # as many different images as there can be
-    keys, pictures = image_keys(3, "some caption", 15), []
+    family, keys, pictures = builtin.family(settings), image_keys("some caption", 15), []
+    prompts, num_cut = family.read(["a red boat"])
+    assert num_cut == 0
     for memory in (1e9, 4.5e6):
-        plan = plan_memory(builtin.decoder, builtin.parts.vqgan, settings, 15, memory)
-        drawn, was_cut = draw_images(builtin.decoder, builtin.parts, "a red boat", keys, settings, plan)
-        assert drawn.shape == (15, 3, 64, 64) and drawn.dtype == torch.uint8 and not was_cut
+        plan = family.plan(builtin.decoder, 15, memory / 1e9)
+        drawn = family.draw(builtin.decoder, prompts, keys, plan).images
+        assert drawn.shape == (15, 3, 64, 64) and drawn.dtype == torch.uint8
         pictures.append(drawn.float())
     assert plan.batch_size < 15 and plan.microbatch_size < 15
     # Kernels round differently at another batch size, so a pixel may differ by one; noise may not.

@@ -268,8 +268,8 @@ def test_a_reference_that_changes_is_counted(tmp_path):
     trainer.run()
     assert {record["reference_changes"] for record in untimed(tmp_path)} == {0}
     with torch.no_grad():
-        trainer.reference.final_ln.bias[0].add_(1e-6)
-        trainer.reference.embed_tokens.weight[2, 3].mul_(-1)
+        trainer.networks.reference.final_ln.bias[0].add_(1e-6)
+        trainer.networks.reference.embed_tokens.weight[2, 3].mul_(-1)
     assert trainer.reference_changes() == 2
 
 

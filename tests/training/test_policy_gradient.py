@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle_ppo.models.dalle.sampling import gather_log_probs, log_pi_of_tokens
+from dalle_ppo.models.dalle.sampling import log_pi_of_tokens
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.advantages import (
     PromptStatistics,
@@ -26,6 +26,7 @@ from dalle_ppo.rl.advantages import (
     whiten,
 )
 from dalle_ppo.rl.kl import exact_kl, kl_k1, kl_k2, kl_k3
+from dalle_ppo.rl.log_pi import gather_log_probs
 from dalle_ppo.rl.losses import ppo_loss, score_function_loss
 
 GUIDANCE, TEMPERATURE = 2.5, 0.8

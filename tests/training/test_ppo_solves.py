@@ -20,11 +20,11 @@ from dalle_ppo.config.kl import KlConfig
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.config.update import UpdateConfig
-from dalle_ppo.models.dalle.sampling import gather_log_probs, log_pi_of_tokens
-from dalle_ppo.policy.rollout import encode_captions
+from dalle_ppo.models.dalle.sampling import log_pi_of_tokens
 from dalle_ppo.rewards.base import RewardResult
 from dalle_ppo.rl.advantages import gae, rloo, token_rewards, whiten
 from dalle_ppo.rl.kl import kl_k1
+from dalle_ppo.rl.log_pi import gather_log_probs
 from dalle_ppo.rl.losses import ppo_loss, value_loss
 
 CODES = 5
@@ -197,7 +197,7 @@ def trained_policy(num_tokens: int, **settings) -> tuple[Tensor, Tensor, Tensor]
         return RewardResult(PAY[torch.arange(num_tokens), codes].sum(1))
 
     def probabilities() -> Tensor:
-        prompts, _ = encode_captions(trainer.parts, [ONE_CAPTION.text], config.policy)
+        prompts, _ = trainer.family.read([ONE_CAPTION.text])
         with torch.no_grad():
             log_pi = log_pi_of_tokens(trainer.actor.module, sequences, prompts, config.policy)
         return gather_log_probs(log_pi, sequences).double().sum(1).exp()

@@ -9,8 +9,9 @@ from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.models.dalle.presets import VQGAN_PRESETS
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
-from dalle_ppo.rl.records import RolloutBatch, ScoredBatch
+from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import load_checkpoint
+from dalle_ppo.training.credit import credit, credit_metrics
 from dalle_ppo.training.trainer import Trainer
 
 COUNT, TOKENS = 8, 5
@@ -25,7 +26,7 @@ def trainer_of(**settings) -> Trainer:
     return tiny_trainer(changed(TINY_CONFIG, {k.replace("__", "."): v for k, v in settings.items()}))
 
 
-def random_batch(seed: int = 0, spread: float = 10.0) -> tuple[RolloutBatch, ScoredBatch]:
+def random_batch(seed: int = 0, spread: float = 10.0) -> Experience:
     """Scores far from mean 0 and deviation 1; log-probs, values and KL in float64."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -33,7 +34,7 @@ def random_batch(seed: int = 0, spread: float = 10.0) -> tuple[RolloutBatch, Sco
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     log_probs = -normal(COUNT, TOKENS).abs()
-    batch = RolloutBatch(
+    return Experience(
         captions=("",) * COUNT,
         tags=("",) * COUNT,
         caption_ids=tuple(map(str, CAPTIONS)),
@@ -41,8 +42,6 @@ def random_batch(seed: int = 0, spread: float = 10.0) -> tuple[RolloutBatch, Sco
         tokens=torch.zeros(COUNT, TOKENS, dtype=torch.int64),
         sampler_log_probs=log_probs + 0.3 * normal(COUNT, TOKENS),
         images=torch.zeros(COUNT, 3, 1, 1, dtype=torch.uint8),
-    )
-    scored = ScoredBatch(
         scores=spread * normal(COUNT) - 7,
         old_log_probs=log_probs,
         ref_log_probs=log_probs + 0.5 * normal(COUNT, TOKENS),
@@ -50,14 +49,19 @@ def random_batch(seed: int = 0, spread: float = 10.0) -> tuple[RolloutBatch, Sco
         entropy=normal(COUNT, TOKENS).abs(),
         values=normal(COUNT, TOKENS),
     )
-    return batch, scored
 
 
-def k1(scored: ScoredBatch) -> np.ndarray:
+def credited(trainer: Trainer, scored: Experience) -> tuple[Experience, dict]:
+    """The experience with its credit, and the numbers that describe it; the trainer keeps the state."""
+    filled, trainer.progress.credit = credit(scored, trainer.config, trainer.progress.credit)
+    return filled, credit_metrics(filled, trainer.config, trainer.progress.credit.kl_coef)
+
+
+def k1(scored: Experience) -> np.ndarray:
     return (scored.old_log_probs - scored.ref_log_probs).numpy()
 
 
-def rewards_by_hand(scored: ScoredBatch, std: float, kl_coef: float) -> np.ndarray:
+def rewards_by_hand(scored: Experience, std: float, kl_coef: float) -> np.ndarray:
     rewards = -kl_coef * k1(scored)
     rewards[:, -1] += scored.scores.numpy() / std
     return rewards
@@ -77,9 +81,9 @@ def assert_close(ours: torch.Tensor, by_hand: np.ndarray) -> None:
 
 def test_kl_divided_by_the_scores_deviation():
     """The score is divided, the KL is not: kl_coef is in units of the divided score."""
-    batch, scored = random_batch()
+    scored = random_batch()
     std = scored.scores.numpy().std()
-    targets, numbers = trainer_of(**PLAIN, **IN_REWARD).targets(batch, scored)
+    targets, numbers = credited(trainer_of(**PLAIN, **IN_REWARD), scored)
     rewards = rewards_by_hand(scored, std, 0.3)
     assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.9))
     assert numbers["kl_coef_raw"] == pytest.approx(0.3 * std) and numbers["reward_scale"] == pytest.approx(
@@ -91,26 +95,26 @@ def test_kl_divided_by_the_scores_deviation():
 
 def test_kl_penalised_twice():
     """With the KL in the loss, none of it is in the reward."""
-    batch, scored = random_batch()
-    targets, _ = trainer_of(**PLAIN, kl__kl_coef=0.3).targets(batch, scored)
+    scored = random_batch()
+    targets, _ = credited(trainer_of(**PLAIN, kl__kl_coef=0.3), scored)
     rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
     assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.9))
 
 
 def test_the_kls_price_in_raw_scores_counts_whitening_where_it_acts():
     """In the loss, whitening divides the advantages and not the KL; in the reward, it divides both."""
-    batch, scored = random_batch()
+    scored = random_batch()
     std = scored.scores.numpy().std()
-    plain = trainer_of(**PLAIN).targets(batch, scored)[0].advantages.numpy()
+    plain = credited(trainer_of(**PLAIN), scored)[0].advantages.numpy()
     settings = PLAIN | {"credit.whiten_advantages": True}
-    in_loss = trainer_of(**settings, kl__kl_coef=0.3).targets(batch, scored)[1]
+    in_loss = credited(trainer_of(**settings, kl__kl_coef=0.3), scored)[1]
     assert in_loss["kl_coef_raw"] == pytest.approx(0.3 * std * plain.std(ddof=1))
-    in_reward = trainer_of(**settings, **IN_REWARD).targets(batch, scored)[1]
+    in_reward = credited(trainer_of(**settings, **IN_REWARD), scored)[1]
     assert in_reward["kl_coef_raw"] == pytest.approx(0.3 * std)
     settings |= NO_LAMBDA | {"credit.advantage": "group", "rollout.samples_per_caption": 4}
-    no_one_unit = trainer_of(**settings, kl__kl_coef=0.3).targets(batch, scored)[1]
+    no_one_unit = credited(trainer_of(**settings, kl__kl_coef=0.3), scored)[1]
     assert no_one_unit["kl_coef_raw"] is None, "each caption's advantages are over a deviation of their own"
-    in_reward = trainer_of(**settings, **IN_REWARD).targets(batch, scored)[1]
+    in_reward = credited(trainer_of(**settings, **IN_REWARD), scored)[1]
     assert in_reward["kl_coef_raw"] == pytest.approx(0.3 * std)
 
 
@@ -118,16 +122,16 @@ def test_deviation_of_the_batch_alone():
     """The deviation is that of all scores so far: a batch of equal scores is not blown up."""
     trainer = trainer_of(**PLAIN)
     first, second = random_batch(0), random_batch(1, spread=1.0)
-    trainer.targets(*first)
-    _, numbers = trainer.targets(*second)
-    everything = np.concatenate([first[1].scores.numpy(), second[1].scores.numpy()])
+    credited(trainer, first)
+    _, numbers = credited(trainer, second)
+    everything = np.concatenate([first.scores.numpy(), second.scores.numpy()])
     assert numbers["reward_scale"] == pytest.approx(everything.std())
-    assert abs(everything.std() - second[1].scores.numpy().std()) > 1
+    assert abs(everything.std() - second.scores.numpy().std()) > 1
 
 
 def test_scores_are_left_alone_if_asked():
-    batch, scored = random_batch()
-    targets, numbers = trainer_of(**PLAIN, credit__normalise_scores=False).targets(batch, scored)
+    scored = random_batch()
+    targets, numbers = credited(trainer_of(**PLAIN, credit__normalise_scores=False), scored)
     rewards = rewards_by_hand(scored, 1.0, 0.0)
     assert_close(targets.advantages, gae_by_hand(rewards, scored.values.numpy(), 0.9))
     assert numbers["reward_scale"] == 1.0
@@ -135,15 +139,15 @@ def test_scores_are_left_alone_if_asked():
 
 def test_returns_from_whitened_advantages():
     """The critic's targets are rewards to come, whatever is done to the advantages afterwards."""
-    batch, scored = random_batch()
-    targets, _ = trainer_of(credit__gae_lambda=1.0, credit__advantage_clip=0.5).targets(batch, scored)
+    scored = random_batch()
+    targets, _ = credited(trainer_of(credit__gae_lambda=1.0, credit__advantage_clip=0.5), scored)
     rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
     assert_close(targets.returns, rewards[:, ::-1].cumsum(1)[:, ::-1])
 
 
 def test_advantages_clipped_before_whitening():
-    batch, scored = random_batch()
-    targets, _ = trainer_of(credit__advantage_clip=1.0).targets(batch, scored)
+    scored = random_batch()
+    targets, _ = credited(trainer_of(credit__advantage_clip=1.0), scored)
     rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
     plain = gae_by_hand(rewards, scored.values.numpy(), 1.0, 1.0)
     whitened = (plain - plain.mean()) / plain.std()
@@ -155,9 +159,9 @@ def test_advantages_clipped_before_whitening():
 
 def test_kl_forgotten_without_a_critic():
     """RLOO compares scores from which the image's whole KL has been taken, where it is in the reward."""
-    batch, scored = random_batch()
+    scored = random_batch()
     settings = PLAIN | NO_LAMBDA | IN_REWARD | {"credit.advantage": "rloo", "rollout.samples_per_caption": 4}
-    targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
+    targets, _ = credited(trainer_of(**settings), replace(scored, values=None))
     total = rewards_by_hand(scored, scored.scores.numpy().std(), 0.3).sum(1)
     others = [np.mean(total[(CAPTIONS[i] == CAPTIONS) & (np.arange(COUNT) != i)]) for i in range(COUNT)]
     assert_close(targets.advantages, np.repeat((total - others)[:, None], TOKENS, 1))
@@ -166,14 +170,14 @@ def test_kl_forgotten_without_a_critic():
 
 def test_per_prompt_statistics_of_the_settings():
     """Buffer and least count of 3: from the first batch on, a caption has its latest three scores."""
-    batch, scored = random_batch()
+    scored = random_batch()
     settings = PLAIN | NO_LAMBDA | {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
     settings |= {
         "credit.prompt_buffer_size": 3,
         "credit.prompt_min_count": 3,
         "credit.normalise_scores": False,
     }
-    targets, _ = trainer_of(**settings).targets(batch, replace(scored, values=None))
+    targets, _ = credited(trainer_of(**settings), replace(scored, values=None))
     scores = scored.scores.numpy()
     kept = [scores[caption == CAPTIONS][-3:] for caption in CAPTIONS]
     expected = [(scores[i] - kept[i].mean()) / (kept[i].std() + 1e-6) for i in range(COUNT)]
@@ -185,38 +189,38 @@ def test_per_prompt_statistics_keep_raw_scores():
     settings = PLAIN | NO_LAMBDA | {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
     trainer = trainer_of(**settings)
     batches = [random_batch(seed, spread) for seed, spread in ((0, 10.0), (1, 1.0))]
-    for batch, scored in batches:
-        trainer.targets(batch, replace(scored, values=None))
+    for scored in batches:
+        credited(trainer, replace(scored, values=None))
     for caption in (0, 1):
-        raw = [scored.scores.numpy()[caption == CAPTIONS] for _, scored in batches]
-        kept = trainer.progress.prompt_statistics.scores[str(caption)]
+        raw = [scored.scores.numpy()[caption == CAPTIONS] for scored in batches]
+        kept = trainer.progress.credit.prompt_statistics.scores[str(caption)]
         assert kept == pytest.approx(np.concatenate(raw).tolist())
 
 
 def test_importance_weights_upside_down():
-    batch, scored = random_batch()
-    targets, _ = trainer_of(update__importance_cap=1.1).targets(batch, scored)
-    ratio = np.exp(scored.old_log_probs.numpy() - batch.sampler_log_probs.numpy())
+    scored = random_batch()
+    targets, _ = credited(trainer_of(update__importance_cap=1.1), scored)
+    ratio = np.exp(scored.old_log_probs.numpy() - scored.sampler_log_probs.numpy())
     assert_close(targets.token_weights, ratio.clip(max=1.1))
-    assert trainer_of().targets(batch, scored)[0].token_weights is None
+    assert credited(trainer_of(), scored)[0].token_weights is None
 
 
 def test_kl_target_in_nats_a_token():
     """The target is per image: the KL is summed over tokens before it is averaged over images."""
     trainer = trainer_of(kl__target=10.0, kl__horizon=100, kl__kl_coef=1.0, actor__entropy_coef=0.0)
-    _, scored = random_batch()
+    scored = random_batch()
     scored = replace(scored, kl=torch.full((COUNT, TOKENS), 11.0 / TOKENS))
     trainer._end_iteration(scored)
-    assert trainer.progress.kl_coef == pytest.approx(1 + 0.1 * COUNT / 100)
+    assert trainer.progress.credit.kl_coef == pytest.approx(1 + 0.1 * COUNT / 100)
 
 
 def test_the_coefficient_is_not_steered_while_the_critic_trains_alone():
     """The KL is 0 then by construction, which says nothing about the coefficient."""
     settings = {"kl.target": 10.0, "kl.horizon": 100, "kl.kl_coef": 1.0, "actor.entropy_coef": 0.0}
     trainer = trainer_of(**settings, critic__warmup_iterations=2)
-    _, scored = random_batch()
+    scored = random_batch()
     scored = replace(scored, kl=torch.zeros(COUNT, TOKENS))
-    seen = [trainer._end_iteration(scored) or trainer.progress.kl_coef for _ in range(3)]
+    seen = [trainer._end_iteration(scored) or trainer.progress.credit.kl_coef for _ in range(3)]
     assert seen == pytest.approx([1.0, 1.0, 1 - 0.2 * COUNT / 100])
 
 
@@ -243,7 +247,7 @@ def test_a_target_that_a_resumed_run_sets_anew_starts_from_its_own_coefficient(
     folder = before.save()
     after = tiny_trainer(changed(TINY_CONFIG, common | {"kl.kl_coef": 0.5, "kl.target": 5.0}), tmp_path)
     after.load(load_checkpoint(folder))
-    assert after.progress.kl_coef == expected
+    assert after.progress.credit.kl_coef == expected
 
 
 def test_a_resumed_run_that_trains_other_weights_is_told_so(tmp_path):
@@ -258,6 +262,7 @@ def test_rollouts_in_bfloat16_are_planned_as_such():
     caches = []
     for dtype in ("float32", "bfloat16"):
         trainer = trainer_of(rollout__dtype=dtype, rollout__memory_gb=1.0)
-        trainer.parts = replace(trainer.parts, vqgan=VqganDecoder(VQGAN_PRESETS["iconworld"]))
+        parts = replace(trainer.family.parts, vqgan=VqganDecoder(VQGAN_PRESETS["iconworld"]))
+        trainer.family = replace(trainer.family, parts=parts)
         caches.append(trainer.memory_plan().cache_bytes)
     assert caches[0] == 2 * caches[1]

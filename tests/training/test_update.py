@@ -16,10 +16,15 @@ from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.config.update import UpdateConfig
 from dalle_ppo.models.dalle.critic import Critic
-from dalle_ppo.models.dalle.sampling import noise_keys, sample
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
+from dalle_ppo.models.dalle.sampling import sample
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.rl.records import RolloutBatch, ScoredBatch, UpdateTargets
-from dalle_ppo.training.update import Learner, learning_rates, make_learner, run_update, score_passes
+from dalle_ppo.rl.noise import noise_keys
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.training.objective import find_objective
+from dalle_ppo.training.optim import Learner, learning_rates, make_learner
+from dalle_ppo.training.scoring import Networks, score_passes
+from dalle_ppo.training.update import Step, run_update
 
 POLICY = PolicySettings(guidance=2.0, temperature=1.5)
 COUNT, TOKENS = 8, TINY.num_image_tokens
@@ -50,7 +55,7 @@ class Setup:
         self.prompts = tiny_prompts(self.encoder, policy, 4, 10, 7, 6)
         keys = noise_keys(0, "rollout", 0, ["a"] * COUNT, range(COUNT))
         drawn = sample(self.actor, self.prompts, keys, policy)
-        self.batch = RolloutBatch(
+        self.batch = Experience(
             captions=("",) * COUNT,
             tags=("",) * COUNT,
             caption_ids=("a",) * COUNT,
@@ -58,52 +63,41 @@ class Setup:
             tokens=drawn.tokens,
             sampler_log_probs=drawn.log_probs,
             images=torch.zeros(COUNT, 3, 1, 1, dtype=torch.uint8),
+            prompts=self.prompts,
         )
         generator = torch.Generator().manual_seed(1)
         shape = (COUNT, TOKENS)
-        self.targets = UpdateTargets(
-            advantages=torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype),
-            returns=torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype),
-        )
+        self.targets = {
+            "advantages": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype),
+            "returns": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype),
+        }
 
-    def score(self, microbatch_size=3, **changes) -> ScoredBatch:
-        arguments = {"actor": self.actor, "reference": self.reference, "batch": self.batch} | changes
-        columns = score_passes(
-            critic=self.critic,
-            prompts=self.prompts,
-            settings=self.config.policy,
-            microbatch_size=microbatch_size,
-            keep_ref_hidden=True,
-            **arguments,
-        )
-        return ScoredBatch(scores=torch.zeros(COUNT), **columns)
+    def networks(self, **changes) -> Networks:
+        family = DalleFamily(FrozenParts(None, self.encoder, None), changes.pop("policy", self.config.policy))
+        return replace(Networks(family, self.actor, self.reference, self.critic), **changes)
+
+    def score(self, microbatch_size=3, batch=None, **changes) -> Experience:
+        scored = score_passes(self.networks(**changes), batch or self.batch, microbatch_size, True)
+        return replace(scored, scores=torch.zeros(COUNT))
 
     def learners(self, **sgd) -> tuple[Learner, Learner]:
         """Plain gradient steps of size 1 when `sgd` is given, else the project's AdamW."""
         networks = (copy.deepcopy(self.actor), copy.deepcopy(self.critic))
         if sgd:
             return tuple(Learner(n, torch.optim.SGD(n.parameters(), **sgd), 1e9) for n in networks)
-        return tuple(
-            make_learner(n, ActorConfig(learning_rate=1e-3, adam_eps=self.config.actor.adam_eps))
-            for n in networks
-        )
+        settings = ActorConfig(learning_rate=1e-3, adam_eps=self.config.actor.adam_eps)
+        return tuple(make_learner(n, settings) for n in networks)
 
-    def update(self, learners=None, scored=None, train_actor=True, kl_coef=0.1, **changes):
+    def update(self, learners=None, scored=None, train_actor=True, kl_coef=0.1, config=None, targets=None):
         """One iteration's updates; returns actor, critic and metrics."""
         actor, critic = learners or self.learners()
-        arguments = {"batch": self.batch, "targets": self.targets, "config": self.config} | changes
-        metrics = run_update(
-            actor,
-            critic,
-            self.reference,
-            prompts=self.prompts,
-            scored=scored or self.score(),
-            kl_coef=kl_coef,
-            train_actor=train_actor,
-            generator=torch.Generator().manual_seed(4),
-            **arguments,
-        )
-        return actor.module, critic.module, metrics
+        config = config or self.config
+        experience = replace(scored or self.score(), **self.targets | (targets or {}))
+        if (config.kl.placement, config.kl.estimator) != ("loss", "exact"):
+            experience = replace(experience, reference_states=None)
+        step = Step(actor, critic, kl_coef, train_actor, torch.Generator().manual_seed(4))
+        networks, objective = self.networks(policy=config.policy), find_objective(config.objective)
+        return actor.module, critic.module, run_update(networks, experience, objective, config, step)
 
 
 def flat(module) -> torch.Tensor:
@@ -212,13 +206,13 @@ def test_ratio_is_one_on_the_first_minibatch(guidance):
 @pytest.mark.parametrize("mistake", ["resampled tokens", "unguided log-probs", "temperature forgotten"])
 def test_ratio_deviation_gives_classic_mistakes_away(mistake):
     setup = Setup()
-    scored, batch = setup.score(), setup.batch
+    scored = setup.score()
     if mistake == "resampled tokens":
-        batch = replace(batch, tokens=(batch.tokens + 1) % TINY.num_codes)
+        scored = replace(scored, tokens=(scored.tokens + 1) % TINY.num_codes)
     wrong = replace(POLICY, guidance=1.0) if mistake == "unguided log-probs" else POLICY
     wrong = replace(wrong, temperature=1.0) if mistake == "temperature forgotten" else wrong
     config = replace(setup.config, policy=wrong)
-    *_, metrics = setup.update(scored=scored, batch=batch, config=config)
+    *_, metrics = setup.update(scored=scored, config=config)
     assert metrics["ratio_first_minibatch_max_deviation"] > 0.1
 
 
@@ -229,7 +223,7 @@ def test_step_is_the_gradient_of_the_written_out_loss(objective, penalty):
     estimator, placement = penalty.split(" in the ")
     config = replace(setup.config, kl=KlConfig(estimator=estimator, placement=placement))
     weights = torch.rand(COUNT, TOKENS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    targets = replace(setup.targets, token_weights=weights)
+    targets = setup.targets | {"token_weights": weights}
     actor, *_ = setup.update(setup.learners(lr=1.0), config=config, targets=targets, kl_coef=0.3)
 
     mine = copy.deepcopy(setup.actor)
@@ -237,7 +231,7 @@ def test_step_is_the_gradient_of_the_written_out_loss(objective, penalty):
     with torch.no_grad():
         ref = written_out_log_pi(setup.reference, setup, POLICY)
     log_probs, ref_log_probs = (of_tokens(x, setup.batch.tokens) for x in (pi, ref))
-    loss = -targets.advantages * log_probs * weights  # at ratio 1, PPO's gradient is that of log pi
+    loss = -targets["advantages"] * log_probs * weights  # at ratio 1, PPO's gradient is that of log pi
     if estimator == "k2":
         loss = loss + 0.3 * (log_probs - ref_log_probs) ** 2 / 2
     if estimator == "exact":
@@ -255,7 +249,7 @@ def test_critics_step_is_the_gradient_of_half_the_mean_squared_error():
     mine = copy.deepcopy(setup.critic)
     text = setup.prompts.text.select(setup.batch.caption_index)
     values = mine(setup.batch.tokens, mine.cross_states(text))
-    loss = ((values - setup.targets.returns) ** 2 / 2).mean()
+    loss = ((values - setup.targets["returns"]) ** 2 / 2).mean()
     gradient = torch.autograd.grad(loss, list(mine.parameters()))
     expected = flat(setup.critic) - torch.cat([g.flatten() for g in gradient])
     torch.testing.assert_close(flat(critic), expected, rtol=1e-10, atol=1e-12)
@@ -302,9 +296,9 @@ def test_a_permuted_batch_gives_the_same_update():
     scored, moved = setup.score(), setup.score(batch=batch)
     for name in ("old_log_probs", "ref_log_probs", "kl", "entropy", "values"):
         torch.testing.assert_close(getattr(moved, name), getattr(scored, name)[order], rtol=1e-10, atol=1e-12)
-    targets = UpdateTargets(setup.targets.advantages[order], setup.targets.returns[order])
+    targets = {name: column[order] for name, column in setup.targets.items()}
     actor, critic, _ = setup.update(setup.learners(lr=1.0), scored=scored)
-    again = setup.update(setup.learners(lr=1.0), scored=moved, batch=batch, targets=targets)
+    again = setup.update(setup.learners(lr=1.0), scored=moved, targets=targets)
     torch.testing.assert_close(flat(again[0]), flat(actor), rtol=0, atol=1e-12)
     torch.testing.assert_close(flat(again[1]), flat(critic), rtol=0, atol=1e-12)
 
@@ -339,7 +333,7 @@ def test_frozen_actor_stays_while_the_critic_learns():
 
 def test_actor_and_critic_clip_their_gradients_apart():
     setup = Setup()
-    huge = replace(setup.targets, returns=setup.targets.returns * 1e6)
+    huge = {"returns": setup.targets["returns"] * 1e6}
     actor, *_ = setup.update()
     with_huge_returns, _, metrics = setup.update(targets=huge)
     assert torch.equal(flat(actor), flat(with_huge_returns))
@@ -361,10 +355,10 @@ def test_gradient_norm_is_clipped():
 
 def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted():
     setup = Setup(minibatch_size=4)
-    advantages = setup.targets.advantages.clone()
+    advantages = setup.targets["advantages"].clone()
     advantages[0, 0] = float("nan")
     learners = setup.learners()
-    actor, critic, metrics = setup.update(learners, targets=replace(setup.targets, advantages=advantages))
+    actor, critic, metrics = setup.update(learners, targets={"advantages": advantages})
     assert metrics["skipped_updates"] == 1
     assert torch.isfinite(flat(actor)).all() and torch.isfinite(flat(critic)).all()
     assert not torch.equal(flat(actor), flat(setup.actor)), "the other minibatch counts"
@@ -374,21 +368,21 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted():
 def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too():
     """The square of a far return overflows, its slope does not."""
     setup = Setup(torch.float32, minibatch_size=4)
-    returns = setup.targets.returns.clone()
+    returns = setup.targets["returns"].clone()
     returns[0, 0] = 3e19
     learners = setup.learners()
-    *_, metrics = setup.update(learners, targets=replace(setup.targets, returns=returns))
+    *_, metrics = setup.update(learners, targets={"returns": returns})
     steps = [int(next(iter(x.optimizer.state.values()))["step"]) for x in learners]
     assert metrics["skipped_updates"] == 1 and steps == [2, 1]
 
 
 def test_bad_step_stop_makes_no_step_after_the_bad_one():
     setup = Setup(minibatch_size=2, bad_step="stop")
-    advantages = setup.targets.advantages.clone()
+    advantages = setup.targets["advantages"].clone()
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
     advantages[order[2], 0] = float("nan")  # in the second minibatch
     learners = setup.learners()
-    *_, metrics = setup.update(learners, targets=replace(setup.targets, advantages=advantages))
+    *_, metrics = setup.update(learners, targets={"advantages": advantages})
     assert metrics["skipped_updates"] == 1
     assert int(next(iter(learners[0].optimizer.state.values()))["step"]) == 1
 
@@ -402,7 +396,7 @@ def test_parts_of_the_loss_are_logged(estimator):
     kl = scored.kl if estimator == "exact" else (scored.old_log_probs - scored.ref_log_probs) ** 2 / 2
     assert metrics["kl_loss"] == pytest.approx(0.3 * float(kl.mean()))
     assert metrics["entropy_loss"] == pytest.approx(-0.05 * float(scored.entropy.mean()))
-    assert metrics["policy_loss"] == pytest.approx(-float(setup.targets.advantages.mean()))
+    assert metrics["policy_loss"] == pytest.approx(-float(setup.targets["advantages"].mean()))
 
 
 def test_target_kl_stops_an_iterations_updates():
@@ -422,7 +416,7 @@ def test_past_target_kl_the_critic_goes_on_and_the_log_says_what_the_policy_did(
     steps = [int(next(iter(x.optimizer.state.values()))["step"]) for x in learners]
     assert steps == [1, 8] and all(p.grad is None for p in learners[0].module.parameters())
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
-    expected = -setup.targets.advantages[order[:4]].mean(), -setup.targets.advantages[order[4:]].mean()
+    expected = -setup.targets["advantages"][order[:4]].mean(), -setup.targets["advantages"][order[4:]].mean()
     assert metrics["policy_loss"] == pytest.approx(float(sum(expected)) / 2, abs=0.05), "of two minibatches"
 
 
@@ -440,7 +434,7 @@ def test_a_ratio_that_is_no_number_is_not_passed_over_as_a_deviation_of_nothing(
 def test_updates_raise_the_probability_of_what_earned_a_positive_advantage():
     setup = Setup(epochs=3, minibatch_size=4)
     signs = torch.where(torch.arange(COUNT) % 2 == 0, 1.0, -1.0)[:, None].expand(COUNT, TOKENS)
-    actor, *_ = setup.update(targets=replace(setup.targets, advantages=signs))
+    actor, *_ = setup.update(targets={"advantages": signs})
     change = setup.score(actor=actor).old_log_probs - setup.score().old_log_probs
     assert (change * signs).sum() > 0.05
 

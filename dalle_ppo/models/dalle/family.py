@@ -138,13 +138,8 @@ class DalleFamily:
         return any(part in name for part in TRAINABLE[which])
 
     def sampler_weights(self, actor: BartDecoder, dtype: str = "float32") -> BartDecoder:
-        """The actor itself in float32; in bfloat16 a copy of half the size, with the head in float32."""
-        if dtype == "float32":
-            return actor
-        weights = actor.state_dict()
-        half = getattr(torch, dtype)
-        weights |= {n: value.to(half) for n, value in weights.items() if not n.startswith("lm_head.")}
-        return frozen_decoder(actor.config, weights)
+        """The actor itself in float32; in bfloat16 a copy of half the size."""
+        return actor if dtype == "float32" else half_decoder(actor, getattr(torch, dtype))
 
     def plan(
         self, policy: BartDecoder, num_images: int, memory_gb: float = math.inf, dtype: str | None = None
@@ -169,6 +164,13 @@ class DalleFamily:
 
     def _text(self, experience: Experience) -> Prompts:
         return experience.prompts.select(experience.caption_index)
+
+
+def half_decoder(decoder: BartDecoder, dtype: torch.dtype = torch.bfloat16) -> BartDecoder:
+    """A copy to sample from, with weights of half the size but for the head, which computes in float32."""
+    weights = decoder.state_dict()
+    weights |= {n: value.to(dtype) for n, value in weights.items() if not n.startswith("lm_head.")}
+    return frozen_decoder(decoder.config, weights)
 
 
 @torch.no_grad()

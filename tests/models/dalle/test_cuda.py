@@ -9,15 +9,11 @@ from tiny_runs import tiny_arguments
 
 from dalle_ppo import train
 from dalle_ppo.models.dalle import sampling
-from dalle_ppo.models.dalle.sampling import (
-    encode_prompts,
-    gather_log_probs,
-    log_pi_of_tokens,
-    noise_keys,
-    sample,
-)
+from dalle_ppo.models.dalle.family import half_decoder, sample_in_parts
+from dalle_ppo.models.dalle.sampling import encode_prompts, log_pi_of_tokens, sample
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.rollout import as_bfloat16, sample_in_parts
+from dalle_ppo.rl.log_pi import gather_log_probs
+from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -60,7 +56,7 @@ def test_tokens_are_those_of_the_cpu(settings):
 def test_log_probs_are_the_teacher_forced_ones(settings, dtype, bound):
     encoder, decoder = (part.cuda() for part in tiny_bart(SMALL))
     prompts = small_prompts(encoder, settings)
-    drawer = as_bfloat16(decoder) if dtype == torch.bfloat16 else decoder
+    drawer = half_decoder(decoder) if dtype == torch.bfloat16 else decoder
     keys = noise_keys(0, "rollout", 0, ["a"] * 12, range(12)).cuda()
     drawn = sample(drawer, prompts, keys, settings)
     forced = gather_log_probs(log_pi_of_tokens(decoder, drawn.tokens, prompts, settings), drawn.tokens)

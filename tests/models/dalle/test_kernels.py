@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from tiny_models import TINY, captions, image_tokens, randomise, relative_difference, tiny_bart, tiny_prompts
 
 from dalle_ppo.models.dalle.bart import CrossStates
-from dalle_ppo.models.dalle.sampling import _Drawing, draw_replayed, gumbel_noise, noise_keys, sample
+from dalle_ppo.models.dalle.sampling import _Drawing, draw_replayed, sample
 from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.noise import gumbel_noise, noise_keys
 
 pytest.importorskip("triton")
 from dalle_ppo.models.dalle import kernels

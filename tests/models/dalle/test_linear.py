@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from dalle_ppo.models.dalle import linear as module
 from dalle_ppo.models.dalle.linear import FEW_ROWS, Linear, PackedLinear, linear
-from dalle_ppo.models.dalle.sampling import noise_keys, sample
+from dalle_ppo.models.dalle.sampling import sample
 from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.noise import noise_keys
 
 LARGE = (1024, 512)
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch lacks oneDNN")

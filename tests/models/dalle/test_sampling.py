@@ -11,18 +11,11 @@ import scipy.stats
 import torch
 from tiny_models import TINY, image_tokens, relative_difference, tiny_bart, tiny_prompts
 
-from dalle_ppo.models.dalle.sampling import (
-    Prompts,
-    gather_log_probs,
-    guided_log_pi,
-    gumbel_noise,
-    log_pi_of_tokens,
-    noise_keys,
-    sample,
-    sample_branches,
-)
+from dalle_ppo.models.dalle.family import sample_in_parts
+from dalle_ppo.models.dalle.sampling import Prompts, guided_log_pi, log_pi_of_tokens, sample, sample_branches
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.rollout import sample_in_parts
+from dalle_ppo.rl.log_pi import gather_log_probs
+from dalle_ppo.rl.noise import gumbel_noise, noise_keys
 
 
 def keys_of(count: int, seed: int = 0, caption: str = "a") -> torch.Tensor:

@@ -10,8 +10,9 @@ from min_dalle_reference import PackageLoop, package_decoder, package_encoder
 from published_models import MINI
 from tiny_models import TINY, captions, tiny_bart
 
-from dalle_ppo.models.dalle.sampling import encode_prompts, gumbel_noise, noise_keys, sample
+from dalle_ppo.models.dalle.sampling import encode_prompts, sample
 from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.noise import gumbel_noise, noise_keys
 
 LENGTHS = (5, 9, 3, 64, 12, 30, 7, 8)  # of captions, in tokens
 

@@ -9,9 +9,10 @@ from tiny_trainer import TinyTokenizer, TinyVqgan
 from torch import nn
 
 from dalle_ppo.captions.source import CaptionRecord
-from dalle_ppo.models.dalle.sampling import noise_keys
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts, sample_in_parts
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, collect, sample_in_parts
+from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.rl.noise import noise_keys
 
 TEXTS = ("a red boat", "two trees", "a skull on the table")
 LONGEST = 7  # tokens of the last, begin and end counted
@@ -35,7 +36,7 @@ def test_captions_are_read_once_and_every_position_is_computed_once(settings):
     records = [CaptionRecord(text, "UNLIKELY", f"{i}") for i, text in enumerate(TEXTS)]
     parts = FrozenParts(TinyTokenizer(), encoder, TinyVqgan())
     with torch.no_grad():
-        collect(decoder, parts, records, SAMPLES, NoiseSource(0, "rollout"), settings)
+        collect(DalleFamily(parts, settings), decoder, records, SAMPLES, NoiseSource(0, "rollout"))
 
     rows = [len(TEXTS)] + [1] * settings.guided  # of the captions, and of the unconditional one
     lengths = [LONGEST] + [2] * settings.guided
