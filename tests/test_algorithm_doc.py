@@ -12,7 +12,7 @@ import pytest
 
 DOC = Path(__file__).parents[1] / "docs" / "algorithm.md"
 LINK = re.compile(r"\[`(\w+)`\]\(\.\./(dalle_ppo/[\w/]+\.py)#L(\d+)\)")
-SETTING = re.compile(r"`((?:ppo|kl|critic|policy|rollout|reward)\.\w+)")
+SETTING = re.compile(r"`((?:credit|actor|update|ppo|kl|critic|policy|rollout|reward)\.\w+)")
 
 
 @cache
@@ -47,7 +47,7 @@ def test_details_are_numbered_and_each_has_code_and_source():
 
 
 def test_settings_that_are_named_exist():
-    from dalle_ppo.config.command_line import setting_names
+    from dalle_ppo.config.sections import setting_names
 
     named = set(SETTING.findall(DOC.read_text(encoding="utf-8")))
     assert len(named) > 8 and named <= set(setting_names())
