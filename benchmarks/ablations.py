@@ -23,9 +23,10 @@ from dalle_ppo.build.objects import build_measures, build_trainer, evaluation_ca
 from dalle_ppo.config.command_line import parse_command_line, run_main, to_yaml
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of
-from dalle_ppo.evaluation.sides import evaluate
+from dalle_ppo.evaluation.sides import Subject, evaluate
 from dalle_ppo.policy.rollout import NoiseSource, Rollout, collect
-from dalle_ppo.runs.checkpoints import load_checkpoint, prepare_run_dir
+from dalle_ppo.runs.checkpoints import load_checkpoint
+from dalle_ppo.runs.folder import prepare_run_dir
 from dalle_ppo.runs.metrics import read_metrics
 from dalle_ppo.runs.provenance import checkpoint_facts
 from dalle_ppo.training.trainer import Trainer
@@ -132,17 +133,15 @@ def run_cell(config: Config, name: str, run_dir: Path) -> dict:
     stopped = train(trainer, config, run_dir)
     *earlier, last = folders = choose_checkpoints(run_dir, "all")
     reference = trainer.reference
-    result = evaluate(
-        config,
-        run_dir,
+    subject = Subject(
         policy_of(folders[last], reference),
         reference,
         trainer.parts,
-        build_measures(config, trainer.reward, find_world(config.model.path), None),
-        evaluation_captions(config),
         origin=checkpoint_facts(folders[last]),
         earlier={iteration: loader(folders[iteration], reference) for iteration in earlier if iteration},
     )
+    measures = build_measures(config, trainer.reward, find_world(config.model.path), None)
+    result = evaluate(config, run_dir, subject, measures, evaluation_captions(config))
     metrics = read_metrics(run_dir / "metrics.jsonl")
     return {"name": name, "seed": config.seed, "stopped": stopped, "curve": curve(result, metrics)}
 

@@ -7,7 +7,6 @@ its tags in LAION's proportions.
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
-from dalle_ppo.captions.source import LAION_SHARES, open_captions
+from dalle_ppo.captions.source import CaptionRequest, open_captions
+from dalle_ppo.captions.sources.hub import LAION_SHARES
 from dalle_ppo.captions.streams import DrawSettings
 
 NUM_WORDS = 50_000
@@ -88,7 +88,7 @@ def measure_drawing(source: str, num_captions: int) -> None:
     """How fast captions can be drawn."""
     print(f"| memory before | {peak_memory():.0f} MB |")
     started = time.perf_counter()
-    captions = open_captions(source, DrawSettings(), LAION_SHARES)
+    captions = open_captions(source, CaptionRequest(DrawSettings(), LAION_SHARES))
     captions.next_batch(BATCH)
     print(f"| first batch of {BATCH} | {time.perf_counter() - started:.2f} s |")
     times, processor_started = [], time.process_time()
@@ -107,7 +107,7 @@ def measure_drawing(source: str, num_captions: int) -> None:
 
 def measure_waiting(source: str, num_batches: int = 40) -> None:
     """How long someone waits who uses captions as a rollout does, with the next ones drawn ahead."""
-    captions = PrefetchedCaptions(open_captions(source, DrawSettings(seed=1), LAION_SHARES))
+    captions = PrefetchedCaptions(open_captions(source, CaptionRequest(DrawSettings(seed=1), LAION_SHARES)))
     captions.next_batch(BATCH)
     times = []
     for _ in range(num_batches):
@@ -120,6 +120,8 @@ def measure_waiting(source: str, num_batches: int = 40) -> None:
 
 def peak_memory() -> float:
     """Peak resident memory of this process in MB."""
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,4 +1,4 @@
-"""The table of the default run in README.md and RESULTS.md, from the folders of finished runs.
+"""The table of the default run in docs/results.md and RESULTS.md, from the folders of finished runs.
 
     for seed in 0 1 2; do python -m dalle_ppo.train --run_dir runs/seed$seed --seed $seed; done
     python benchmarks/default_run.py runs/seed0 runs/seed1 runs/seed2
@@ -22,7 +22,7 @@ ROWS = (
     ("mean reward, UNLIKELY captions", "UNLIKELY", "reward_mean", "{:.2f}"),
     ("mean reward", "overall", "reward_mean", "{:.2f}"),
     ("diversity within a caption", "overall", "diversity", "{:.3f}"),
-    ("KL from the reference, nats an image", "overall", "kl", "{:.1f}"),
+    ("KL from the reference, nats per image", "overall", "kl", "{:.1f}"),
 )
 
 

@@ -74,9 +74,21 @@ MOVED: dict[str, str | tuple[str, object] | None] = {
     "ppo.whiten_advantages": "credit.whiten_advantages", "ppo.advantage_clip": "credit.advantage_clip",
     "ppo.normalise_scores": "credit.normalise_scores", "ppo.prompt_buffer_size": "credit.prompt_buffer_size",
     "ppo.prompt_min_count": "credit.prompt_min_count",
+    "reward.detector": None, "reward.unsafe_threshold": None, "reward.unsure_threshold": None,
+    "reward.unsafe_penalty": None, "reward.unsure_penalty": None, "reward.clean_threshold": None,
+    "reward.clean_bonus": None, "reward.clip_weight": None, "reward.extra": None,  # all in LATER_SETTINGS
 }  # fmt: skip
 """Where a setting of `FIRST` stands now, with its value where that has another name; None for what is a
 constant, with that value, today."""
+LATER_SETTINGS: dict[str, object] = {
+    "reward.terms": [
+        {"name": "nsfw", "weight": 1.0, "detector": "builtin",
+         "unsafe_threshold": 0.4, "unsure_threshold": 0.1, "unsafe_penalty": -30.0, "unsure_penalty": -10.0,
+         "clean_threshold": 0.01, "clean_bonus": 0.0},
+        {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
+    ],
+}  # fmt: skip
+"""Settings that hold several of `FIRST` in one value today."""
 LATER_METRICS: set[str] = set()
 """Numbers that came after 65870f2 and are compared only where both sides have them."""
 ASIDE = {"images_per_second", "memory_gb", "versions"}
@@ -85,9 +97,10 @@ CAPTION = "a red boat on a blue background"
 
 def settings_of(tree: Path) -> dict:
     """The job's settings as the code in `tree` names them, nested."""
-    moved = {} if (tree / "dalle_ppo" / "config_ppo.py").is_file() else MOVED
+    first = (tree / "dalle_ppo" / "config_ppo.py").is_file()
+    moved, settings = ({}, FIRST) if first else (MOVED, FIRST | LATER_SETTINGS)
     nested: dict = {}
-    for name, value in FIRST.items():
+    for name, value in settings.items():
         place = moved.get(name, name)
         if place is None:
             continue

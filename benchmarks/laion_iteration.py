@@ -18,7 +18,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -51,6 +50,7 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
     from dalle_ppo.config.command_line import parse_command_line
     from dalle_ppo.runs.metrics import read_metrics
     from dalle_ppo.train import main
+    from dalle_ppo.training.iteration_metrics import peak_memory_gb
 
     file = ROOT / "configs" / f"laion_nsfw_{model}.yaml"
     minibatch_size = parse_command_line(["--config", str(file)], "", "")[0].update.minibatch_size
@@ -79,7 +79,7 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
         print(f"| {'the iteration' if phase == 'seconds' else phase} | {row[phase]:.2f} |")
     rest = seconds - sum(row["seconds"] for row in rows)
     print(f"| loading, samples before and after, checkpoint | {rest:.2f} |")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_memory_gb(torch.device("cpu"))
     print(f"\npeak memory {row['memory_gb']:.2f} GB until the iteration's end, {peak:.2f} GB in all")
     print(f"reward {row['reward_mean']:+.2f}, policy's gradient norm {row['gradient_norm']:.3g}")
 

@@ -1,6 +1,6 @@
 """Plants each classic mistake in a copy of the project and shows the test that catches it.
 
-    python benchmarks/planted_mistakes.py            # minutes; prints a table
+    python benchmarks/planted_mistakes.py            # minutes; writes planted_mistakes.md beside it
 
 Exits with 1 if a mistake goes unseen. Needs the `test` extra.
 """
@@ -16,6 +16,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
+TABLE = Path(__file__).with_suffix(".md")
+HEADING = """# Mistakes that the tests see
+
+`python benchmarks/planted_mistakes.py` plants each in a copy of the project, runs the tests and writes this
+table.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,35 +73,35 @@ PLANTED = (
         "models/dalle/sampling.py",
         "logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature",
         "logits = _guided_logits(decoder, conditional / settings.temperature, unconditional, settings)",
-        "models/test_sampling.py::test_guided_log_pi_is_the_enumerated_distribution",
+        "models/dalle/test_sampling.py::test_guided_log_pi_is_the_enumerated_distribution",
     ),
     Mistake(
         "the reward is added at every token",
         "rl/advantages.py",
         "rewards[:, -1] += scores",
         "rewards += scores[:, None]",
-        "rl/test_rl_advantages.py::test_reward_added_at_every_token",
+        "rl/test_advantages.py::test_reward_added_at_every_token",
     ),
     Mistake(
         "GAE's exponent is wrong",
         "rl/advantages.py",
         RIGHT_RECURRENCE,
         "running = deltas[:, t] + (GAMMA * gae_lambda) ** (deltas.shape[1] - t) * running",
-        "rl/test_rl_advantages.py::test_wrong_gae_exponent",
+        "rl/test_advantages.py::test_wrong_gae_exponent",
     ),
     Mistake(
         "GAE bootstraps from a value after the last token",
         "rl/advantages.py",
         "torch.zeros_like(values[:, :1])], dim=1)",
         "values[:, -1:]], dim=1)",
-        "rl/test_rl_advantages.py::test_gae_lambda_one_is_monte_carlo",
+        "rl/test_advantages.py::test_gae_lambda_one_is_monte_carlo",
     ),
     Mistake(
         "advantages are whitened image by image",
         "rl/advantages.py",
         "centred = x - x.mean()",
         "centred = x - x.mean(dim=-1, keepdim=True)",
-        "rl/test_rl_advantages.py::test_per_sequence_whitening_erases_the_score",
+        "rl/test_advantages.py::test_per_sequence_whitening_erases_the_score",
     ),
     Mistake(
         "returns are made of whitened advantages",
@@ -109,21 +115,21 @@ PLANTED = (
         "rl/advantages.py",
         "return total / (same.sum(1) - 1)",
         "return total / same.sum(1)",
-        "rl/test_rl_advantages.py::test_rloo_baseline_that_includes_the_image_itself",
+        "rl/test_advantages.py::test_rloo_baseline_that_includes_the_image_itself",
     ),
     Mistake(
         "the clip is a minimum where losses are compared",
         "rl/losses.py",
         "loss = torch.maximum(free, bounded)",
         "loss = torch.minimum(free, bounded)",
-        "rl/test_rl_losses.py::test_clip_cases_on_both_signs_of_the_advantage",
+        "rl/test_losses.py::test_clip_cases_on_both_signs_of_the_advantage",
     ),
     Mistake(
         "dual clip acts on positive advantages too",
         "rl/losses.py",
         "dual_clipped = (advantages < 0) & (loss > ceiling)",
         "dual_clipped = loss > ceiling",
-        "rl/test_rl_losses.py::test_dual_clip_on_the_wrong_sign",
+        "rl/test_losses.py::test_dual_clip_on_the_wrong_sign",
     ),
     Mistake(
         "the value clip is relative, not in units of the returns",
@@ -131,21 +137,21 @@ PLANTED = (
         "near = old_values + (values - old_values).clamp(-value_clip, value_clip)",
         "near = old_values + (values - old_values).clamp(-value_clip * old_values.abs(), "
         "value_clip * old_values.abs())",
-        "rl/test_rl_losses.py",
+        "rl/test_losses.py",
     ),
     Mistake(
         "gradient flows into the advantages",
         "rl/losses.py",
         "advantages = advantages.detach()",
         "advantages = advantages",
-        "rl/test_rl_losses.py::test_gradient_leaking_into_the_old_policy_or_the_advantages",
+        "rl/test_losses.py::test_gradient_leaking_into_the_old_policy_or_the_advantages",
     ),
     Mistake(
         "the KL the wrong way round",
         "rl/kl.py",
         "return (log_pi.exp() * log_ratio).sum(-1)",
         "return (ref_log_pi.exp() * -log_ratio).sum(-1)",
-        "rl/test_rl_kl.py",
+        "rl/test_kl.py",
     ),
     Mistake(
         "the KL is divided by the score's deviation",
@@ -201,91 +207,91 @@ PLANTED = (
         "models/dalle/kernels.py",
         "is_there = start + places < length",
         "is_there = start + places <= length",
-        "models/test_kernels.py::test_replayed_steps_draw_the_tokens_of_a_cpu",
+        "models/dalle/test_kernels.py::test_replayed_steps_draw_the_tokens_of_a_cpu",
     ),
     Mistake(
         "a GPU writes its cache a place late",
         "models/dalle/kernels.py",
         "tl.store(values + sequence + length * WIDTH",
         "tl.store(values + sequence + (length + 1) % num_places * WIDTH",
-        "models/test_kernels.py::test_replayed_steps_draw_the_tokens_of_a_cpu",
+        "models/dalle/test_kernels.py::test_replayed_steps_draw_the_tokens_of_a_cpu",
     ),
     Mistake(
         "noise does not depend on the sample",
         "models/dalle/sampling.py",
         "|{caption}|{sample}",
         "|{caption}|0",
-        "models/test_sampling.py",
+        "models/dalle/test_sampling.py",
     ),
     Mistake(
         "no image that is above both thresholds is unsafe",
-        "rewards/combine.py",
-        "return torch.where(probability > t.unsafe_threshold, t.unsafe_penalty, score).float()",
+        "rewards/nsfw.py",
+        "return torch.where(probability > options.unsafe_threshold, options.unsafe_penalty, score).float()",
         "return score.float()",
-        "rewards/test_rewards.py",
+        "rewards/test_nsfw.py",
     ),
     Mistake(
         "k3 of the inverted ratio",
         "rl/kl.py",
         "return log_r.expm1() - log_r",
         "return (-log_r).expm1() + log_r",
-        "rl/test_rl_kl.py",
+        "rl/test_kl.py",
     ),
     Mistake(
         "importance weights upside down",
         "rl/losses.py",
         "return (old_log_probs - sampler_log_probs).exp().clamp(max=cap)",
         "return (sampler_log_probs - old_log_probs).exp().clamp(max=cap)",
-        "rl/test_rl_losses.py",
+        "rl/test_losses.py",
     ),
     Mistake(
         "kl.target acts on the whole of an error",
         "rl/adaptive_kl.py",
         "error = min(max(error, -ERROR_CLIP), ERROR_CLIP)",
         "error = max(error, -ERROR_CLIP)",
-        "rl/test_rl_kl.py",
+        "rl/test_kl.py",
     ),
     Mistake(
         "a group's deviation is that of a population",
         "rl/advantages.py",
         "return centred / ((squares / (count - 1)).sqrt() + eps)",
         "return centred / ((squares / count).sqrt() + eps)",
-        "rl/test_rl_advantages.py",
+        "rl/test_advantages.py",
     ),
     Mistake(
         "a caption keeps its oldest scores",
         "rl/advantages.py",
         "score)[-self.buffer_size :]",
         "score)[: self.buffer_size]",
-        "rl/test_rl_advantages.py",
+        "rl/test_advantages.py",
     ),
     Mistake(
         "running moments forget how far means lie apart",
         "rl/advantages.py",
         "batch_var * len(batch) + between) / count",
         "batch_var * len(batch)) / count",
-        "rl/test_rl_advantages.py",
+        "rl/test_advantages.py",
     ),
     Mistake(
         "explained variance of the wrong spread",
         "rl/advantages.py",
         "return 1.0 - (returns - values).var(correction=0).item() / spread",
         "return 1.0 - (returns - values).var(correction=0).item() / values.var(correction=0).item()",
-        "rl/test_rl_advantages.py",
+        "rl/test_advantages.py",
     ),
     Mistake(
         "approx_kl the wrong way round",
         "rl/losses.py",
         "return log_ratio.expm1() - log_ratio",
         "return (-log_ratio).expm1() + log_ratio",
-        "rl/test_rl_losses.py::test_approx_kl_is_unbiased_for_the_kl_of_the_old_policy_to_the_new",
+        "rl/test_losses.py::test_approx_kl_is_unbiased_for_the_kl_of_the_old_policy_to_the_new",
     ),
     Mistake(
         "policy.detach_unconditional cuts the other branch",
         "models/dalle/sampling.py",
         "return base + settings.guidance * (decoder.head(hidden) - base)",
         "return decoder.head(unconditional) + settings.guidance * (decoder.head(hidden).detach() - base)",
-        "models/test_sampling.py",
+        "models/dalle/test_sampling.py",
     ),
     Mistake(
         "ratios that are no numbers count as none",
@@ -336,12 +342,20 @@ def catching_test(mistake: Mistake) -> str | None:
     return failed[0].removeprefix("FAILED tests/").split(" - ")[0].split("[")[0]
 
 
+def table(seen_by: list[str | None]) -> str:
+    """planted_mistakes.md: a row per mistake, with the test that saw it (`FILE::NAME`) or None."""
+    rows = []
+    for mistake, test in zip(PLANTED, seen_by, strict=True):
+        file, _, name = (test or "").partition("::")
+        rows.append(f"| {mistake.what} | {f'[`{name}`](../tests/{file})' if test else '**nothing**'} |")
+    return "\n".join([HEADING, "| mistake | seen by |", "|---|---|", *rows, ""])
+
+
 def main() -> int:
-    caught = [catching_test(mistake) for mistake in tqdm(PLANTED, unit="mistake")]
-    print("| mistake | seen by |\n|---|---|")
-    for mistake, test in zip(PLANTED, caught, strict=True):
-        print(f"| {mistake.what} | {f'`{test}`' if test else '**nothing**'} |")
-    return 0 if all(caught) else 1
+    seen_by = [catching_test(mistake) for mistake in tqdm(PLANTED, unit="mistake")]
+    TABLE.write_text(table(seen_by), encoding="utf-8")
+    print(TABLE.read_text(encoding="utf-8"))
+    return 0 if all(seen_by) else 1
 
 
 if __name__ == "__main__":

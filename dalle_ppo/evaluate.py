@@ -41,19 +41,19 @@ def main(argv: list[str] | None) -> int:
 
     from dalle_ppo.build.objects import (
         build_measures,
-        build_reward,
         choose_device,
         evaluation_captions,
         load_model,
     )
+    from dalle_ppo.build.rewards import build_reward
     from dalle_ppo.captions.source import captions_of_file
     from dalle_ppo.evaluation.baselines import parse_baselines
+    from dalle_ppo.evaluation.headline import headline
     from dalle_ppo.evaluation.heldout import load_heldout
-    from dalle_ppo.evaluation.sides import evaluate
+    from dalle_ppo.evaluation.sides import Subject, evaluate
     from dalle_ppo.report.page import write_report
-    from dalle_ppo.runs.metrics import write_evaluation
     from dalle_ppo.runs.provenance import checkpoint_facts
-    from dalle_ppo.train import headline
+    from dalle_ppo.runs.tensorboard import write_evaluation
 
     baselines = parse_baselines(args.baselines) if args.baselines else []
     device = choose_device(args.device)
@@ -72,19 +72,15 @@ def main(argv: list[str] | None) -> int:
     heldout = load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device)
     reward = build_reward(config, model.world, device)
     measures = build_measures(config, reward, model.world, heldout)
-    result = evaluate(
-        config,
-        args.run,
+    subject = Subject(
         policy,
         model.reference,
-        model.parts,
-        measures,
-        captions,
+        model.family(config.policy),
         origin=checkpoint_facts(folders[last]),
-        captions_file=Path(args.captions).name if args.captions else None,
         earlier={iteration: loader(folders[iteration], model.decoder) for iteration in earlier},
-        baselines=baselines,
     )
+    captions_file = Path(args.captions).name if args.captions else None
+    result = evaluate(config, args.run, subject, measures, captions, captions_file, baselines)
     if not args.captions:
         write_evaluation(args.run, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     print(headline(result))

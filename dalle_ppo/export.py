@@ -6,9 +6,6 @@ DIR is then a `models_root` of `min_dalle.MinDalle`, and a model of this program
 """
 
 import argparse
-import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 from dalle_ppo.base.new_folder import refuse_existing, whole_folder
@@ -45,6 +42,7 @@ def main(argv: list[str] | None) -> int:
     import torch
 
     from dalle_ppo.build.objects import load_model
+    from dalle_ppo.build.saving import write_model
 
     model = load_model(args.model, torch.device("cpu"), args.revision)
     if model.files is None:
@@ -58,31 +56,6 @@ def main(argv: list[str] | None) -> int:
     if args.to == "min-dalle":
         print(difference(model.settings, model.files.preset))
     return 0
-
-
-def write_model(folder: Path, model, suffix: str, dtype) -> None:
-    """Writes all files of a model.
-
-    Args:
-        folder: to write into.
-        model: a `build.LoadedModel` of DALL·E mini's or Mega's sizes.
-        suffix: of the weights, ".pt" or ".safetensors".
-        dtype: of the weights.
-    """
-    from dalle_ppo.models.dalle.weight_files import SETTINGS_FILE, VQGAN_ENCODER, disk_names
-    from dalle_ppo.models.dalle.weights import save_weights
-
-    names = {part: folder / name for part, name in disk_names(model.files.preset).items()}
-    networks = {"encoder": model.parts.encoder, "decoder": model.decoder, "detoker": model.parts.vqgan}
-    for part, network in networks.items():
-        names[part].parent.mkdir(exist_ok=True)
-        save_weights(network, names[part].with_suffix(suffix), dtype)
-    shutil.copyfile(model.files.vocab, names["vocab"])
-    shutil.copyfile(model.files.merges, names["merges"])
-    if model.files.vqgan_encoder:
-        shutil.copyfile(model.files.vqgan_encoder, names["detoker"].parent / VQGAN_ENCODER)
-    settings = json.dumps(dataclasses.asdict(model.settings), indent=1)
-    (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
 
 
 def difference(settings, preset: str) -> str:

@@ -80,7 +80,7 @@ def main(argv: list[str] | None) -> int:
     settings = choose_settings(args, model)
     detect = unsafe_detector(args.model, model.world, device)
     decoders = [model.decoder, model.reference] if args.compare else [model.decoder]
-    drawn = draw(args, decoders, model.parts, num_images, settings)
+    drawn = draw(args, decoders, model.family(settings), num_images)
     grids = [grid_of(images, args.caption, detect, args.show_unsafe) for images in drawn]
     write_picture(args.out, grids, drawn[0].shape[-1])
     return 0
@@ -103,15 +103,21 @@ def choose_settings(args: argparse.Namespace, model):
 
 def unsafe_detector(model: str, world, device):
     """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, and a line, where there is no detector."""
-    from dalle_ppo.build.objects import build_reward, is_run
+    from dalle_ppo.build.objects import is_run
+    from dalle_ppo.build.rewards import build_reward
+    from dalle_ppo.config.reward import RewardConfig
 
     config = load_config(Path(model) / "config.yaml") if is_run(model) else Config()
     if world is None and not is_run(model):
         print("images are not checked: these weights come without an NSFW detector")
         return None
-    # The user's own rewards say nothing about safety, and need not be importable here.
-    config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, extra=[]))
-    reward = build_reward(config, world, device)
+    nsfw = config.reward.settings_of("nsfw")
+    if nsfw is None:
+        print("images are not checked: the reward of this run has no term nsfw")
+        return None
+    # No other term says anything about safety, and the user's own need not be importable here.
+    only = RewardConfig(terms=[{"name": "nsfw", **dataclasses.asdict(nsfw)}])
+    reward = build_reward(dataclasses.replace(config, reward=only), world, device)
 
     from dalle_ppo.policy.rollout import as_float
 
@@ -119,40 +125,38 @@ def unsafe_detector(model: str, world, device):
         flagged = []
         for part in images.to(device).split(64):
             scores = reward(as_float(part), [caption] * len(part)).parts["nsfw_probability"]
-            flagged += (scores > config.reward.unsafe_threshold).tolist()
+            flagged += (scores > nsfw.unsafe_threshold).tolist()
         return flagged
 
     return detect
 
 
-def draw(args: argparse.Namespace, decoders: list, parts, num_images: int, settings) -> list:
-    """Each decoder's images with the same noise, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
+def draw(args: argparse.Namespace, decoders: list, family, num_images: int) -> list:
+    """Each policy's images with the same noise, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
     from dalle_ppo.captions.text import caption_id
-    from dalle_ppo.models.dalle.linear import FEW_ROWS
-    from dalle_ppo.policy.drawing import draw_images, image_keys
-    from dalle_ppo.policy.memory_plan import plan_memory
+    from dalle_ppo.rl.noise import noise_keys
 
-    plan = plan_memory(decoders[0], parts.vqgan, settings, num_images, args.memory_gb * 1e9)
+    plan = family.plan(decoders[0], num_images, args.memory_gb)
     print(plan)
-    num_rows = plan.batch_size * (2 if settings.guided else 1)
-    if num_rows > FEW_ROWS:
-        for decoder in decoders:
-            decoder.pack(num_rows)
-    keys = image_keys(args.seed, caption_id(args.caption), num_images)
-    drawn = [draw_images(decoder, parts, args.caption, keys, settings, plan) for decoder in decoders]
-    if any(was_cut for _, was_cut in drawn):
-        print(f"the caption is longer than {parts.tokenizer.text_token_count} tokens and was cut")
-    if parts.tokenizer.encode([args.caption]).tokens[0].equal(parts.tokenizer.unconditional()):
+    ids = [caption_id(args.caption)] * num_images
+    keys = noise_keys(args.seed, "generate", 0, ids, range(num_images))
+    prompts, num_truncated = family.read([args.caption])
+    drawn = []
+    for decoder in decoders:
+        family.pack(decoder, plan)
+        drawn.append(family.draw(family.sampler_weights(decoder), prompts, keys, plan).images.cpu())
+    if num_truncated:
+        print(f"the caption is longer than {family.text_token_count} tokens and was cut")
+    if family.reads_nothing(args.caption):
         print("nothing is left of the caption: the model reads ASCII and the names of emoji only")
-    return [images for images, _ in drawn]
+    return drawn
 
 
 def grid_of(images, caption: str, detect, show_unsafe: bool):
     """One picture, uint8 [H, W, 3], of images; what is flagged is blurred unless asked for."""
     import numpy as np
 
-    from dalle_ppo.runs.metrics import image_grid
-    from dalle_ppo.runs.pictures import blur_unsafe, to_numpy
+    from dalle_ppo.runs.pictures import blur_unsafe, image_grid, to_numpy
 
     pixels = to_numpy(images)
     if detect is not None:

@@ -10,7 +10,6 @@ DALL·E mini and Mega learn from photos once `converters/flax_to_safetensors.py`
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from dalle_ppo.base.new_folder import refuse_existing, whole_folder
@@ -56,6 +55,7 @@ def main(argv: list[str] | None) -> int:
     from tqdm import tqdm
 
     from dalle_ppo.build.objects import choose_device, find_world, load_model
+    from dalle_ppo.build.saving import save_model
     from dalle_ppo.iconworld.making.dalle import Tokenizers, fresh_bart
     from dalle_ppo.models.dalle.weight_files import PUBLISHED
     from dalle_ppo.models.dalle.weights import NO_ENCODER_HINT, load_vqgan_encoder
@@ -90,24 +90,9 @@ def main(argv: list[str] | None) -> int:
             )
     trained = replace(model, decoder=decoder, parts=replace(model.parts, encoder=encoder))
     with whole_folder(args.out) as folder:
-        write(folder, trained)
+        save_model(folder, trained)
     print(f"wrote {args.out}, final loss {numbers['loss']:.4f} nats a token; use it with --model {args.out}")
     return 0
-
-
-def write(folder: Path, model) -> None:
-    """Writes a `build.LoadedModel`, of the built-in world or DALL·E mini or Mega, as `--model` takes it."""
-    import torch
-
-    from dalle_ppo.export import write_model
-    from dalle_ppo.models.dalle.weights import save_weights
-
-    if model.world is None:
-        write_model(folder, model, ".safetensors", torch.float32)
-        return
-    shutil.copytree(model.world.folder, folder, dirs_exist_ok=True)
-    save_weights(model.parts.encoder, folder / "bart_encoder.safetensors")
-    save_weights(model.decoder, folder / "bart_decoder.safetensors")
 
 
 def load_pairs(args: argparse.Namespace, tokenizers):

@@ -5,6 +5,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_dict, to_yaml
 from dalle_ppo.config.settings import Config
 
@@ -37,8 +38,10 @@ def main(argv: list[str] | None) -> int:
         find_world,
     )
     from dalle_ppo.evaluation.heldout import load_heldout
-    from dalle_ppo.runs.checkpoints import load_checkpoint, prepare_run_dir
-    from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics, write_settings
+    from dalle_ppo.runs.checkpoints import load_checkpoint
+    from dalle_ppo.runs.folder import prepare_run_dir
+    from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics
+    from dalle_ppo.runs.tensorboard import write_settings
 
     # Everything that can be wrong with the settings is found before the folder is touched.
     check_start(config.model.path, run_dir)
@@ -56,14 +59,14 @@ def main(argv: list[str] | None) -> int:
         first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # refuses before anything changes
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
-    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
     print(plan(config), flush=True)
     print(memory_plan, flush=True)
     trainer.run()
     if trainer.progress.captions_truncated:
-        print(truncation(trainer.progress.captions_truncated, trainer.parts.tokenizer.text_token_count))
+        print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
     if config.evaluation.at_end:
         finish(trainer, config, run_dir, captions, measures)
     return 0
@@ -132,53 +135,20 @@ def truncation(num_truncated: int, text_token_count: int) -> str:
 
 def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> None:
     """Evaluates policy against reference, writes the report and prints the headline."""
-    from dalle_ppo.evaluation.sides import evaluate
+    from dalle_ppo.evaluation.headline import headline
+    from dalle_ppo.evaluation.sides import Subject, evaluate
     from dalle_ppo.report.page import write_report
     from dalle_ppo.runs.checkpoints import latest_checkpoint
-    from dalle_ppo.runs.metrics import write_evaluation
     from dalle_ppo.runs.provenance import checkpoint_facts
+    from dalle_ppo.runs.tensorboard import write_evaluation
 
-    result = evaluate(
-        config,
-        run_dir,
-        trainer.actor.module.eval(),
-        trainer.reference,
-        trainer.parts,
-        measures,
-        captions,
-        origin=checkpoint_facts(latest_checkpoint(run_dir, "policy")),
-    )
+    origin = checkpoint_facts(latest_checkpoint(run_dir, "policy"))
+    subject = Subject(trainer.actor.module.eval(), trainer.networks.reference, trainer.family, origin)
+    result = evaluate(config, run_dir, subject, measures, captions)
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     report = write_report(run_dir)
     print(headline(result))
     print(f"report: {report}")
-
-
-def headline(result: dict) -> str:
-    """Before and after, in two lines."""
-    before, after = result["reference"]["overall"], result["policy"]["overall"]
-    sides = [result[side] for side in ("reference", "policy")]
-    safe_before, safe_after = (side.get("UNLIKELY", side["overall"]) for side in sides)
-    lines = [f"unsafe rate {_change(before, after, 'unsafe_rate')}"]
-    if before.get("judge_unsafe_rate") is not None:
-        lines[0] += f" (judge: {_change(before, after, 'judge_unsafe_rate')})"
-        which = "safe" if "UNLIKELY" in sides[0] else "all"
-        lines.append(f"alignment on {which} captions {_change(safe_before, safe_after, 'judge_alignment')}")
-    lines.append(result["verdict"]["sentence"])
-    for name in result["baselines"]:
-        other = result[name]["overall"]
-        lines.append(
-            f"{name}: unsafe rate {_shown(other, 'unsafe_rate')}, {other['images_drawn']:.2f} images each"
-        )
-    return "\n".join(lines)
-
-
-def _change(before: dict, after: dict, name: str) -> str:
-    return f"{_shown(before, name)} -> {_shown(after, name)}"
-
-
-def _shown(side: dict, name: str) -> str:
-    return f"{side[name]:.1%}" if side.get(name) is not None else "unknown"
 
 
 if __name__ == "__main__":

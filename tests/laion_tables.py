@@ -1,9 +1,11 @@
-"""Small tables in LAION-400M's columns, and settings that draw all of their captions."""
+"""Small tables in LAION-400M's columns, and how tests draw captions from them."""
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from dalle_ppo.captions.streams import DrawSettings
+from dalle_ppo.captions.source import CaptionRequest, open_captions
+from dalle_ppo.captions.streams import CaptionRecord, DrawSettings
 
 LAION_TAGS = ["UNLIKELY"] * 60 + ["UNSURE"] * 3 + ["NSFW"] + [None] * 4
 
@@ -30,5 +32,14 @@ def everything(**changes):
     return DrawSettings(**{"split": None, **changes})
 
 
+def open_source(source, settings, shares=None, **columns):
+    return open_captions(source, CaptionRequest(settings, shares, **columns))
+
+
 def texts(records):
     return [record.text for record in records]
+
+
+def read_frozen(path):
+    """What `freeze_captions` wrote, in its order."""
+    return [CaptionRecord(row["TEXT"], row["NSFW"], row["ID"]) for row in pq.read_table(path).to_pylist()]

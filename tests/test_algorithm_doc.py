@@ -1,7 +1,4 @@
-"""docs/algorithm.md links to the lines where things are.
-
-`python tests/test_algorithm_doc.py` renews the lines.
-"""
+"""docs/algorithm.md links each thing it names to the file that defines it."""
 
 import ast
 import re
@@ -11,34 +8,32 @@ from pathlib import Path
 import pytest
 
 DOC = Path(__file__).parents[1] / "docs" / "algorithm.md"
-LINK = re.compile(r"\[`(\w+)`\]\(\.\./(dalle_ppo/[\w/]+\.py)#L(\d+)\)")
-SETTING = re.compile(r"`((?:credit|actor|update|ppo|kl|critic|policy|rollout|reward)\.\w+)")
+LINK = re.compile(r"\[`(\w+)`\]\(\.\./(dalle_ppo/[\w/]+\.py)\)")
+SETTING = re.compile(r"`((?:actor|update|credit|ppo|kl|critic|policy|rollout|reward)\.\w+)")
+TEXT = DOC.read_text(encoding="utf-8")
+LINKS = sorted({match.groups() for match in LINK.finditer(TEXT)})
 
 
 @cache
-def defined(file: str) -> dict[str, int]:
-    """Line of every function, method and class of a file."""
+def defined(file: str) -> set[str]:
+    """Every function, method and class of a file."""
     tree = ast.parse((DOC.parents[1] / file).read_text(encoding="utf-8"))
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return {node.name: node.lineno for node in ast.walk(tree) if isinstance(node, kinds)}
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-LINKS = sorted({match.groups() for match in LINK.finditer(DOC.read_text(encoding="utf-8"))})
-
-
-def test_there_are_links_and_all_of_them_have_a_line():
-    text = DOC.read_text(encoding="utf-8")
+def test_every_link_into_the_code_names_a_symbol_and_no_line():
+    """Lines move with every edit."""
     assert len(LINKS) > 25
-    assert len(re.findall(r"\]\(\.\./dalle_ppo/", text)) == len(LINK.findall(text))
+    assert TEXT.count("](../dalle_ppo/") == len(LINK.findall(TEXT))
 
 
-@pytest.mark.parametrize("name, file, line", LINKS, ids=lambda x: str(x).removeprefix("dalle_ppo/"))
-def test_the_link_leads_to_the_line_of_its_function(name, file, line):
-    assert defined(file).get(name) == int(line), "run python tests/test_algorithm_doc.py"
+@pytest.mark.parametrize("name, file", LINKS, ids=lambda x: str(x).removeprefix("dalle_ppo/"))
+def test_the_linked_file_defines_the_symbol(name, file):
+    assert name in defined(file)
 
 
 def test_details_are_numbered_and_each_has_code_and_source():
-    rows = re.findall(r"^\| (\d+) \| (.+) \|$", DOC.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", TEXT, flags=re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     for number, row in rows:
         _, code, source = row.split(" | ")
@@ -47,16 +42,7 @@ def test_details_are_numbered_and_each_has_code_and_source():
 
 
 def test_settings_that_are_named_exist():
-    from dalle_ppo.config.sections import setting_names
+    from dalle_ppo.config.command_line import setting_names
 
-    named = set(SETTING.findall(DOC.read_text(encoding="utf-8")))
+    named = set(SETTING.findall(TEXT))
     assert len(named) > 8 and named <= set(setting_names())
-
-
-def renewed(match: re.Match) -> str:
-    name, file, _ = match.groups()
-    return f"[`{name}`](../{file}#L{defined(file)[name]})"
-
-
-if __name__ == "__main__":
-    DOC.write_text(LINK.sub(renewed, DOC.read_text(encoding="utf-8")), encoding="utf-8")

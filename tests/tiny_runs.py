@@ -18,8 +18,8 @@ TINY_SETTINGS = {
     "evaluation.num_captions": 12,
     "evaluation.batch_size": 12,
     # No image counts as unsafe, so that scores differ by their CLIP term and there is something to learn.
-    "reward.unsafe_threshold": 1.0,
-    "reward.unsure_threshold": 1.0,
+    "reward.terms": "[{name: nsfw, unsafe_threshold: 1.0, unsure_threshold: 1.0}, "
+    '{name: clip_similarity, weight: 20, only_if: "nsfw <= 1"}]',
 }
 
 

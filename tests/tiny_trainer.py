@@ -10,6 +10,7 @@ from tiny_models import TINY, tiny_bart
 from torch import Tensor
 
 from dalle_ppo.build import objects as build
+from dalle_ppo.build import rewards as build_rewards
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
@@ -18,6 +19,7 @@ from dalle_ppo.models.dalle.presets import BartConfig
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.models.heads.head_info import HeadInfo
 from dalle_ppo.policy.rollout import FrozenParts
+from dalle_ppo.rewards import nsfw
 from dalle_ppo.training.trainer import Trainer
 
 SIZE = 16
@@ -113,17 +115,23 @@ def tiny_trainer(config: Config, run_dir: Path = Path("unused"), shape: BartConf
     model = build.LoadedModel(decoder, decoder, parts, None, build.World(build.WEIGHTS))
     with (
         patch.object(build, "load_model", lambda *args: model),
-        patch.object(build, "load_clip", lambda *args: TinyClip()),
-        patch.object(build, "load_detector", lambda *args: TinyDetector()),
+        patch.object(build_rewards, "load_clip", lambda *args: TinyClip()),
+        patch.object(nsfw, "load_detector", lambda *args: TinyDetector()),
     ):
         return build.build_trainer(config, run_dir)
 
 
 def changed(config: Config, settings: dict[str, object]) -> Config:
-    """The settings with some of them, by dotted name, replaced."""
+    """The settings with some replaced, by dotted name; "reward.terms.nsfw.weight" is that of a term."""
     groups: dict[str, dict] = {}
+    terms = [dict(term) for term in config.reward.terms]
     for name, value in settings.items():
         group, _, leaf = name.rpartition(".")
+        if group.startswith("reward.terms."):
+            next(term for term in terms if term["name"] == group.rpartition(".")[2])[leaf] = value
+            group, leaf, value = "reward", "terms", terms
+        elif name == "reward.terms":
+            value = terms = [*terms, *value]
         groups.setdefault(group, {})[leaf] = value
     top = groups.pop("", {})
     if config.objective in groups:

@@ -7,31 +7,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dalle_ppo.build.rewards import build_reward, measures_sha256
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
+from dalle_ppo.captions.source import (
+    CaptionRecord,
+    CaptionRequest,
+    CaptionSource,
+    distinct_captions,
+    open_captions,
+)
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
-from dalle_ppo.captions.source import CaptionRecord, CaptionSource, distinct_captions, open_captions
 from dalle_ppo.config.command_line import load_config
-from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
-from dalle_ppo.evaluation.sides import HeldOutMeasure, JudgeImages, Measures
+from dalle_ppo.evaluation.measures import HeldOutMeasure, JudgeImages, Measures
+from dalle_ppo.iconworld import stream as world_captions
 from dalle_ppo.iconworld.world import WEIGHTS, World
-from dalle_ppo.models.heads.keras.download import detector_file
-from dalle_ppo.models.dalle.bart import BartDecoder, frozen_decoder
-from dalle_ppo.models.dalle.critic import Critic
-from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.models.dalle.bart import frozen_decoder
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from dalle_ppo.models.dalle.weights import load_published
-from dalle_ppo.runs.provenance import check_reference, path_sha256, weights_sha256
+from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rewards.base import Reward
-from dalle_ppo.models.clip import load_clip
-from dalle_ppo.rewards.combine import DefaultReward, Thresholds, import_reward, weighted_sum
-from dalle_ppo.models.heads.nsfw import load_detector
-from dalle_ppo.policy.rollout import FrozenParts
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
+from dalle_ppo.runs.provenance import check_reference, weights_sha256
+from dalle_ppo.training.credit import ESTIMATORS
+from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
@@ -55,13 +60,17 @@ class LoadedModel:
         iteration: of the run's checkpoint; None for an untrained model.
     """
 
-    decoder: BartDecoder
-    reference: BartDecoder
+    decoder: nn.Module
+    reference: nn.Module
     parts: FrozenParts
     settings: PolicySettings | None
     world: World | None
     files: WeightFiles | None = None
     iteration: int | None = None
+
+    def family(self, settings: PolicySettings | None = None) -> PolicyFamily:
+        """What draws and scores with this model, by its own settings unless others are given."""
+        return DalleFamily(self.parts, settings or self.settings or PolicySettings())
 
 
 def choose_device(name: str) -> torch.device:
@@ -175,7 +184,7 @@ def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel
     )
 
 
-def policy_like(decoder: BartDecoder, checkpoint: Checkpoint) -> BartDecoder:
+def policy_like(decoder: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     """A checkpoint's policy, frozen, with the kinds of tensors, and on the device, of `decoder`."""
     kinds, tensors = decoder.state_dict(), checkpoint.tensors["policy"]
     weights = {name: tensor.to(kinds.get(name, tensor)) for name, tensor in tensors.items()}
@@ -190,29 +199,6 @@ def _saved_settings(files: WeightFiles) -> PolicySettings:
         return PolicySettings(**json.loads(files.settings.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{files.settings}: no policy settings ({error}); export the run again") from None
-
-
-def build_reward(config: Config, world: World | None, device: torch.device) -> Reward:
-    """The reward of the settings.
-
-    Raises:
-        ValueError: if it is the built-in world's, but the model is not.
-    """
-    builtin = config.clip.model == "builtin"
-    if world is None and (builtin or config.reward.detector == "builtin"):
-        raise ValueError(
-            f"clip.model is {config.clip.model} and reward.detector {config.reward.detector}; the builtin "
-            f"ones know the built-in world's pictures only. With model.path {config.model.path} give "
-            "clip.model, clip.pretrained, and as reward.detector a file of converters/keras_nsfw_to_torch.py"
-        )
-    clip = load_clip(str(world.clip) if builtin else config.clip.model, config.clip.pretrained, device)
-    builtin = config.reward.detector == "builtin"
-    detector = load_detector(world.detector if builtin else detector_file(config.reward.detector)).to(device)
-    names = Thresholds.__dataclass_fields__
-    thresholds = Thresholds(**{name: getattr(config.reward, name) for name in names})
-    rewards = [("default", 1.0, DefaultReward(clip, detector, thresholds))]
-    rewards += [(extra.call, extra.weight, import_reward(extra.call)) for extra in config.reward.extra]
-    return weighted_sum(rewards)
 
 
 def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
@@ -237,7 +223,8 @@ def build_captions(config: Config, seed: int, stream: int, split: str) -> Captio
         drop_duplicates=c.drop_duplicates,
         skip_bad_files=c.skip_bad_files,
     )
-    return open_captions(c.source, draw, c.shares, caption_column=c.column, tag_column=c.tag_column)
+    request = CaptionRequest(draw, c.shares, c.column, c.tag_column)
+    return open_captions(c.source, request, given={"builtin": world_captions.load})
 
 
 def evaluation_captions(
@@ -284,35 +271,6 @@ def build_measures(
     return Measures(reward, judge, heldout, measures_sha256(config, world))
 
 
-def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
-    """Hashes of the files that images are measured with, by name; weights that a tag names have none."""
-    clip, detector, e = config.clip, config.reward.detector, config.evaluation
-    files = {
-        "clip": world.clip if clip.model == "builtin" else clip_files(clip),
-        "detector": world.detector if detector == "builtin" else detector_file(detector),
-        "judge": world.judge if world else None,
-        "heldout_clip": clip_files(e.heldout_clip) if e.heldout_clip else None,
-        "heldout_detector": detector_file(e.heldout_detector) if e.heldout_detector else None,
-    }
-    return {name: path_sha256(path) for name, path in files.items() if path is not None}
-
-
-def clip_files(clip: ClipConfig) -> Path | None:
-    """The folder or weight file of a CLIP's settings; None for weights that open_clip fetches by a tag."""
-    paths = [Path(name) for name in (clip.model, clip.pretrained) if name]
-    return next((path for path in paths if path.exists()), None)
-
-
-def is_trained(name: str, trainable: str) -> bool:
-    """Whether `actor.trainable` includes the decoder's parameter of that name."""
-    parts = {
-        "cross_keys_values": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
-        "cross_attention": ("encoder_attn",),
-        "all": ("",),
-    }
-    return any(part in name for part in parts[trainable])
-
-
 def pinned(config: Config, files: WeightFiles | None) -> Config:
     """The settings with the commit of the hub's weights as `model.revision`.
 
@@ -334,12 +292,21 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     loaded = load_model(config.model.path, device, config.model.revision)
     config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
-    reference = loaded.decoder.eval().requires_grad_(False)
-    actor = copy.deepcopy(reference)
-    for name, parameter in actor.named_parameters():
-        parameter.requires_grad_(is_trained(name, config.actor.trainable))
-    critic = Critic(reference).requires_grad_(True) if config.credit.advantage == "gae" else None
+    networks = build_networks(config, loaded)
     reward = build_reward(config, loaded.world, device)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
-    return Trainer(config, run_dir, actor, reference, critic, loaded.parts, reward, captions, samples)
+    return Trainer(config, run_dir, networks, reward, captions, samples)
+
+
+def build_networks(config: Config, loaded: LoadedModel) -> Networks:
+    """The loaded model as a frozen reference, its trainable copy, and a critic where credit reads one."""
+    family = loaded.family(config.policy)
+    reference = loaded.decoder.eval().requires_grad_(False)
+    actor = copy.deepcopy(reference)
+    for name, parameter in actor.named_parameters():
+        parameter.requires_grad_(family.trained(name, config.actor.trainable))
+    critic = None
+    if ESTIMATORS[config.credit.advantage].needs_critic:
+        critic = family.new_critic(reference).requires_grad_(True)
+    return Networks(family, actor, reference, critic)

@@ -1,7 +1,6 @@
 """Files of captions as shards that are read in chunks: parquet, CSV, TSV, JSONL and text."""
 
 import csv
-import glob
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-UNTAGGED = "UNTAGGED"
+from dalle_ppo.captions.tags import UNTAGGED
+
 CHUNK_ROWS = 1 << 16
 CAPTION_COLUMNS = ("TEXT", "caption", "text", "prompt", "captions", "alt_text")
 TAG_COLUMNS = ("NSFW", "tag")
@@ -163,32 +163,6 @@ def find_columns(
     return caption, tag_column or next((c for c in TAG_COLUMNS if c in columns and c != caption), None)
 
 
-def find_files(source: str) -> list[Path]:
-    """The caption files a path, folder or glob names, in alphabetical order.
-
-    Raises:
-        ValueError: there is none, or a file has a kind that is not read.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    elif path.exists():
-        files = [path]
-    else:
-        files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not files:
-        raise ValueError(
-            f"captions: {source} names no file with captions (read: {', '.join(SUFFIXES)}); a data set on "
-            "the hub is written hub:OWNER/NAME"
-        )
-    for file in files:
-        if file.suffix.lower() not in SUFFIXES:
-            raise ValueError(
-                f"captions: {file} is of no kind that is read; convert it to {', '.join(SUFFIXES)}"
-            )
-    return files
-
-
 def open_shard(path: Path, caption_column: str | None = None, tag_column: str | None = None) -> Shard:
     """Open one local file; a file that is not parquet is held in memory, its caption and tag columns only.
 
@@ -207,10 +181,10 @@ def open_shard(path: Path, caption_column: str | None = None, tag_column: str | 
     return TableShard(str(path), texts, tags)
 
 
-Columns = tuple[Sequence[str | None], Sequence[str | None] | None]
+TextsAndTags = tuple[Sequence[str | None], Sequence[str | None] | None]
 
 
-def _read_csv(path: Path, caption_column: str | None, tag_column: str | None) -> Columns:
+def _read_csv(path: Path, caption_column: str | None, tag_column: str | None) -> TextsAndTags:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file, delimiter=delimiter), [])
@@ -226,7 +200,7 @@ def _read_csv(path: Path, caption_column: str | None, tag_column: str | None) ->
     return table[caption].to_pylist(), None if tag is None else table[tag].to_pylist()
 
 
-def _read_jsonl(path: Path, caption_column: str | None, tag_column: str | None) -> Columns:
+def _read_jsonl(path: Path, caption_column: str | None, tag_column: str | None) -> TextsAndTags:
     texts, tags = [], []
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
@@ -253,7 +227,7 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _read_text(path: Path, caption_column: str | None, tag_column: str | None) -> Columns:
+def _read_text(path: Path, caption_column: str | None, tag_column: str | None) -> TextsAndTags:
     if caption_column is not None or tag_column is not None:
         raise ValueError(
             f"{path}: text files have no columns; leave captions.column and captions.tag_column out"

@@ -1,40 +1,38 @@
-"""Batches of captions in given shares of tags: LAION-400M, own files, prompt sets, the built-in world.
+"""Batches of captions in given shares of tags, from whichever source `captions.source` names.
 
 Every source is a set of streams, one for each tag that has a share. A stream's order depends on its seed only
 and its position is a few integers, so a resumed run draws exactly the captions that were due.
 """
 
+import glob
 import hashlib
+import importlib
 import math
-import os
-import warnings
+import pkgutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dalle_ppo.captions import prompt_sets
-from dalle_ppo.captions.files import Shard, TableShard, find_files, one_line, open_shard
-from dalle_ppo.captions.hub import hub_shards
+from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.captions import sources
+from dalle_ppo.captions.files import Shard
 from dalle_ppo.captions.streams import (
     CaptionRecord,
     DrawSettings,
     ShardStream,
     Stream,
-    WorldStream,
     select_all,
     select_other,
     select_tag,
 )
-from dalle_ppo.captions.text import CaptionFilter
 
 OTHER = "OTHER"
-WORLD_SHARES = {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25}
-LAION_SHARES = {"NSFW": 0.5, OTHER: 0.5}
 
 
 class CaptionSource:
@@ -127,64 +125,97 @@ def position_metrics(state: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
+@dataclass(frozen=True)
+class CaptionRequest:
+    """What is asked of a source of captions.
+
+    settings: order, split, filters.
+    shares: tag to share; the key OTHER stands for all tags not named. None: as the source sees fit.
+    caption_column, tag_column: None looks for the usual names.
+    """
+
+    settings: DrawSettings
+    shares: Mapping[str, float] | None = None
+    caption_column: str | None = None
+    tag_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shares is not None:
+            check_shares(self.shares)
+
+    def draw_from(
+        self, shards: Sequence[Shard], default_shares: Mapping[str, float] | None = None
+    ) -> CaptionSource:
+        """The captions of some shards in the order, split and shares asked for.
+
+        Args:
+            shards: at least one; `TableShard` holds captions in memory.
+            default_shares: where none are asked for; None takes the captions as they come.
+        """
+        names = [Path(shard.name).name for shard in shards]
+        identity = self.identity(hashlib.sha256("\n".join(names).encode()).hexdigest()[:16])
+        shares = self.shares or default_shares
+        if shares is None:
+            stream = ShardStream(shards, self.settings, select_all, None, "caption")
+            return CaptionSource({"all": stream}, {"all": 1.0}, identity)
+        named = [tag for tag in shares if tag != OTHER]
+        streams = {
+            tag: ShardStream(shards, self.settings, select_tag(tag), tag, f"caption tagged {tag}")
+            for tag in named
+        }
+        if OTHER in shares:
+            label = f"caption tagged other than {', '.join(named)}"
+            streams[OTHER] = ShardStream(shards, self.settings, select_other(named), None, label)
+        return CaptionSource(streams, shares, identity)
+
+    def refuse_columns(self, source: str) -> None:
+        """ValueError if columns are asked of a source without any: what would be ignored is refused."""
+        if (self.caption_column, self.tag_column) != (None, None):
+            raise ValueError(
+                f"captions: {source} has no columns; leave captions.column and captions.tag_column out"
+            )
+
+    def identity(self, source: str) -> dict[str, Any]:
+        """What a position depends on, JSON-able: the settings, and a name of the source."""
+        left_out = ("filter", "skip_bad_files")
+        shown = {key: value for key, value in asdict(self.settings).items() if key not in left_out}
+        chosen = asdict(self.settings.filter)
+        words = [sorted(chosen.pop("blocked")), sorted(chosen.pop("allowed"))]
+        phrases = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+        return {"source": source, **shown, "filter": {**chosen, "phrases": phrases}}
+
+
+Load = Callable[[str, CaptionRequest], CaptionSource]
+
+
 def open_captions(
-    source: str,
-    settings: DrawSettings,
-    shares: Mapping[str, float] | None = None,
-    *,
-    caption_column: str | None = None,
-    tag_column: str | None = None,
+    source: str, request: CaptionRequest, given: Mapping[str, Load] = MappingProxyType({})
 ) -> CaptionSource:
     """Open a source of captions.
 
     Args:
-        source: `builtin` (the built-in world), `hub:OWNER/NAME` (a data set on the hub), `prompts:NAME` (one
-            of `prompt_sets`), or a file, folder or glob of parquet, CSV, TSV, JSONL or text files.
-        settings: order, split, filters.
-        shares: tag to share; the key OTHER stands for all tags not named. None: the mix of the built-in
-            world, half NSFW for `hub:`, and the captions as they come for everything else.
-        caption_column, tag_column: None looks for the usual names.
+        source: `NAME:REST` with NAME.py in the folder `sources`, such as `hub:OWNER/NAME` or
+            `prompts:counting`, a key of `given`, or a file, folder or glob.
+        request: order, split, filters, shares, columns.
+        given: name to `load` of sources that do not lie in that folder.
 
     Raises:
-        ValueError: the source cannot be read or holds no caption, the shares do not add up, or a setting
-            does not apply to the source.
+        ValueError: the source is unknown, cannot be read or holds no caption, the shares do not add up, or a
+            setting does not apply to the source.
     """
-    columns = caption_column, tag_column
-    if source == "builtin":
-        _refuse_settings_of_files(settings, columns)
-        shares = shares or WORLD_SHARES
-        check_shares(shares)
-        streams = {tag: WorldStream(tag, settings) for tag in shares}
-        return CaptionSource(streams, shares, _identity(source, settings))
-    if source.startswith("hub:"):
-        shards = hub_shards(source.removeprefix("hub:"), *columns)
-        shares = shares or LAION_SHARES
-    elif source.startswith("prompts:"):
-        _refuse_columns(source, columns)
-        shards = [TableShard(source, prompt_sets.prompt_set(source.removeprefix("prompts:")))]
-    else:
-        shards = _open_files(source, *columns, settings.skip_bad_files)
-    return caption_source(shards, settings, shares)
-
-
-def caption_source(
-    shards: Sequence[Shard], settings: DrawSettings, shares: Mapping[str, float] | None = None
-) -> CaptionSource:
-    """Draw from shards; `shares` None takes the captions as they come."""
-    names = [Path(shard.name).name for shard in shards]
-    identity = _identity(hashlib.sha256("\n".join(names).encode()).hexdigest()[:16], settings)
-    if shares is None:
-        stream = ShardStream(shards, settings, select_all, None, "caption")
-        return CaptionSource({"all": stream}, {"all": 1.0}, identity)
-    check_shares(shares)
-    named = [tag for tag in shares if tag != OTHER]
-    streams = {
-        tag: ShardStream(shards, settings, select_tag(tag), tag, f"caption tagged {tag}") for tag in named
-    }
-    if OTHER in shares:
-        label = f"caption tagged other than {', '.join(named)}"
-        streams[OTHER] = ShardStream(shards, settings, select_other(named), None, label)
-    return CaptionSource(streams, shares, identity)
+    name, colon, rest = source.partition(":")
+    if name in given:
+        return given[name](rest, request)
+    names = [module.name for module in pkgutil.iter_modules(sources.__path__)]
+    if not colon or name not in names:
+        if colon and name.isidentifier() and len(name) > 1 and not glob.glob(source):  # C: is a disk
+            known = ", ".join(sorted({*given, *(f"{name}:" for name in names)}))
+            raise ValueError(
+                f"captions.source: {source} is no file, and there is no source {name}; use one of {known}, "
+                "or name a file"
+            )
+        name, rest = "files", source
+    return importlib.import_module(f"{sources.__name__}.{name}").load(rest, request)
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
@@ -217,7 +248,7 @@ def captions_of_file(path: str, wanted: int) -> list[CaptionRecord]:
     Raises:
         ValueError: the file cannot be read or holds no caption.
     """
-    source = open_captions(path, DrawSettings(split=None))
+    source = open_captions(path, CaptionRequest(DrawSettings(split=None)))
     records: dict[str, CaptionRecord] = {}
     fruitless = 0
     while len(records) < wanted and fruitless < 3:
@@ -242,74 +273,18 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     table = pa.table(
         {name: pa.array([row[key] for row in rows], pa.string()) for name, key in columns.items()}
     )
-    temporary = Path(f"{path}.new")
-    pq.write_table(table, temporary)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    _hash_file(path).unlink(missing_ok=True)
-    os.replace(temporary, path)
-    _hash_file(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+
+    def write(new: Path) -> None:
+        pq.write_table(table, new)
+        _hash_file(path).unlink(
+            missing_ok=True
+        )  # a kill after this leaves captions without a hash, not a wrong one
+
+    atomic_write(path, write)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    atomic_write(_hash_file(path), f"{digest}  {path.name}\n")
     return digest
-
-
-def read_frozen(path: str | Path) -> list[CaptionRecord]:
-    """Read what `freeze_captions` wrote, in its order.
-
-    Raises:
-        ValueError: the file cannot be read, or it is not the one whose hash lies beside it.
-    """
-    path = Path(path)
-    try:
-        rows = pq.read_table(path, columns=["TEXT", "NSFW", "ID"]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: is no frozen set of captions ({one_line(error)})") from error
-    if _hash_file(path).exists():
-        expected = _hash_file(path).read_text(encoding="utf-8").split()[0]
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ValueError(f"{path}: has changed since it was frozen; put it back, or delete {path}.sha256")
-    return [CaptionRecord(row["TEXT"], row["NSFW"], row["ID"]) for row in rows]
 
 
 def _hash_file(path: Path) -> Path:
     return Path(f"{path}.sha256")
-
-
-def _open_files(
-    source: str, caption_column: str | None, tag_column: str | None, skip_bad: bool
-) -> list[Shard]:
-    shards: list[Shard] = []
-    for path in find_files(source):
-        try:
-            shards.append(open_shard(path, caption_column, tag_column))
-        except ValueError as error:
-            if not skip_bad:
-                raise
-            warnings.warn(f"captions: file skipped: {error}", stacklevel=3)
-    if not any(shard.num_rows for shard in shards):
-        raise ValueError(f"captions: {source} holds no caption; write at least one, or name another file")
-    return shards
-
-
-def _refuse_settings_of_files(settings: DrawSettings, columns: tuple[str | None, str | None]) -> None:
-    """What would be ignored is refused."""
-    _refuse_columns("builtin", columns)
-    if settings.filter != CaptionFilter() or settings.clean:
-        raise ValueError(
-            "captions: the built-in world's captions are neither cleaned nor filtered; leave captions.clean, "
-            "the lengths, min_latin_share and the lists at their defaults, or give another captions.source"
-        )
-
-
-def _refuse_columns(source: str, columns: tuple[str | None, str | None]) -> None:
-    if columns != (None, None):
-        raise ValueError(
-            f"captions: {source} has no columns; leave captions.column and captions.tag_column out"
-        )
-
-
-def _identity(source: str, settings: DrawSettings) -> dict[str, Any]:
-    """Settings that a position depends on, JSON-able."""
-    shown = {key: value for key, value in asdict(settings).items() if key not in ("filter", "skip_bad_files")}
-    chosen = asdict(settings.filter)
-    words = [sorted(chosen.pop("blocked")), sorted(chosen.pop("allowed"))]
-    phrases = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
-    return {"source": source, **shown, "filter": {**chosen, "phrases": phrases}}

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dalle_ppo.captions.files import Chunk, Shard
-from dalle_ppo.captions.text import SPLITS, CaptionFilter, Fingerprint, caption_id, clean, fingerprint
+from dalle_ppo.captions.text import SPLITS, CaptionFilter, Fingerprint, clean, fingerprint
 
 DUPLICATE_WINDOW = 1 << 15
 CHUNKS_BETWEEN_WARNINGS = 200
@@ -35,8 +35,8 @@ class DrawSettings:
     split: 'train' or 'heldout', by the hash of the normalised text; None for all captions.
     heldout_share: share of all captions that is held out. The built-in world has its own rule.
     rank, world_size: this process draws the captions whose hash falls to it.
-    filter, clean, drop_duplicates: see CaptionFilter and caption_text.clean; a duplicate of one of the last
-        DUPLICATE_WINDOW captions of its pass and tag is dropped.
+    filter, clean, drop_duplicates: see `CaptionFilter` and `captions.text.clean`; a duplicate of one of
+        the last DUPLICATE_WINDOW captions of its pass and tag is dropped.
     skip_bad_files: go on, with a warning and a count, where a file cannot be read.
     """
 
@@ -70,39 +70,6 @@ class Stream(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-class WorldStream:
-    """Captions of one tag of the built-in world; the k-th depends on (seed, stream, tag, k) only."""
-
-    def __init__(self, tag: str, settings: DrawSettings):
-        from dalle_ppo.iconworld import captions
-
-        if tag not in captions.TAGS:
-            raise ValueError(
-                f"shares: the built-in world has no tag {tag!r}; its tags are {', '.join(captions.TAGS)}"
-            )
-        self.counts: Counter[str] = Counter()
-        self._sample = captions.sample_caption
-        self._tag = tag
-        self._key = [settings.seed, settings.stream, captions.TAGS.index(tag)]
-        self._split = settings.split or "train"
-        self._rank, self._world_size = settings.rank, settings.world_size
-        self._index = 0
-
-    def next_record(self) -> CaptionRecord:
-        number = self._index * self._world_size + self._rank
-        caption = self._sample(np.random.default_rng([*self._key, number]), self._tag, self._split)
-        self._index += 1
-        self.counts["drawn"] += 1
-        return CaptionRecord(caption.text, caption.tag, caption_id(caption.text))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"index": self._index, "counts": dict(self.counts)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._index = state["index"]
-        self.counts = Counter(state["counts"])
 
 
 class ShardStream:

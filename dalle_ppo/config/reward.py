@@ -1,52 +1,57 @@
-"""Settings of the reward."""
+"""The section `reward`: which terms are summed, and what happens when one of them fails."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
+
+from dalle_ppo.config.term import TermConfig, TermSettings, read_terms
 
 
-@dataclass(frozen=True)
-class ExtraReward:
-    """A reward of one's own, added to the total."""
-
-    call: str
-    """"my_module:my_function", called as `(images [B, 3, H, W] in [0, 1], captions) -> RewardResult` or a
-    float tensor [B]."""
-    weight: float = 1.0
-    """Its factor."""
+def default_terms() -> list[dict[str, Any]]:
+    """A penalty for unsafe images; the others are paid for matching their caption."""
+    return [
+        {
+            "name": "nsfw",
+            "detector": "builtin",
+            "unsafe_threshold": 0.4,
+            "unsure_threshold": 0.1,
+            "unsafe_penalty": -30.0,
+            "unsure_penalty": -10.0,
+            "clean_threshold": 0.01,
+            "clean_bonus": 0.0,
+        },
+        {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
+    ]
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Thresholded NSFW score plus CLIP similarity; an unsafe image earns nothing for its caption."""
+    """What images are scored by: a weighted sum of terms, each with a gate if it needs one.
 
-    detector: str = "builtin"
-    """"builtin"; one of LAION's by name, "laion-l14" or "laion-b32", downloaded once; or a file that
-    `converters/keras_nsfw_to_torch.py` wrote."""
-    unsafe_threshold: float = 0.4
-    """Above it an image is unsafe."""
-    unsure_threshold: float = 0.1
-    """Above it, up to `unsafe_threshold`, it is suspicious."""
-    unsafe_penalty: float = -30.0
-    """Score of an unsafe image; it earns nothing for matching its caption."""
-    unsure_penalty: float = -10.0
-    """Score of a suspicious image; it earns nothing for matching its caption either."""
-    clean_threshold: float = 0.01
-    """Below it an image gets `clean_bonus`."""
-    clean_bonus: float = 0.0
-    """Added for a certainly clean image."""
-    clip_weight: float = 20.0
-    """Factor of the cosine of image and caption, for images presumed safe."""
-    extra: list[ExtraReward] = field(default_factory=list)
-    """Rewards of one's own, as a list of {call, weight}."""
+    Args:
+        terms: list of terms, each with its name, weight (default 1), only_if and settings of its own. A name
+            is that of a file in `dalle_ppo/rewards`, or a function of yours as "my_module:my_function". With
+            only_if: "nsfw <= 0.1" a term counts only for images where that holds; it compares the first part
+            of a term, or any part by its name, with <, <=, > or >=. `--reward.terms+` adds one to the list.
+        bad_result: what to do about a reward that raises, is not finite or has the wrong shape. "stop" ends
+            the run with a checkpoint of before the batch; "skip" leaves the batch out, with a warning and a
+            count in `batches_left_out`, and stops at the third in a row. Use skip for rewards that fail now
+            and then.
+    """
+
+    terms: list[dict[str, Any]] = field(default_factory=default_terms)
     bad_result: Literal["stop", "skip"] = "stop"
-    """What happens when a reward raises, is not finite or has the wrong shape. "stop" ends the run with a
-    checkpoint from before the batch; "skip" leaves the batch out, with a warning and a count in
-    `batches_left_out`, and stops at the third in a row. Use skip for rewards that fail now and then."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clean_threshold <= self.unsure_threshold <= self.unsafe_threshold <= 1:
-            raise ValueError(
-                "reward thresholds must be ordered 0 <= clean_threshold <= unsure_threshold <= "
-                f"unsafe_threshold <= 1, not {self.clean_threshold}, {self.unsure_threshold}, "
-                f"{self.unsafe_threshold}"
-            )
+        # Spelled out, so that the file that a run saves does not depend on later defaults.
+        spelled_out = [term.to_mapping() for term in read_terms(self.terms)]
+        object.__setattr__(self, "terms", spelled_out)
+
+    @cached_property
+    def parsed(self) -> list[TermConfig]:
+        """The terms as checked records."""
+        return read_terms(self.terms)
+
+    def settings_of(self, name: str) -> TermSettings | None:
+        """The own settings of the first term of that name; None where the list has none."""
+        return next((term.own for term in self.parsed if term.name == name), None)

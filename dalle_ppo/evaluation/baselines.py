@@ -5,12 +5,13 @@ that the reference draws anyway, so they are paired with reference and policy by
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-Columns = Mapping[str, np.ndarray]
+from dalle_ppo.evaluation.columns import Columns
+
 Redraw = Callable[[np.ndarray, int], Columns]
 """`(rows int64 [K], attempt)` -> the columns of K more images of the same captions, from other noise."""
 
@@ -48,8 +49,8 @@ def parse_baselines(text: str) -> list[Baseline]:
         tries = int(number) if number else DEFAULT_TRIES
         if kind is None or tries < 2 or (kind == "best_of" and number is None):
             raise ValueError(
-                f"--baselines: {name!r} is none; use reject ({DEFAULT_TRIES} tries at most), reject_N or "
-                "best_of_N with N of 2 or more, joined by commas"
+                f"--baselines: {name!r} is not a baseline; use reject ({DEFAULT_TRIES} tries at most), "
+                "reject_N or best_of_N with N of 2 or more, joined by commas"
             )
         found.append(Baseline(name, kind, tries))
     return found
@@ -92,9 +93,9 @@ def reject(first: Columns, redraw: Redraw, tries: int, threshold: float) -> dict
     Raises:
         ValueError: if the reward tells no probability to reject by.
     """
-    if not np.isfinite(first["nsfw_probability"]).all():
+    if not np.isfinite(first.get("nsfw_probability", np.nan)).all():
         raise ValueError(
-            "--baselines: reject needs the reward's part nsfw_probability, which is missing; use best_of_N"
+            "--baselines: reject needs the reward term nsfw, which this run lacks; use best_of_N"
         )
     kept = _copy(first)
     for attempt in range(1, tries):
@@ -115,4 +116,5 @@ def _copy(columns: Columns) -> dict[str, np.ndarray]:
 def _put(kept: dict[str, np.ndarray], rows: np.ndarray, again: Columns, chosen: np.ndarray) -> None:
     for name, values in kept.items():
         if name != DRAWN:
-            values[rows] = again[name][chosen]
+            # A part that a term reported for the first images only is not known of these.
+            values[rows] = again[name][chosen] if name in again else np.nan

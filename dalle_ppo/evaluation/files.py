@@ -1,6 +1,5 @@
 """The files of an evaluation: rows, thumbnails, and the finished batches of one that is not done yet."""
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.evaluation.columns import Columns
 from dalle_ppo.evaluation.galleries import gallery_rows
 
-Columns = dict[str, np.ndarray]
 BOOLEANS = ("judge_unsafe", "judge_unrecognised")
 
 
@@ -29,10 +29,7 @@ def read_batch(path: Path) -> Columns | None:
 def write_batch(path: Path, columns: Columns) -> None:
     """Writes one finished batch, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
-        np.savez(file, **columns)
-    os.replace(temporary, path)
+    atomic_write(path, lambda new: np.savez(new, **columns))
 
 
 def write_rows(path: Path, sides: Mapping[str, Columns]) -> None:

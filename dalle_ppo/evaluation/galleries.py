@@ -1,15 +1,14 @@
 """Which before/after pairs of an evaluation a person should look at."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from dalle_ppo.evaluation.statistics import TAG_ORDER
+from dalle_ppo.captions.tags import in_order, named
+from dalle_ppo.evaluation.columns import Columns
 
 
 def gallery_rows(
-    reference_rows: Mapping[str, np.ndarray],
-    policy_rows: Mapping[str, np.ndarray],
+    reference_rows: Columns,
+    policy_rows: Columns,
     per_gallery: int = 12,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -28,7 +27,7 @@ def gallery_rows(
         int64 row numbers by gallery: "improved" and "worsened" by change of reward, "random", one a tag.
     """
     captions = np.asarray(reference_rows["caption_id"]).astype(str)
-    tags = np.asarray(["UNTAGGED" if tag is None else str(tag) for tag in reference_rows["tag"]])
+    tags = np.asarray([named(tag) for tag in reference_rows["tag"]])
     change = np.asarray(policy_rows["reward"], float) - np.asarray(reference_rows["reward"], float)
     shuffled = np.random.default_rng(seed).permutation(len(change))
     known = shuffled[np.isfinite(change[shuffled])]
@@ -38,8 +37,7 @@ def gallery_rows(
         "worsened": ranked[change[ranked] < 0],
         "random": shuffled,
     }
-    present = set(tags.tolist())
-    for tag in [tag for tag in TAG_ORDER if tag in present] + sorted(present - set(TAG_ORDER)):
+    for tag in in_order(tags.tolist()):
         galleries[tag] = shuffled[tags[shuffled] == tag]
     return {name: _distinct(chosen, captions, per_gallery) for name, chosen in galleries.items()}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.models.clip import ClipScorer, load_clip
 from dalle_ppo.models.heads.keras.download import detector_file
-from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip, load_detector
+from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip, head_probability, load_detector
 
 HELDOUT_COLUMNS = ("heldout_nsfw_probability", "heldout_clip_similarity")
 
@@ -36,9 +36,7 @@ class HeldOut:
         columns = dict.fromkeys(HELDOUT_COLUMNS, np.full(len(images), np.nan))
         columns["heldout_clip_similarity"] = similarity.cpu().numpy()
         if self.detector is not None:
-            if self.detector.info.round_to_float16:
-                embeddings = embeddings.half().float()
-            columns["heldout_nsfw_probability"] = self.detector(embeddings).cpu().numpy()
+            columns["heldout_nsfw_probability"] = head_probability(self.detector, embeddings).cpu().numpy()
         return columns
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dalle_ppo.captions.tags import TAGS
 from dalle_ppo.iconworld import phrases
 from dalle_ppo.iconworld.scenes import ICON_COLORS, SAFE_KINDS, UNSAFE_KINDS, Scene, place, random_background
 
-TAGS = ("UNLIKELY", "UNSURE", "NSFW")
 SPLITS = ("train", "heldout")
 COLOR_NAMED, BACKGROUND_NAMED = 0.85, 0.60
 ACCIDENT_RATE = 0.08  # beside a single named icon; half of the UNLIKELY captions have one, so 4 % in all
@@ -43,11 +43,6 @@ class Caption:
 def named_safe_icons(caption: Caption) -> tuple[NamedIcon, ...]:
     """The (kind, color or None) of the safe icons a caption names."""
     return tuple(icon for icon in caption.icons if icon[0] in SAFE_KINDS)
-
-
-def named_unsafe_icons(caption: Caption) -> tuple[NamedIcon, ...]:
-    """The (kind, color or None) of the unsafe icons a caption names."""
-    return tuple(icon for icon in caption.icons if icon[0] in UNSAFE_KINDS)
 
 
 # --- Identity and split ---------------------------------------------------------------------------
@@ -266,21 +261,3 @@ def _theme_icons(rng: np.random.Generator, text: str) -> tuple[NamedIcon, ...]:
     else:
         kinds = rng.choice(theme.safe, size=int(rng.integers(1, 3)), replace=False).tolist()
     return tuple((kind, None) for kind in kinds)
-
-
-# --- Rows like LAION-400M's -----------------------------------------------------------------------
-
-
-def laion_row(caption: Caption, rng: np.random.Generator) -> dict:
-    """A caption as a row with LAION-400M's columns; address, size, license and similarity are made up."""
-    name = caption_id(caption.text)
-    return {
-        "SAMPLE_ID": int(name[:15], 16),
-        "URL": f"https://iconworld.invalid/{name}.png",
-        "TEXT": caption.text,
-        "HEIGHT": int(rng.integers(64, 1500)),
-        "WIDTH": int(rng.integers(64, 1500)),
-        "LICENSE": "?",
-        "NSFW": caption.tag,
-        "similarity": float(rng.uniform(0.3, 0.4)),
-    }

@@ -2,19 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from safetensors.torch import load_file
 from torch import nn
 
-from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
-from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
+from dalle_ppo.models.dalle.networks import load_network
 from dalle_ppo.models.dalle.tokenizer import TextTokenizer
-from dalle_ppo.models.dalle.vqgan import VqganDecoder, VqganEncoder
 
 WEIGHTS = Path(__file__).parent / "weights"
 PRESET = "iconworld"
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -39,20 +34,14 @@ class World:
         """The text tokenizer, with the world's own vocabulary."""
         return TextTokenizer.from_files(self.folder / "vocab.json", self.folder / "merges.txt")
 
-    def vqgan_encoder(self) -> VqganEncoder:
-        return self._load(VqganEncoder(VQGAN_PRESETS[PRESET]), "vqgan_encoder")
+    def vqgan_encoder(self) -> nn.Module:
+        return load_network(self.folder, "vqgan_encoder", PRESET)
 
-    def vqgan_decoder(self) -> VqganDecoder:
-        return self._load(VqganDecoder(VQGAN_PRESETS[PRESET]), "vqgan_decoder")
+    def vqgan_decoder(self) -> nn.Module:
+        return load_network(self.folder, "vqgan_decoder", PRESET)
 
-    def bart_encoder(self) -> BartEncoder:
-        return self._load(BartEncoder(BART_PRESETS[PRESET]), "bart_encoder")
+    def bart_encoder(self) -> nn.Module:
+        return load_network(self.folder, "bart_encoder", PRESET)
 
-    def bart_decoder(self) -> BartDecoder:
-        return self._load(BartDecoder(BART_PRESETS[PRESET]), "bart_decoder")
-
-    def _load(self, module: Module, name: str) -> Module:
-        """Shipped weights are float16; everything computes in float32."""
-        tensors = load_file(self.folder / f"{name}.safetensors")
-        module.load_state_dict({key: value.float() for key, value in tensors.items()})
-        return module.eval().requires_grad_(False)
+    def bart_decoder(self) -> nn.Module:
+        return load_network(self.folder, "bart_decoder", PRESET)

@@ -1,73 +1,22 @@
 """Measures over checkpoints in the report: what training maximises beside what it never saw."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from dalle_ppo.evaluation.verdict import SAFE_TAG
+from dalle_ppo.captions.tags import SAFE_TAG
 from dalle_ppo.report import plots
+from dalle_ppo.runs.metric_table import METRICS, Metric
 
-
-@dataclass(frozen=True)
-class Card:
-    """A chart over checkpoints.
-
-    Args:
-        title, note: text.
-        lines: metric, CSS class, name in the legend; grey is part of the reward, colour is held out.
-        safe_only: whether only safe captions count.
-        tick: how values are written.
-    """
-
-    title: str
-    note: str
-    lines: tuple[tuple[str, str, str], ...]
-    safe_only: bool = False
-    tick: plots.Tick = plots.plain
-
-
-CARDS = (
-    Card(
-        "Reward",
-        "Mean raw score: what training maximises.",
-        (("reward_mean", "reference", "reward"),),
-    ),
-    Card(
-        "Unsafe images",
-        "Share of all images.",
-        (
-            ("unsafe_rate", "reference", "detector of the reward"),
-            ("judge_unsafe_rate", "policy", "judge"),
-            ("heldout_unsafe_rate", "second", "held-out detector"),
-        ),
-        tick=plots.percent_tick,
-    ),
-    Card(
-        "Named icons drawn",
-        "By the judge, on safe captions.",
-        (("judge_alignment", "policy", "judge"),),
-        safe_only=True,
-        tick=plots.percent_tick,
-    ),
-    Card(
-        "CLIP similarity",
-        "On safe captions.",
-        (
-            ("clip_similarity", "reference", "CLIP of the reward"),
-            ("heldout_clip_similarity", "second", "held-out CLIP"),
-        ),
-        safe_only=True,
-    ),
-    Card("Diversity", "Within a caption.", (("diversity", "policy", "diversity"),)),
-    Card("KL from the reference", "Exact, nats an image.", (("kl", "policy", "KL"),)),
-    Card("Entropy", "Nats an image.", (("entropy", "policy", "entropy"),)),
-    Card(
-        "Fine detail",
-        "Share of the brightness's variance that is fine, on safe captions; noise raises it.",
-        (("image/high_frequency_share", "policy", "share"),),
-        safe_only=True,
-        tick=plots.percent_tick,
-    ),
+CHARTS: tuple[dict[str, str], ...] = (
+    {"reward_mean": "reference"},
+    {"unsafe_rate": "reference", "judge_unsafe_rate": "policy", "heldout_unsafe_rate": "second"},
+    {"judge_alignment": "policy"},
+    {"clip_similarity": "reference", "heldout_clip_similarity": "second"},
+    {"diversity": "policy"},
+    {"kl": "policy"},
+    {"entropy": "policy"},
+    {"image/high_frequency_share": "policy"},
 )
+"""A chart's metrics and the CSS class of each line: grey is part of the reward, colour is held out."""
 
 
 def checkpoint_cards(evaluation: Mapping) -> list[dict]:
@@ -77,19 +26,26 @@ def checkpoint_cards(evaluation: Mapping) -> list[dict]:
         return []
     iterations = [point["iteration"] for point in points]
     cards = []
-    for card in CARDS:
-        sides = [_group(evaluation[point["side"]], card.safe_only) for point in points]
+    for styles in CHARTS:
+        first = METRICS[next(iter(styles))]
         lines, legend = [], []
-        for name, style, label in card.lines:
+        sides = [_group(evaluation[point["side"]], first) for point in points]
+        for name, style in styles.items():
             values = [side.get(name) for side in sides]
             if any(value is not None for value in values):
                 lines.append((style, values, [(side.get("intervals") or {}).get(name) for side in sides]))
-                legend.append((style, label))
-        svg = plots.checkpoint_lines(iterations, lines, f"{card.title} over checkpoints", card.tick)
+                legend.append((style, METRICS[name].by))
+        title, tick = f"{first.label} over checkpoints", plots.tick_of(first.unit)
+        svg = plots.checkpoint_lines(iterations, lines, title, tick)
         if svg is not None:
-            cards.append({"title": card.title, "note": card.note, "legend": legend, "svg": svg})
+            cards.append({"title": first.label, "note": _note(first), "legend": legend, "svg": svg})
     return cards
 
 
-def _group(side: Mapping, safe_only: bool) -> Mapping:
-    return side[SAFE_TAG] if safe_only and SAFE_TAG in side else side["overall"]
+def _group(side: Mapping, metric: Metric) -> Mapping:
+    return side[SAFE_TAG] if metric.safe_only and SAFE_TAG in side else side["overall"]
+
+
+def _note(metric: Metric) -> str:
+    where = ", on safe captions" if metric.safe_only else ""
+    return f"{metric.chart_note[0].upper()}{metric.chart_note[1:]}{where}."

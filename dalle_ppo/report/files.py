@@ -76,7 +76,7 @@ def _read_rows(path: Path, files: RunFiles) -> None:
         table = file.read().to_pydict()
     model = np.asarray(table.pop("model"), dtype=object)
     columns = {name: np.asarray(values, dtype=object) for name, values in table.items()}
-    for name in ("reward", "nsfw_probability"):
+    for name in {"reward", "nsfw_probability"} & table.keys():
         columns[name] = np.asarray([np.nan if v is None else v for v in table[name]], dtype=np.float64)
     sides = [
         {name: column[model == side] for name, column in columns.items()} for side in ("reference", "policy")

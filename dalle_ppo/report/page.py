@@ -1,14 +1,15 @@
 """report.html: one self-contained page about a run, drawn from whatever files of the run exist."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.captions.tags import SAFE_TAG, TAGS, UNSAFE_TAG, named
 from dalle_ppo.evaluation.galleries import gallery_rows
-from dalle_ppo.evaluation.statistics import Thresholds
+from dalle_ppo.evaluation.statistics import SafetyBounds
 from dalle_ppo.evaluation.verdict import verdict
 from dalle_ppo.report import plots
 from dalle_ppo.report.curve import checkpoint_cards
@@ -22,24 +23,25 @@ from dalle_ppo.report.tables import (
     pairing_sentence,
     transitions,
 )
+from dalle_ppo.runs.metric_table import METRICS, find_metric
 from dalle_ppo.runs.provenance import versions
 
 REPORT_FILE = "report.html"
+PROBABILITY = "nsfw_probability"  # a column only where the reward has the term nsfw
 GALLERY_TITLES = {
     "improved": ("Most improved", "The largest gains in reward."),
     "worsened": ("Most worsened", "The largest losses in reward: look here first for what went wrong."),
     "random": ("Random", "Drawn at random from all captions: what to expect."),
 }
-CURVES = (
-    ("unsafe_rate", "Unsafe rate", plots.percent_tick, True, "share of images above the upper threshold"),
-    ("reward_mean", "Reward", plots.plain, False, "mean raw score"),
-    ("kl", "KL from the reference", plots.plain, True, "nats an image"),
-    ("clip_similarity", "CLIP similarity", plots.plain, False, "cosine, images the detector calls safe"),
-    ("entropy", "Entropy", plots.plain, False, "nats an image"),
-    ("explained_variance", "Critic", plots.plain, False, "share of the returns' variance explained"),
-)
-
-
+CURVES = {
+    "unsafe_rate": True,
+    "reward_mean": False,
+    "kl": True,
+    "clip_similarity": False,
+    "entropy": False,
+    "explained_variance": False,
+}
+"""Training curves by metric, and whether their axis begins at 0."""
 HASHED = ("policy", "reference", "captions", "clip", "detector", "judge", "heldout_clip", "heldout_detector")
 
 
@@ -57,9 +59,7 @@ def write_report(run_dir: Path) -> Path:
     if not run_dir.is_dir():
         raise ValueError(f"report: {run_dir} is not a folder; name the folder of a run")
     page = render(report_context(run_dir.resolve().name, read_run(run_dir)))
-    temporary = run_dir / (REPORT_FILE + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, run_dir / REPORT_FILE)
+    atomic_write(run_dir / REPORT_FILE, page)
     return run_dir / REPORT_FILE
 
 
@@ -79,7 +79,7 @@ def render(context: Mapping[str, object]) -> str:
 
 def report_context(name: str, files: RunFiles) -> dict:
     """Everything the template shows."""
-    thresholds = _thresholds(files)
+    bounds = _safety_bounds(files)
     judged = files.evaluation.get("verdict")
     if not isinstance(judged, Mapping):
         judged = verdict(files.evaluation) if files.evaluation.get("differences") else None
@@ -88,7 +88,7 @@ def report_context(name: str, files: RunFiles) -> dict:
         "verdict": judged
         and {"sentence": judged.get("sentence", ""), "warnings": judged.get("warnings") or []},
         "tiles": headline_tiles(files.evaluation),
-        "hero": _hero(files, thresholds),
+        "hero": _hero(files, bounds),
         "tables": metric_tables(files.evaluation),
         "pairing": pairing_sentence(files.evaluation),
         "captions": _captions(files.evaluation),
@@ -98,10 +98,12 @@ def report_context(name: str, files: RunFiles) -> dict:
         "rates": _rate_chart(files.evaluation),
         "curves": _curves(files.metrics),
         "kl_reward": _kl_reward(files.metrics),
-        "distributions": _distributions(files, thresholds),
-        "transitions": transitions(files.reference, files.policy, thresholds),
-        "galleries": _galleries(files, thresholds),
-        "thresholds": thresholds,
+        "distributions": _distributions(files, bounds),
+        "transitions": transitions(files.reference, files.policy, bounds),
+        "galleries": _galleries(files, bounds),
+        "thresholds": bounds,
+        "tags": TAGS,
+        "detector": not files.reference or PROBABILITY in files.reference,
         "facts": _facts(files),
         "config_text": files.config_text,
         "problems": files.problems,
@@ -114,42 +116,42 @@ def _captions(evaluation: Mapping) -> str:
     return f"captions of {file}" if file else "held-out captions"
 
 
-def _thresholds(files: RunFiles) -> Thresholds:
+def _safety_bounds(files: RunFiles) -> SafetyBounds:
     reward = files.config.get("reward")
     reward = reward if isinstance(reward, Mapping) else {}
+    terms = reward.get("terms") or []
+    nsfw = next((t for t in terms if isinstance(t, Mapping) and t.get("name") == "nsfw"), {})
     stored = files.evaluation.get("thresholds") or {
-        "lower": reward.get("unsure_threshold"),
-        "upper": reward.get("unsafe_threshold"),
+        "lower": nsfw.get("unsure_threshold"),
+        "upper": nsfw.get("unsafe_threshold"),
     }
-    return Thresholds(**{name: value for name, value in stored.items() if value is not None})
+    return SafetyBounds(**{name: value for name, value in stored.items() if value is not None})
 
 
 def _curves(metrics: list[dict]) -> list[dict]:
     steps = _column(metrics, "iteration")
     parts = sorted({name for record in metrics for name in record if name.startswith("reward/")})
-    of_parts = [
-        (name, name.removeprefix("reward/"), plots.plain, False, "part of the reward, mean") for name in parts
-    ]
     found = []
-    for name, title, tick, from_zero, unit in (*CURVES, *of_parts):
-        values = _column(metrics, name)
-        chart = plots.curve(steps, values, f"{title} over training", tick, from_zero) if len(values) else None
+    for name in (*CURVES, *parts):
+        metric, values = find_metric(name), _column(metrics, name)
+        if not np.isfinite(values).any():
+            continue
+        tick = plots.tick_of(metric.unit)
+        chart = plots.curve(steps, values, f"{metric.label} over training", tick, CURVES.get(name, False))
         if chart is not None:
             last = plots.running_mean(values)[np.isfinite(values)][-1]
-            shown = f"{100 * last:.1f}\N{NO-BREAK SPACE}%" if tick is plots.percent_tick else f"{last:.3g}"
-            found.append(
-                {"title": title, "unit": unit, "last": shown.replace("-", "\N{MINUS SIGN}"), "svg": chart}
-            )
+            shown = f"{100 * last:.1f}\N{NO-BREAK SPACE}%" if metric.unit.percent else f"{last:.3g}"
+            shown = shown.replace("-", "\N{MINUS SIGN}")
+            found.append({"title": metric.label, "unit": metric.chart_note, "last": shown, "svg": chart})
     return found
 
 
 def _kl_reward(metrics: list[dict]):
     kl, reward = _column(metrics, "kl"), _column(metrics, "reward_mean")
-    return (
-        plots.trajectory(kl, reward, "Reward against KL over training", "KL, nats an image")
-        if len(kl)
-        else None
-    )
+    if not len(kl):
+        return None
+    title = "Reward against KL over training"
+    return plots.trajectory(kl, reward, title, f"KL, {METRICS['kl'].unit.name}")
 
 
 def _rate_chart(evaluation: Mapping):
@@ -169,34 +171,21 @@ def _rate_chart(evaluation: Mapping):
     return plots.dumbbells(entries, "Unsafe rate before and after, by tag", "unsafe rate, with 95 % bounds")
 
 
-def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+def _distributions(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
     if not files.reference:
         return []
     before, after = files.reference, files.policy
-    marks = (
-        (thresholds.lower, f"{thresholds.lower:g}", "warn"),
-        (thresholds.upper, f"{thresholds.upper:g}", "bad"),
-    )
-    tags = np.asarray(["UNTAGGED" if tag is None else str(tag) for tag in before["tag"]])
+    tags = np.asarray([named(tag) for tag in before["tag"]])
     charts = [
         (
             "Reward",
-            "Share of images. Penalties stand on the left, the CLIP term spreads the safe ones on the right.",
+            "Share of images.",
             plots.histogram(before["reward"], after["reward"], "Reward before and after", "reward"),
         ),
         (
             "NSFW probability",
             "Share of images on a logarithmic scale; the lines are the two thresholds of the reward.",
-            plots.histogram(
-                before["nsfw_probability"],
-                after["nsfw_probability"],
-                "NSFW probability before and after",
-                "probability given by the detector",
-                bounds=(0.0, 1.0),
-                bins=40,
-                marks=marks,
-                log_y=True,
-            ),
+            _probabilities(files, bounds) if PROBABILITY in before else None,
         ),
         (
             "Pairs",
@@ -209,22 +198,38 @@ def _distributions(files: RunFiles, thresholds: Thresholds) -> list[dict]:
     return [{"title": title, "note": note, "svg": svg} for title, note, svg in charts if svg is not None]
 
 
-def _galleries(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+def _probabilities(files: RunFiles, bounds: SafetyBounds):
+    marks = (
+        (bounds.lower, f"{bounds.lower:g}", "warn"),
+        (bounds.upper, f"{bounds.upper:g}", "bad"),
+    )
+    return plots.histogram(
+        files.reference[PROBABILITY],
+        files.policy[PROBABILITY],
+        "NSFW probability before and after",
+        "probability given by the detector",
+        edges=np.linspace(0.0, 1.0, 41),
+        marks=marks,
+        log_y=True,
+    )
+
+
+def _galleries(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
     galleries = []
     for name, rows in _gallery_rows(files).items():
         title, note = GALLERY_TITLES.get(name, (name, f"Drawn at random from the captions tagged {name}."))
-        pairs = [_pair(files, int(row), thresholds) for row in rows]
+        pairs = [_pair(files, int(row), bounds) for row in rows]
         galleries.append({"id": name.lower(), "title": title, "note": note, "pairs": pairs})
     return [gallery for gallery in galleries if gallery["pairs"]]
 
 
-def _hero(files: RunFiles, thresholds: Thresholds) -> list[dict]:
+def _hero(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
     """A few random pairs for the top of the page: half of them of the tag that asks for unsafe content."""
     chosen = _gallery_rows(files)
-    groups = [chosen[tag][:4] for tag in ("NSFW", "UNLIKELY") if tag in chosen] or [
+    groups = [chosen[tag][:4] for tag in (UNSAFE_TAG, SAFE_TAG) if tag in chosen] or [
         chosen.get("random", [])[:8]
     ]
-    return [_pair(files, int(row), thresholds) for group in groups for row in group]
+    return [_pair(files, int(row), bounds) for group in groups for row in group]
 
 
 def _gallery_rows(files: RunFiles) -> dict[str, np.ndarray]:
@@ -234,17 +239,16 @@ def _gallery_rows(files: RunFiles) -> dict[str, np.ndarray]:
     return {name: np.array([row for row in rows if row in files.pictures]) for name, rows in chosen.items()}
 
 
-def _pair(files: RunFiles, row: int, thresholds: Thresholds) -> dict:
+def _pair(files: RunFiles, row: int, bounds: SafetyBounds) -> dict:
     sides: list[Picture] = []
     for rows, image in zip((files.reference, files.policy), files.pictures[row], strict=True):
-        sides.append(
-            picture(data_uri(image), rows["reward"][row], rows["nsfw_probability"][row], thresholds.upper)
-        )
+        probability = rows[PROBABILITY][row] if PROBABILITY in rows else None
+        sides.append(picture(data_uri(image), rows["reward"][row], probability, bounds.upper))
     columns = files.reference
     caption = str(columns["caption"][row]) if "caption" in columns else str(columns["caption_id"][row])
     return {
         "caption": caption,
-        "tag": str(columns["tag"][row] or "UNTAGGED"),
+        "tag": named(columns["tag"][row] or None),
         "before": sides[0],
         "after": sides[1],
     }

@@ -17,7 +17,7 @@ class Picture:
     Attributes:
         uri: data URI.
         reward: text.
-        probability: text of the detector's probability.
+        probability: text of the detector's probability; empty where the reward has no detector.
         veiled: whether it is blurred until clicked.
     """
 
@@ -27,16 +27,22 @@ class Picture:
     veiled: bool
 
 
-def picture(uri: str, reward: float, probability: float, upper: float) -> Picture:
-    """A picture; veiled where the detector's probability is above `upper`, or unknown."""
+def picture(uri: str, reward: float, probability: float | None, upper: float) -> Picture:
+    """A picture; veiled where the detector's probability is above `upper`, or NaN. None is no detector."""
     return Picture(
         uri=uri,
         reward=f"{round(reward, 1):g}".replace("-", "\N{MINUS SIGN}")
         if math.isfinite(reward)
         else "\N{EN DASH}",
-        probability=f"{probability:.2f}" if math.isfinite(probability) else "\N{EN DASH}",
-        veiled=not probability <= upper,
+        probability=_two_digits(probability),
+        veiled=probability is not None and not probability <= upper,
     )
+
+
+def _two_digits(probability: float | None) -> str:
+    if probability is None:
+        return ""
+    return f"{probability:.2f}" if math.isfinite(probability) else "\N{EN DASH}"
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from dalle_ppo.runs.metric_table import Unit
+
 WIDTH, HEIGHT = 360, 224
+BARS = 48
 Tick = Callable[[float], str]
 
 
@@ -19,6 +22,11 @@ def plain(value: float) -> str:
 def percent_tick(value: float) -> str:
     """A share as a tick label."""
     return f"{100 * value:.4g}%"
+
+
+def tick_of(unit: Unit) -> Tick:
+    """How values of a unit are written on an axis."""
+    return percent_tick if unit.percent else plain
 
 
 @dataclass(frozen=True)
@@ -155,8 +163,7 @@ def histogram(
     policy: np.ndarray,
     title: str,
     x_label: str,
-    bounds: tuple[float, float] | None = None,
-    bins: int = 48,
+    edges: np.ndarray | None = None,
     marks: Sequence[tuple[float, str, str]] = (),
     log_y: bool = False,
 ) -> Markup | None:
@@ -165,8 +172,7 @@ def histogram(
     Args:
         reference, policy: float [N]; NaN is left out.
         title, x_label: text.
-        bounds: range of x; that of the data by default.
-        bins: number of bars.
+        edges: of the bars, ascending; 48 equal bars over the data by default.
         marks: (value, label, CSS class) of vertical lines.
         log_y: logarithmic shares.
 
@@ -178,8 +184,9 @@ def histogram(
     ]
     if not all(len(side) for side in sides):
         return None
-    low, high = bounds or padded_range(np.concatenate(sides))
-    edges = np.linspace(low, high, bins + 1)
+    if edges is None:
+        edges = np.linspace(*padded_range(np.concatenate(sides)), BARS + 1)
+    low, high = edges[0], edges[-1]
     shares = [np.histogram(side, edges)[0] / len(side) for side in sides]
     top = max(share.max() for share in shares)
     if log_y:

@@ -1,10 +1,13 @@
-"""What a reward is: a callable from images and captions to a total and its named parts."""
+"""What a reward is: a callable from images, captions and metadata to a total and its named parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dalle_ppo.rewards.gates import Gate
 
 
 @dataclass(frozen=True)
@@ -13,10 +16,9 @@ class RewardResult:
 
     Args:
         total: float32 [B]; what training maximises.
-        parts: named float32 [B] tensors the total is made of, or that explain it. The names
-            `nsfw_probability` and `clip_similarity` are read by reports.
+        parts: named float32 [B] tensors that the total is made of, or that explain it.
         embeddings: L2-normalised, float32 [B, D], of the images, where the reward computed some; an
-            evaluation tells diversity by them.
+            evaluation measures diversity by them.
     """
 
     total: Tensor
@@ -24,19 +26,47 @@ class RewardResult:
     embeddings: Tensor | None = None
 
 
-Reward = Callable[[Tensor, list[str]], RewardResult]
-"""`(images [B, 3, H, W] float in [0, 1], captions) -> RewardResult`."""
+Metadata = list[dict[str, Any]]
+"""What is known of each image's caption: `tag` and `id`."""
+
+Reward = Callable[..., RewardResult]
+"""`(images [B, 3, H, W] float in [0, 1], captions, metadata) -> RewardResult`; a term may do without
+metadata."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a reward, loaded.
+
+    Args:
+        label: what metrics, gates and errors call it.
+        function: of `(images, captions)` or `(images, captions, metadata)`; `calling.read_result` says what
+            it may return.
+        parts: the names it reports its numbers under; empty is its value under its label.
+        weight: factor of its value in the total.
+        gate: where it counts; None is everywhere.
+    """
+
+    label: str
+    function: Callable
+    parts: tuple[str, ...] = ()
+    weight: float = 1.0
+    gate: Gate | None = None
+
+
+def metadata_of(tags: Sequence[str], ids: Sequence[str]) -> Metadata:
+    """The metadata of images whose captions have these tags and ids."""
+    return [{"tag": tag, "id": caption_id} for tag, caption_id in zip(tags, ids, strict=True)]
 
 
 def check_result(result: RewardResult, num_images: int, name: str) -> RewardResult:
-    """Refuses a reward that has another shape than one number an image, or is not finite.
+    """Refuses a reward that is not one finite number per image.
 
     Raises:
         ValueError: naming the reward, what came back and what it must be.
     """
     if not isinstance(result, RewardResult):
-        kind = type(result).__name__
-        raise ValueError(f"reward {name} returned {kind}; it must return a tensor or a RewardResult")
+        raise ValueError(f"reward {name} returned {type(result).__name__}; it must return a RewardResult")
     for part, values in {"total": result.total, **result.parts}.items():
         if not isinstance(values, Tensor) or values.shape != (num_images,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

@@ -30,7 +30,7 @@ def check_kl_placement(estimator: str, placement: str) -> None:
         reason.
 
     Source: https://arxiv.org/abs/2506.09477 (Tang & Munos, "On a few pitfalls in KL divergence
-        gradient estimation for RL"); the enumerated gradients are in tests/test_policy_gradient.py.
+        gradient estimation for RL"); the enumerated gradients are in tests/training/test_policy_gradient.py.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"kl.estimator {estimator!r} is unknown: use one of {', '.join(ESTIMATORS)}")

@@ -1,26 +1,61 @@
-"""What the stages of an iteration hand to each other.
+"""One iteration's images and everything that is known of them, as the stages of an iteration fill it in.
 
 B images of M captions, T tokens each; the B / M images of a caption are neighbours.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from torch import Tensor
+
+_PER_IMAGE = (
+    "caption_index",
+    "tokens",
+    "sampler_log_probs",
+    "images",
+    "scores",
+    "old_log_probs",
+    "ref_log_probs",
+    "kl",
+    "entropy",
+    "values",
+    "advantages",
+    "returns",
+    "token_weights",
+)
 
 
 @dataclass(frozen=True)
-class RolloutBatch:
-    """Images drawn from the policy.
+class Experience:
+    """Images drawn from a policy, and what rewards, networks and credit say about them.
+
+    Drawing fills in the first group, the reward the second, the scoring passes the third, and `credit` the
+    fourth. A field that has not been filled in, or that the run does without, is None.
 
     Args:
-        captions: text of each image, B of them.
+        captions: text of each image's caption, B of them.
         tags: NSFW tag of each image's caption.
         caption_ids: stable id of each image's caption.
-        caption_index: which of the M distinct captions, int64 [B].
+        caption_index: which of the M captions each image belongs to, int64 [B].
         tokens: int64 [B, T].
         sampler_log_probs: of the tokens, as the cached sampler computed them, float32 [B, T].
         images: uint8 [B, 3, H, W].
+        prompts: the M captions as the policy's family read them.
+        num_truncated: how many of the M captions were too long to be read to their end.
+        scores: raw rewards, float32 [B].
+        reward_parts: named float32 [B].
+        old_log_probs: of the tokens, by the training forward, float32 [B, T].
+        ref_log_probs: the same by the reference.
+        kl: exact KL(policy, reference) at each position, nats, [B, T].
+        entropy: of the policy at each position, nats, [B, T].
+        values: of the critic, [B, T]; None without a critic.
+        reference_states: what the family needs to make the reference's whole distribution again cheaply; it
+            has a `select`. None where the update does not need it.
+        advantages: as the policy loss uses them, [B, T].
+        returns: the critic's targets, [B, T]; None without a critic.
+        token_weights: importance weights of the tokens, [B, T]; None where they are off.
+        reward_scale: what the scores were divided by.
+        advantage_std: standard deviation of the advantages before they were whitened.
     """
 
     captions: tuple[str, ...]
@@ -30,73 +65,33 @@ class RolloutBatch:
     tokens: Tensor
     sampler_log_probs: Tensor
     images: Tensor
+    prompts: Any = None
+    num_truncated: int = 0
+    scores: Tensor | None = None
+    reward_parts: dict[str, Tensor] = field(default_factory=dict)
+    old_log_probs: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    kl: Tensor | None = None
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    reference_states: Any = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+    token_weights: Tensor | None = None
+    reward_scale: float = 1.0
+    advantage_std: float | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
 
-
-@dataclass(frozen=True)
-class HiddenStates:
-    """What a decoder's head is applied to, before each token of N images.
-
-    Args:
-        conditional: given the caption, [N, T, D].
-        unconditional: given `<s></s>`, [N, T, D]; None where guidance is 1.
-    """
-
-    conditional: Tensor
-    unconditional: Tensor | None
-
-    def select(self, index: Tensor) -> "HiddenStates":
-        """The images at `index`, int64 [b]."""
-        unconditional = None if self.unconditional is None else self.unconditional[index]
-        return HiddenStates(self.conditional[index], unconditional)
-
-    @classmethod
-    def cat(cls, parts: "list[HiddenStates]") -> "HiddenStates":
-        """The images of all parts, in order."""
-        unconditional = None
-        if parts[0].unconditional is not None:
-            unconditional = torch.cat([part.unconditional for part in parts])
-        return cls(torch.cat([part.conditional for part in parts]), unconditional)
-
-
-@dataclass(frozen=True)
-class ScoredBatch:
-    """What policy, reference, critic and reward say of a `RolloutBatch`.
-
-    Args:
-        scores: raw rewards, float32 [B].
-        reward_parts: named float32 [B].
-        old_log_probs: of the tokens, by the training forward, float32 [B, T].
-        ref_log_probs: the same of the reference.
-        kl: exact KL(policy, reference) of each position's distribution, nats, [B, T].
-        entropy: of the policy at each position, nats, [B, T].
-        values: of the critic, [B, T]; None without one.
-        ref_hidden: of the reference, from which the update makes its whole distribution again at the price of
-            the head alone; None where the update does not need it.
-    """
-
-    scores: Tensor
-    old_log_probs: Tensor
-    ref_log_probs: Tensor
-    kl: Tensor
-    entropy: Tensor
-    values: Tensor | None = None
-    ref_hidden: HiddenStates | None = None
-    reward_parts: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class UpdateTargets:
-    """What the optimisation steps of an iteration need beside tokens and captions.
-
-    Args:
-        advantages: [B, T], as the policy loss uses them.
-        returns: the critic's targets [B, T]; None without a critic.
-        token_weights: importance weights of the tokens [B, T]; None where they are off.
-    """
-
-    advantages: Tensor
-    returns: Tensor | None = None
-    token_weights: Tensor | None = None
+    def select(self, rows: Tensor) -> "Experience":
+        """The images at `rows`, int64 [b]; `prompts` stay whole, as `caption_index` points into them."""
+        chosen = {name: value[rows] for name in _PER_IMAGE if (value := getattr(self, name)) is not None}
+        order = rows.tolist()
+        for name in ("captions", "tags", "caption_ids"):
+            values = getattr(self, name)
+            chosen[name] = tuple(values[i] for i in order)
+        chosen["reward_parts"] = {name: part[rows] for name, part in self.reward_parts.items()}
+        if self.reference_states is not None:
+            chosen["reference_states"] = self.reference_states.select(rows)
+        return replace(self, **chosen)

@@ -1,4 +1,4 @@
-"""A run's folder and its checkpoints: complete or absent, verified when read, exact when resumed."""
+"""Checkpoints of a run: complete or absent, verified when read, exact when resumed."""
 
 import base64
 import hashlib
@@ -18,23 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dalle_ppo.base.atomic import flush
 from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
 
 STATE_FILE = "state.json"
-# What a run writes into its folder. `config.yaml` is last: removal goes in this order, and a folder whose
-# removal was interrupted still counts as a run.
-RUN_ENTRIES = (
-    "tensorboard",
-    "samples",
-    "evaluation",
-    "evaluation.json",
-    "report.html",
-    "checkpoints",
-    "metrics.jsonl",
-    "config.yaml",
-)
-_CHECKPOINT_NAME = re.compile(r"step_(\d{6,})")
-_TEMPORARY_NAME = re.compile(r"\.step_\d{6,}\.(new|old)")
+CHECKPOINT_NAME = re.compile(r"step_(\d{6,})")
+TEMPORARY_NAME = re.compile(r"\.step_\d{6,}\.(new|old)")
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def latest_checkpoint(run_dir: str | Path, *names: str) -> Path | None:
     Raises:
         FormatError: a checkpoint is of another format.
     """
-    for _, folder in sorted(_checkpoint_folders(Path(run_dir) / "checkpoints"), reverse=True):
+    for _, folder in sorted(checkpoint_folders(Path(run_dir) / "checkpoints"), reverse=True):
         try:
             _read_manifest(folder, names)
         except FormatError:
@@ -130,63 +119,6 @@ def load_checkpoint(path: str | Path, *names: str) -> Checkpoint:
     files = [file for file in manifest["files"] if not names or Path(file).stem in names]
     tensors = {Path(file).stem: load_file(folder / file) for file in files}
     return Checkpoint(manifest["iteration"], tensors, manifest["state"])
-
-
-def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> Path | None:
-    """Make a run's folder ready to be written to; call it after everything else has been checked.
-
-    Args:
-        run_dir: the folder; made if absent. Files in it that no run writes are left alone.
-        resume: go on with the run in it.
-        overwrite: remove the run in it (the entries of RUN_ENTRIES, nothing else) and start anew.
-
-    Returns:
-        The checkpoint to resume from; None to start from the first iteration (also when the run to resume
-        ended before its first checkpoint).
-
-    Raises:
-        ValueError: the folder holds a run and neither flag is given, or holds something else, or has no
-            usable checkpoint; nothing has been changed then.
-    """
-    folder = Path(run_dir)
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other; give one of them")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run_dir: {folder} is a file; name a folder")
-    if resume:
-        return _checkpoint_to_resume(folder)
-    occupied = [name for name in RUN_ENTRIES if _exists(folder / name)]
-    if occupied and not overwrite:
-        raise ValueError(
-            f"run_dir: {folder} already holds a run ({', '.join(occupied)}); "
-            "continue it with --resume, replace it with --overwrite, or name another folder"
-        )
-    if occupied and not holds_run(folder):
-        raise ValueError(
-            f"run_dir: {folder} is not a run of this program, so overwrite leaves it alone "
-            f"(it holds {', '.join(occupied)}); name another folder or remove these yourself"
-        )
-    for name in occupied:
-        _remove(folder / name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"run_dir: {folder} cannot be made ({error.strerror}); name another folder"
-        ) from error
-    return None
-
-
-def holds_run(run_dir: str | Path) -> bool:
-    """Whether a folder is recognisably a run: its config, and metrics or a folder of only checkpoints."""
-    folder = Path(run_dir)
-    checkpoints = folder / "checkpoints"
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    if any(not (_CHECKPOINT_NAME.fullmatch(name) or _TEMPORARY_NAME.fullmatch(name)) for name in names):
-        return False
-    return (folder / "config.yaml").is_file() and (
-        checkpoints.is_dir() or (folder / "metrics.jsonl").is_file()
-    )
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -285,15 +217,15 @@ def _write_files(folder: Path, iteration: int, tensors: dict[str, dict[str, Tens
     for name, group in tensors.items():
         path = folder / f"{name}.safetensors"
         save_file(_own_memory(group), path)
-        _flush(path)
+        flush(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
     content = {"format": FORMAT, "iteration": iteration, "files": files, "state": state}
     content = json.loads(json.dumps(content))  # as a reader will see it: keys are text, tuples are lists
     content["sha256"] = _content_hash(content)
     path = folder / STATE_FILE
     path.write_text(json.dumps(content), encoding="utf8")
-    _flush(path)
-    _flush(folder)
+    flush(path)
+    flush(folder)
 
 
 def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -339,23 +271,10 @@ def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool 
     return content
 
 
-def _checkpoint_to_resume(folder: Path) -> Path | None:
-    if not holds_run(folder):
-        raise ValueError(
-            f"run_dir: {folder} holds no run to resume; leave out --resume or name another folder"
-        )
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None and _checkpoint_folders(folder / "checkpoints"):
-        raise ValueError(
-            f"run_dir: no checkpoint in {folder / 'checkpoints'} is whole; "
-            "put one back from a copy, or start anew with --overwrite"
-        )
-    return checkpoint
-
-
-def _checkpoint_folders(parent: Path) -> list[tuple[int, Path]]:
+def checkpoint_folders(parent: Path) -> list[tuple[int, Path]]:
+    """(iteration, folder) of every checkpoint in a run's `checkpoints`, whole or not, in no order."""
     entries = parent.iterdir() if parent.is_dir() else []
-    matches = [(_CHECKPOINT_NAME.fullmatch(entry.name), entry) for entry in entries]
+    matches = [(CHECKPOINT_NAME.fullmatch(entry.name), entry) for entry in entries]
     return [(int(match[1]), entry) for match, entry in matches if match and entry.is_dir()]
 
 
@@ -370,14 +289,14 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         if aside.exists():
             os.replace(aside, final)
         raise
-    _flush(final.parent)
+    flush(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
     """Remove all but the newest `keep` whole checkpoints up to `iteration`; damaged ones stay."""
     whole = []
-    for number, folder in sorted(_checkpoint_folders(Path(run_dir) / "checkpoints")):
+    for number, folder in sorted(checkpoint_folders(Path(run_dir) / "checkpoints")):
         try:
             _read_manifest(folder, verify_hashes=False)
         except ValueError:
@@ -393,32 +312,8 @@ def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
 
 def _remove_leftovers(parent: Path) -> None:
     for entry in parent.iterdir():
-        if _TEMPORARY_NAME.fullmatch(entry.name):
+        if TEMPORARY_NAME.fullmatch(entry.name):
             shutil.rmtree(entry)
-
-
-def _exists(path: Path) -> bool:
-    """An empty `checkpoints` counts as absent: nothing is lost with it."""
-    if path.name == "checkpoints" and path.is_dir() and not path.is_symlink():
-        return any(path.iterdir())
-    return path.exists() or path.is_symlink()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _file_hash(path: Path) -> str:

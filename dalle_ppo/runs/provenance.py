@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dalle_ppo.config.settings import Config
-    from dalle_ppo.policy.rollout import FrozenParts
+    from dalle_ppo.models.family import PolicyFamily
 
 VERSIONED = ("dalle_ppo", "torch", "open_clip_torch", "numpy")
 POLICY_FILE = "policy.safetensors"
@@ -74,7 +74,7 @@ def checkpoint_facts(folder: Path) -> dict[str, object]:
 
 
 def batch_identity(
-    config: "Config", facts: Mapping[str, object], parts: "FrozenParts", measures: Mapping[str, str]
+    config: "Config", facts: Mapping[str, object], family: "PolicyFamily", measures: Mapping[str, str]
 ) -> dict[str, object]:
     """What a batch of an evaluation depends on, beside the decoder that draws it.
 
@@ -84,7 +84,7 @@ def batch_identity(
     Args:
         config: the run's settings.
         facts: of the evaluation, with `reference_sha256`, `captions_sha256` and `versions`.
-        parts: text encoder and VQGAN.
+        family: whose frozen networks decide about images.
         measures: hashes of the files that images are measured with, by name.
 
     Returns:
@@ -94,9 +94,11 @@ def batch_identity(
     return {
         **{name: asdict(getattr(config, name)) for name in sections},
         **{key: facts[key] for key in ("reference_sha256", "captions_sha256", "versions")},
-        "parts": [weights_sha256(part) for part in (parts.encoder, parts.vqgan)],
+        "parts": [weights_sha256(part) for part in family.frozen().values()],
         "measures": dict(measures),
-        "own_code": [code_sha256(extra.call.partition(":")[0]) for extra in config.reward.extra],
+        "own_code": [
+            code_sha256(term.name.partition(":")[0]) for term in config.reward.parsed if term.is_function
+        ],
     }
 
 

@@ -1,10 +1,14 @@
-"""What every training here does alike: AdamW with decay on matrices only, and a cosine schedule."""
+"""What every training shares: AdamW with decay on matrices only, learners, and schedules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.critic import CriticConfig
 
 
 def make_adamw(
@@ -38,3 +42,60 @@ def cosine_learning_rate(step: int, num_steps: int, peak: float, warmup_steps: i
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network and its optimiser; learning rate and gradient clip are its own."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    max_grad_norm: float
+
+    def step(self, loss: float) -> float | None:
+        """Clips, steps and clears the gradient.
+
+        Args:
+            loss: whose gradient was taken. Where a clip has switched off the gradient, an infinite loss has
+                a finite gradient, so the gradient alone does not tell.
+
+        Returns:
+            The gradient's norm before clipping; None, and no step, if it or the loss is not finite.
+        """
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+        finite = bool(torch.isfinite(norm)) and math.isfinite(loss)
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm) if finite else None
+
+
+def make_learner(module: nn.Module, settings: ActorConfig | CriticConfig) -> Learner:
+    """A module with AdamW over its trainable parameters, by the settings of the actor or of the critic."""
+    optimizer = make_adamw(
+        module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
+    )
+    return Learner(module, optimizer, settings.max_grad_norm)
+
+
+LearningRate = Callable[[int], float]
+
+
+def learning_rates(
+    peak: float, warmup: int, schedule: str, num_iterations: int, first: int = 0
+) -> LearningRate:
+    """Learning rate of each iteration.
+
+    Args:
+        peak: the largest.
+        warmup: iterations of linear warm-up to it.
+        schedule: "linear" decays to zero at `num_iterations`, during the warm-up too; "constant" does not.
+        num_iterations: of the run.
+        first: iteration of the first step, from which the warm-up counts.
+    """
+
+    def rate(iteration: int) -> float:
+        decayed = 1 - iteration / num_iterations if schedule == "linear" else 1.0
+        return peak * min(1.0, max(0, iteration - first + 1) / max(1, warmup)) * decayed
+
+    return rate

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_ppo.base.checks import at_least_one
-from dalle_ppo.models.dalle.bart import PAD_TOKEN, BartDecoder, BartEncoder, at_least_float32
+from dalle_ppo.models.dalle.bart import PAD_TOKEN, at_least_float32
 from dalle_ppo.training.optim import cosine_learning_rate, make_adamw, set_learning_rate
 
 
@@ -67,7 +67,7 @@ class SupervisedConfig:
 
 
 def next_token_loss(
-    encoder: BartEncoder, decoder: BartDecoder, text_tokens: Tensor, image_tokens: Tensor
+    encoder: nn.Module, decoder: nn.Module, text_tokens: Tensor, image_tokens: Tensor
 ) -> Tensor:
     """Mean cross-entropy of image tokens given captions, in nats a token; a scalar.
 
@@ -110,8 +110,8 @@ def random_batches(lengths: Tensor, batch_size: int, generator: torch.Generator)
 
 
 def train_supervised(
-    encoder: BartEncoder,
-    decoder: BartDecoder,
+    encoder: nn.Module,
+    decoder: nn.Module,
     pairs: TokenPairs,
     unconditional_tokens: Tensor,
     config: SupervisedConfig,

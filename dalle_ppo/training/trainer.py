@@ -2,105 +2,85 @@
 
 import math
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource
 from dalle_ppo.config.settings import Config
-from dalle_ppo.models.dalle.bart import BartDecoder
-from dalle_ppo.models.dalle.critic import Critic
-from dalle_ppo.policy.memory_plan import MemoryPlan, plan_memory
-from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, Rollout, as_bfloat16, as_float, collect
-from dalle_ppo.rewards.base import Reward, RewardResult, check_result
+from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
+from dalle_ppo.rewards.base import Reward, RewardResult, check_result, metadata_of
 from dalle_ppo.rl.adaptive_kl import AdaptiveKL
-from dalle_ppo.rl.advantages import (
-    PromptStatistics,
-    clip_advantages,
-    explained_variance,
-    gae,
-    group_normalised,
-    rloo,
-    token_rewards,
-    whiten,
-)
-from dalle_ppo.rl.kl import kl_k1
-from dalle_ppo.rl.losses import truncated_importance_weights
-from dalle_ppo.rl.records import RolloutBatch, ScoredBatch, UpdateTargets
-from dalle_ppo.runs.checkpoints import (
-    Checkpoint,
-    flatten_optimizer,
-    prune_checkpoints,
-    restore_optimizer,
-    save_checkpoint,
-)
-from dalle_ppo.runs.metrics import METRICS, MetricsWriter
+from dalle_ppo.rl.advantages import PromptStatistics
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.runs.checkpoints import Checkpoint, prune_checkpoints, save_checkpoint
+from dalle_ppo.runs.metric_table import ITERATION_METRICS
+from dalle_ppo.runs.metrics import MetricsWriter
 from dalle_ppo.runs.pictures import blur_unsafe, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
-from dalle_ppo.training.guards import broken_updates, check_collapse
-from dalle_ppo.training.iteration_metrics import (
-    Stopwatch,
-    headline,
-    peak_memory_gb,
-    policy_metrics,
-    score_metrics,
+from dalle_ppo.training.checkpointing import (
+    learner_state,
+    restore_learners,
+    restored_progress,
+    settings_state,
 )
-from dalle_ppo.training.optim import set_learning_rate
+from dalle_ppo.training.credit import CreditState, credit_metrics
+from dalle_ppo.training.guards import broken_updates, check_collapse
+from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, progress_line, score_metrics
+from dalle_ppo.training.objective import find_objective
+from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_rate
 from dalle_ppo.training.progress import Progress
-from dalle_ppo.training.update import Learner, learning_rates, make_learner, run_update, score_passes
+from dalle_ppo.training.scoring import Networks, policy_metrics, score_passes
+from dalle_ppo.training.update import Step, run_update
 
 # With reward.bad_result "skip", a reward that fails this often in a row is broken, not unlucky.
 MAX_BATCHES_LEFT_OUT = 3
 
 
 class Trainer:
-    """Token-level PPO on one model.
+    """Trains one policy with one objective.
 
     Args:
         config: all settings.
         run_dir: the run's folder, ready to be written to.
-        actor: the decoder that is trained.
-        reference: its frozen copy.
-        critic: a network of its own; None where the advantage needs none.
-        parts: tokenizer, text encoder and VQGAN.
+        networks: actor, frozen reference, critic, and the family they belong to.
         reward: what is maximised.
         captions: the prompts.
         sample_captions: drawn again with the same noise at each checkpoint, to look at.
+        team: the processes that train together.
     """
 
     def __init__(
         self,
         config: Config,
         run_dir: Path,
-        actor: BartDecoder,
-        reference: BartDecoder,
-        critic: Critic | None,
-        parts: FrozenParts,
+        networks: Networks,
         reward: Reward,
         captions: CaptionSource | PrefetchedCaptions,
         sample_captions: list[CaptionRecord],
+        team: Team = ALONE,
     ):
-        self.config, self.run_dir = config, run_dir
-        self.reference, self.parts, self.reward, self.captions = reference, parts, reward, captions
-        self.sample_captions = sample_captions
-        self.reference_fingerprint, self.reference_sha256 = fingerprint(reference), weights_sha256(reference)
-        a, c = config.actor, config.critic
-        self.actor = make_learner(actor, a)
-        self.critic = make_learner(critic, c) if critic else None
-        schedule = (a.warmup_iterations, a.schedule, config.num_iterations)
-        self.first_actor_iteration = c.warmup_iterations if critic else 0
-        self.learning_rate = learning_rates(a.learning_rate, *schedule, self.first_actor_iteration)
-        self.critic_learning_rate = learning_rates(c.learning_rate, *schedule)
-        self.progress = Progress(
-            kl_coef=config.kl.kl_coef,
-            prompt_statistics=PromptStatistics(
-                config.credit.prompt_buffer_size, config.credit.prompt_min_count
-            ),
-        )
+        self.config, self.run_dir, self.networks, self.team = config, run_dir, networks, team
+        self.reward, self.captions, self.sample_captions = reward, captions, sample_captions
+        self.family, self.objective = networks.family, find_objective(config.objective)
+        self.reference_fingerprint = fingerprint(networks.reference)
+        self.reference_sha256 = weights_sha256(networks.reference)
+        actor, critic = config.actor, config.critic
+        self.actor = make_learner(networks.actor, actor)
+        self.critic = make_learner(networks.critic, critic) if networks.critic else None
+        schedule = (actor.warmup_iterations, actor.schedule, config.num_iterations)
+        self.first_actor_iteration = critic.warmup_iterations if networks.critic else 0
+        self.learning_rate = learning_rates(actor.learning_rate, *schedule, self.first_actor_iteration)
+        self.critic_learning_rate = learning_rates(critic.learning_rate, *schedule)
+        statistics = PromptStatistics(config.credit.prompt_buffer_size, config.credit.prompt_min_count)
+        state = CreditState(kl_coef=config.kl.kl_coef, prompt_statistics=statistics)
+        self.progress = Progress(credit=state)
 
     def run(self) -> None:
         """Trains to `num_iterations`, from wherever it stands.
@@ -126,7 +106,7 @@ class Trainer:
                     self.save(spare=1)
                     raise
                 writer.write(metrics)
-                bar.set_postfix_str(headline(metrics))
+                bar.set_postfix_str(progress_line(metrics))
                 bar.update()
                 broken = broken_updates(metrics, self.config)
                 if broken is not None:
@@ -147,110 +127,97 @@ class Trainer:
         self.check_policy(self.draw_samples(writer))
         prune_checkpoints(self.run_dir, self.progress.iteration, self.config.keep_checkpoints)
 
-    def check_policy(self, rollout: Rollout) -> None:
+    def check_policy(self, drawn: Experience) -> None:
         """Refuses a policy that has collapsed, by images that it has just drawn.
 
         Raises:
             ValueError: it has.
         """
-        networks, config = (self.actor.module, self.reference), self.config
-        passes = score_passes(
-            *networks, None, rollout.batch, rollout.prompts, config.policy, config.update.microbatch_size
-        )
-        scored = ScoredBatch(scores=torch.zeros(len(rollout.batch)), reward_parts={}, **passes)
-        check_collapse(policy_metrics(rollout.batch, scored), config, self.progress.iteration)
+        networks = replace(self.networks, critic=None)
+        scored = score_passes(networks, drawn, self.config.update.microbatch_size)
+        check_collapse(policy_metrics(scored), self.config, self.progress.iteration)
 
-    def iterate(self, writer: MetricsWriter) -> dict:
+    def iterate(self, writer: MetricsWriter) -> dict[str, Any]:
         """One iteration; returns its metrics."""
-        config, watch, iteration = self.config, Stopwatch(self.parts.device), self.progress.iteration
+        config, progress, watch = self.config, self.progress, Stopwatch(self.family.device)
+        iteration = progress.iteration
         with watch.phase("rollout"):
-            rollout = self.collect()
-        self.progress.captions_truncated += rollout.num_truncated
-        batch = rollout.batch
+            experience = self.collect()
+        progress.captions_truncated += experience.num_truncated
         with watch.phase("reward"):
-            result = self.score(batch)
+            result = self.score(experience)
         if result is None:
-            return self._leave_out(batch, watch)
+            return self._leave_out(experience, watch)
         with watch.phase("scoring"):
-            critic = self.critic.module if self.critic else None
-            passes = score_passes(
-                self.actor.module,
-                self.reference,
-                critic,
-                batch,
-                rollout.prompts,
-                config.policy,
-                config.update.microbatch_size,
-                keep_ref_hidden=config.kl.placement == "loss" and config.kl.estimator == "exact",
-            )
-            scored = ScoredBatch(scores=result.total, reward_parts=result.parts, **passes)
-            described = policy_metrics(batch, scored)
+            experience = replace(experience, scores=result.total, reward_parts=result.parts)
+            experience = self.score_passes(experience)
+            described = policy_metrics(experience)
             check_collapse(described, config, iteration)
             if not config.update.recompute_log_probs:
-                scored = replace(scored, old_log_probs=batch.sampler_log_probs)
+                experience = replace(experience, old_log_probs=experience.sampler_log_probs)
         with watch.phase("update"):
-            targets, numbers = self.targets(batch, scored)
-            updates = self.update(rollout, scored, targets)
-        self._end_iteration(scored)
+            experience, progress.credit = self.objective.credit(experience, config, progress.credit)
+            numbers = credit_metrics(experience, config, progress.credit.kl_coef)
+            updates = self.update(experience)
+        self._end_iteration(experience)
         metrics = {
             "iteration": iteration,
-            "images": self.progress.images,
-            **score_metrics(batch, scored, config),
+            "images": progress.images,
+            **score_metrics(experience, config),
             **described,
             **numbers,
             **updates,
             "batches_left_out": 0,
             "reference_changes": self.reference_changes(),
-            "captions_truncated": rollout.num_truncated / config.captions_per_iteration,
+            "captions_truncated": experience.num_truncated / config.captions_per_iteration,
             **self.captions.metrics(),
-            **watch.metrics(len(batch)),
-            "memory_gb": peak_memory_gb(self.parts.device),
+            **watch.metrics(len(experience)),
+            "memory_gb": peak_memory_gb(self.family.device),
         }
-        values = {"reward": scored.scores, **{name: part for name, part in scored.reward_parts.items()}}
+        values = {"reward": experience.scores, **experience.reward_parts}
         writer.write_histograms(iteration, {name: value.cpu().numpy() for name, value in values.items()})
         return metrics
 
-    def collect(self) -> Rollout:
+    def collect(self) -> Experience:
         """Draws the iteration's images from the policy."""
+        rollout = self.config.rollout
         records = self.captions.next_batch(self.config.captions_per_iteration)
         noise = NoiseSource(self.config.seed, "rollout", self.progress.iteration)
-        actor = self.actor.module
-        return collect(
-            as_bfloat16(actor) if self.config.rollout.dtype == "bfloat16" else actor,
-            self.parts,
-            records,
-            self.config.rollout.samples_per_caption,
-            noise,
-            self.config.policy,
-            self.config.rollout.memory_gb,
-        )
+        weights = self.family.sampler_weights(self.actor.module, rollout.dtype)
+        samples = rollout.samples_per_caption
+        return collect(self.family, weights, records, samples, noise, rollout.memory_gb)
+
+    def score_passes(self, experience: Experience) -> Experience:
+        """What actor, reference and critic say about the images."""
+        kl, size = self.config.kl, self.config.update.microbatch_size
+        keep_reference = kl.placement == "loss" and kl.estimator == "exact"
+        return score_passes(self.networks, experience, size, keep_reference)
 
     def reference_changes(self) -> int:
         """Tensors of the reference whose bits are no longer those it began with."""
-        now = fingerprint(self.reference)
+        now = fingerprint(self.networks.reference)
         return sum(a != b for a, b in zip(now, self.reference_fingerprint, strict=True))
 
-    def memory_plan(self) -> MemoryPlan:
-        """What a rollout holds, and how it is split to fit `rollout.memory_gb`.
+    def memory_plan(self) -> Any:
+        """What a rollout holds, and how it is split to fit `rollout.memory_gb`; prints as one line.
 
         Raises:
             ValueError: not even one image fits.
         """
         rollout = self.config.rollout
-        budget = math.inf if rollout.memory_gb is None else rollout.memory_gb * 1e9
-        sizes = rollout.rollout_batch_size, budget
-        dtype = getattr(torch, rollout.dtype)
-        return plan_memory(self.actor.module, self.parts.vqgan, self.config.policy, *sizes, dtype)
+        budget = math.inf if rollout.memory_gb is None else rollout.memory_gb
+        return self.family.plan(self.actor.module, rollout.rollout_batch_size, budget, rollout.dtype)
 
-    def score(self, batch: RolloutBatch) -> RewardResult | None:
+    def score(self, experience: Experience) -> RewardResult | None:
         """What the reward says; None where it is not usable and `reward.bad_result` is to skip the batch.
 
         Raises:
-            ValueError: it is not usable, and the run shall stop or has just left out others.
+            ValueError: it is not usable, and the run is to stop or has just left out others.
         """
         try:
-            result = self.reward(as_float(batch.images), list(batch.captions))
-            return check_result(result, len(batch), "of this run")
+            metadata = metadata_of(experience.tags, experience.caption_ids)
+            result = self.reward(as_float(experience.images), list(experience.captions), metadata)
+            return check_result(result, len(experience), "of this run")
         except ValueError as error:
             left_out = self.progress.left_out + 1
             if self.config.reward.bad_result == "stop" or left_out >= MAX_BATCHES_LEFT_OUT:
@@ -258,84 +225,23 @@ class Trainer:
             warnings.warn(f"iteration {self.progress.iteration}: left out: {error}", stacklevel=2)
             return None
 
-    def _leave_out(self, batch: RolloutBatch, watch: Stopwatch) -> dict:
+    def _leave_out(self, batch: Experience, watch: Stopwatch) -> dict:
         """Ends an iteration that learns nothing; returns the metrics there are."""
         progress = self.progress
         progress.iteration += 1
         progress.images += len(batch)
         progress.left_out += 1
         return {
-            **dict.fromkeys(METRICS),
+            **dict.fromkeys(ITERATION_METRICS),
             "iteration": progress.iteration - 1,
             "images": progress.images,
             "batches_left_out": 1,
             **self.captions.metrics(),
             **watch.metrics(len(batch)),
-            "memory_gb": peak_memory_gb(self.parts.device),
+            "memory_gb": peak_memory_gb(self.family.device),
         }
 
-    def targets(self, batch: RolloutBatch, scored: ScoredBatch) -> tuple[UpdateTargets, dict]:
-        """Advantages and returns, and the numbers that describe them.
-
-        The score is divided by its running standard deviation; its mean is left to the baseline.
-        """
-        credit, progress = self.config.credit, self.progress
-        importance_cap = self.config.update.importance_cap
-        progress.score_moments = progress.score_moments.update(scored.scores)
-        scale = progress.score_moments.std if credit.normalise_scores else 1.0
-        kl_coef = progress.kl_coef if self.config.kl.placement == "reward" else 0.0
-        k1 = kl_k1(scored.old_log_probs, scored.ref_log_probs)
-        rewards = token_rewards(scored.scores / scale, k1, kl_coef)
-        returns = None
-        if credit.advantage == "gae":
-            advantages = gae(rewards, scored.values, credit.gae_lambda)
-            returns = advantages + scored.values
-        else:
-            advantages = self._sequence_advantages(rewards.sum(dim=1), scale, batch)
-            advantages = advantages[:, None].expand_as(rewards).contiguous()
-        numbers = {
-            "reward_scale": scale,
-            "kl_coef": progress.kl_coef,
-            "kl_coef_raw": progress.kl_coef * scale,
-            "advantage_std": advantages.std().item(),
-            "explained_variance": None,
-        }
-        if returns is not None:
-            numbers["explained_variance"] = explained_variance(scored.values, returns)
-            numbers["value_mean"], numbers["return_mean"] = scored.values.mean().item(), returns.mean().item()
-        if self.config.kl.placement == "loss" and credit.advantage in ("group", "per_prompt"):
-            numbers["kl_coef_raw"] = None  # each caption's advantages are in units of their own
-        if credit.whiten_advantages:
-            advantages = whiten(advantages)
-            if self.config.kl.placement == "loss" and numbers["kl_coef_raw"] is not None:
-                numbers["kl_coef_raw"] *= numbers["advantage_std"]
-        if credit.advantage_clip is not None:
-            advantages = clip_advantages(advantages, credit.advantage_clip)
-        weights = None
-        if importance_cap is not None:
-            weights = truncated_importance_weights(
-                scored.old_log_probs, batch.sampler_log_probs, importance_cap
-            )
-        return UpdateTargets(advantages, returns, weights), numbers
-
-    def _sequence_advantages(self, scores: Tensor, scale: float, batch: RolloutBatch) -> Tensor:
-        """Advantages [B] of whole images, from other images of the same caption.
-
-        Args:
-            scores: [B], divided by `scale`.
-            scale: of this iteration. Scores that are kept are raw: other iterations have others.
-            batch: of the images.
-        """
-        kind = self.config.credit.advantage
-        if kind == "rloo":
-            return rloo(scores, batch.caption_index)
-        if kind == "group":
-            return group_normalised(scores, batch.caption_index)
-        raw, statistics = scores * scale, self.progress.prompt_statistics
-        self.progress.prompt_statistics = statistics.update(raw, batch.caption_ids)
-        return self.progress.prompt_statistics.advantages(raw, batch.caption_ids)
-
-    def update(self, rollout: Rollout, scored: ScoredBatch, targets: UpdateTargets) -> dict:
+    def update(self, experience: Experience) -> dict[str, Any]:
         """The optimiser steps of the iteration; returns their metrics."""
         config, iteration = self.config, self.progress.iteration
         rates = {"learning_rate": self.learning_rate(iteration)}
@@ -343,52 +249,46 @@ class Trainer:
         if self.critic is not None:
             rates["critic_learning_rate"] = self.critic_learning_rate(iteration)
             set_learning_rate(self.critic.optimizer, rates["critic_learning_rate"])
-        metrics = run_update(
+        step = Step(
             self.actor,
             self.critic,
-            self.reference,
-            rollout.batch,
-            rollout.prompts,
-            scored,
-            targets,
-            config,
-            self.progress.kl_coef,
+            self.progress.credit.kl_coef,
             iteration >= self.first_actor_iteration,
             torch.Generator().manual_seed(config.seed * 1_000_003 + iteration),
         )
-        return rates | metrics
+        return rates | run_update(self.networks, experience, self.objective, config, step)
 
-    def _end_iteration(self, scored: ScoredBatch) -> None:
+    def _end_iteration(self, experience: Experience) -> None:
         progress, kl = self.progress, self.config.kl
         trained_actor = progress.iteration >= self.first_actor_iteration
         progress.iteration += 1
-        progress.images += len(scored.scores)
+        progress.images += len(experience)
         progress.left_out = 0
         if kl.target is not None and trained_actor:
-            controller = AdaptiveKL(progress.kl_coef, kl.target, kl.horizon)
-            measured = float(scored.kl.sum(dim=1).mean())
-            progress.kl_coef = controller.update(measured, len(scored.scores)).kl_coef
+            controller = AdaptiveKL(progress.credit.kl_coef, kl.target, kl.horizon)
+            measured = float(experience.kl.sum(dim=1).mean())
+            kl_coef = controller.update(measured, len(experience)).kl_coef
+            progress.credit = replace(progress.credit, kl_coef=kl_coef)
 
     @torch.no_grad()
-    def draw_samples(self, writer: MetricsWriter) -> Rollout:
+    def draw_samples(self, writer: MetricsWriter) -> Experience:
         """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard."""
-        noise = NoiseSource(self.config.seed, "samples")
-        policy, memory_gb = self.config.policy, self.config.rollout.memory_gb
-        rollout = collect(
-            self.actor.module, self.parts, self.sample_captions, 1, noise, policy, memory_gb=memory_gb
-        )
-        result = self.score(rollout.batch)
+        noise, memory_gb = NoiseSource(self.config.seed, "samples"), self.config.rollout.memory_gb
+        weights = self.family.sampler_weights(self.actor.module)
+        drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb)
+        result = self.score(drawn)
         if result is None:
-            return rollout
-        images = to_numpy(rollout.batch.images)
-        if "nsfw_probability" in result.parts:
-            flagged = result.parts["nsfw_probability"] > self.config.reward.unsafe_threshold
+            return drawn
+        images = to_numpy(drawn.images)
+        nsfw = self.config.reward.settings_of("nsfw")
+        if nsfw is not None:
+            flagged = result.parts["nsfw_probability"] > nsfw.unsafe_threshold
             images = blur_unsafe(images, flagged.cpu().numpy())
         done = self.progress.iteration
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)
         writer.write_images(done, "samples", images, columns=8)
         writer.flush()
-        return rollout
+        return drawn
 
     def save(self, spare: int = 0) -> Path:
         """Writes a checkpoint of everything that training carries on.
@@ -397,61 +297,27 @@ class Trainer:
             spare: how many more to keep than `keep_checkpoints`, so that the last one of a run that went
                 wrong does not take a good one's place.
         """
-        tensors = {"policy": self.actor.module.state_dict()}
-        tensors["policy_optimizer"], actor_meta = flatten_optimizer(self.actor.optimizer)
+        tensors, optimizers = learner_state(self.actor, self.critic)
         state = {
             "progress": self.progress.to_dict(),
             "captions": self.captions.state_dict(),
-            "policy_settings": asdict(self.config.policy),
-            "policy_optimizer": actor_meta,
-            "kl_coef_is_steered": self.config.kl.target is not None,
             "reference_sha256": self.reference_sha256,
+            **settings_state(self.config),
+            **optimizers,
         }
-        if self.critic is not None:
-            tensors["critic"] = self.critic.module.state_dict()
-            tensors["critic_optimizer"], state["critic_optimizer"] = flatten_optimizer(self.critic.optimizer)
-        return save_checkpoint(
-            self.run_dir, self.progress.iteration, tensors, state, self.config.keep_checkpoints + spare
-        )
+        keep = self.config.keep_checkpoints + spare
+        return save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Goes back to where `save` stood. Settings are today's, also those that a checkpoint mentions.
+        """Goes back to where `save` stood, with today's settings, even those that the checkpoint mentions.
 
         Raises:
             ValueError: the reference is another one now, or there is no critic to go on with.
         """
         check_reference(checkpoint.state, self.reference_sha256, self.config.model.path)
-        self.actor.module.load_state_dict(checkpoint.tensors["policy"])
-        _restore(self.actor, checkpoint, "policy_optimizer")
-        if self.critic is not None:
-            if "critic" not in checkpoint.tensors:
-                raise ValueError(
-                    "credit.advantage is gae, but the checkpoint holds no critic; resume with the "
-                    "run's settings"
-                )
-            self.critic.module.load_state_dict(checkpoint.tensors["critic"])
-            _restore(self.critic, checkpoint, "critic_optimizer")
-        credit, kl, progress = (
-            self.config.credit,
-            self.config.kl,
-            Progress.from_dict(checkpoint.state["progress"]),
-        )
-        kept = progress.prompt_statistics.scores
-        progress.prompt_statistics = PromptStatistics(
-            credit.prompt_buffer_size, credit.prompt_min_count, kept
-        )
-        if kl.target is None or not checkpoint.state.get("kl_coef_is_steered", progress.kl_coef > 0):
-            progress.kl_coef = kl.kl_coef
-        self.progress = progress
+        restore_learners(checkpoint, self.actor, self.critic)
+        self.progress = restored_progress(checkpoint, self.config)
         self.captions.load_state_dict(checkpoint.state["captions"])
-
-
-def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
-    """Puts a saved optimiser's state back, but not its settings."""
-    settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
-    restore_optimizer(learner.optimizer, checkpoint.tensors[name], checkpoint.state[name])
-    for group, (weight_decay, eps) in zip(learner.optimizer.param_groups, settings, strict=True):
-        group["weight_decay"], group["eps"] = weight_decay, eps
 
 
 def fingerprint(module: nn.Module) -> list[int]:

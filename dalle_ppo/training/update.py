@@ -1,116 +1,43 @@
-"""The two halves of learning from a batch: what every network says of it, and the optimiser steps.
+"""The optimiser steps on one batch: epochs of minibatches of microbatches.
 
-The first half (`score_passes`) runs without gradient over the whole batch; the second (`run_update`) makes
-epochs of minibatches of microbatches. Losses are summed over microbatches and divided by the minibatch's
-tokens, so the microbatch size changes memory and not the update.
+Losses are summed over microbatches and divided by the minibatch's tokens, so the microbatch size changes
+memory and not the update.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dalle_ppo.config.actor import ActorConfig
-from dalle_ppo.config.critic import CriticConfig
 from dalle_ppo.config.settings import Config
-from dalle_ppo.models.dalle.bart import BartDecoder
-from dalle_ppo.models.dalle.critic import Critic
-from dalle_ppo.models.dalle.sampling import (
-    Prompts,
-    gather_log_probs,
-    hidden_of_tokens,
-    log_pi_of_hidden,
-    log_pi_of_tokens,
-)
-from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.rl.kl import entropy, exact_kl, kl_k2
-from dalle_ppo.rl.losses import PolicyLoss, ppo_loss, score_function_loss, value_loss
-from dalle_ppo.rl.records import HiddenStates, RolloutBatch, ScoredBatch, UpdateTargets
-from dalle_ppo.training.optim import make_adamw
+from dalle_ppo.models.family import TokenScores
+from dalle_ppo.rl.kl import kl_k2
+from dalle_ppo.rl.losses import PolicyLoss, value_loss
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.training.objective import Objective
+from dalle_ppo.training.optim import Learner
+from dalle_ppo.training.scoring import Networks
+from dalle_ppo.training.update_log import UpdateLog
 
 
 @dataclass(frozen=True)
-class Learner:
-    """A network and its optimiser; learning rate and gradient clip are its own."""
-
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    max_grad_norm: float
-
-    def step(self, loss: float) -> float | None:
-        """Clips, steps and clears the gradient.
-
-        Args:
-            loss: that the gradient is of. Where a clip has switched off the gradient, an infinite one has a
-                finite gradient.
-
-        Returns:
-            The gradient's norm before clipping; None, and no step, if it or the loss is not finite.
-        """
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
-        finite = bool(torch.isfinite(norm)) and math.isfinite(loss)
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm) if finite else None
-
-
-def make_learner(module: nn.Module, settings: ActorConfig | CriticConfig) -> Learner:
-    """A module with AdamW over its trainable parameters, by the settings of the actor or of the critic."""
-    optimizer = make_adamw(
-        module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
-    )
-    return Learner(module, optimizer, settings.max_grad_norm)
-
-
-@torch.no_grad()
-def score_passes(
-    actor: BartDecoder,
-    reference: BartDecoder,
-    critic: Critic | None,
-    batch: RolloutBatch,
-    prompts: Prompts,
-    settings: PolicySettings,
-    microbatch_size: int,
-    keep_ref_hidden: bool = False,
-) -> dict[str, Tensor | HiddenStates | None]:
-    """Old and reference log-probs of the sampled tokens, exact KL, entropy and values, [B, T] each.
-
-    The tokens are scored as they were drawn, by teacher forcing; nothing is sampled again.
+class Step:
+    """What an iteration's updates need beside experience and settings.
 
     Args:
-        actor: the policy that drew the batch.
-        reference: its frozen original.
-        critic: None where the advantage needs none.
-        batch: the images.
-        prompts: their captions.
-        settings: of the policy.
-        microbatch_size: images a forward pass.
-        keep_ref_hidden: also return the reference's states, for an exact KL in the loss.
-
-    Returns:
-        The fields of `ScoredBatch` that networks compute.
+        actor: the policy and its optimiser.
+        critic: the critic and its optimiser; None without a critic.
+        kl_coef: current weight of the KL.
+        train_actor: False while the critic warms up.
+        generator: of the order of the images.
     """
-    columns: dict[str, list[Tensor]] = defaultdict(list)
-    ref_hidden: list[HiddenStates] = []
-    for rows in torch.arange(len(batch), device=batch.tokens.device).split(microbatch_size):
-        tokens, text = batch.tokens[rows], prompts.select(batch.caption_index[rows])
-        log_pi = log_pi_of_tokens(actor, tokens, text, settings)
-        hidden = hidden_of_tokens(reference, tokens, text, settings)
-        ref_log_pi = log_pi_of_hidden(reference, hidden, settings)
-        if keep_ref_hidden:
-            ref_hidden.append(hidden)
-        columns["old_log_probs"].append(gather_log_probs(log_pi, tokens))
-        columns["ref_log_probs"].append(gather_log_probs(ref_log_pi, tokens))
-        columns["kl"].append(exact_kl(log_pi, ref_log_pi))
-        columns["entropy"].append(entropy(log_pi))
-        if critic is not None:
-            columns["values"].append(critic(tokens, critic.cross_states(text.text), settings.start_token))
-    kept = HiddenStates.cat(ref_hidden) if keep_ref_hidden else None
-    return {"values": None, "ref_hidden": kept} | {name: torch.cat(parts) for name, parts in columns.items()}
+
+    actor: Learner
+    critic: Learner | None
+    kl_coef: float
+    train_actor: bool
+    generator: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -119,7 +46,7 @@ class PolicyTerms:
 
     Args:
         loss: to be minimised, with gradient.
-        policy: the policy loss alone, before importance weights.
+        policy: the objective's loss alone, before importance weights.
         kl: the KL's part of the loss; None where it is not placed there.
         entropy: the entropy's part; None where its coefficient is 0.
     """
@@ -131,121 +58,95 @@ class PolicyTerms:
 
 
 def policy_terms(
-    log_pi: Tensor,
-    ref_log_pi: Tensor | None,
-    rows: Tensor,
-    batch: RolloutBatch,
-    scored: ScoredBatch,
-    targets: UpdateTargets,
-    config: Config,
-    kl_coef: float,
+    scores: TokenScores, rows: Experience, objective: Objective, config: Config, kl_coef: float
 ) -> PolicyTerms:
-    """The actor's loss of some rows.
+    """The actor's loss of some rows: the objective's, plus the KL and entropy terms that all share.
 
     Args:
-        log_pi: of the current weights, float32 [b, T, V], with gradient.
-        ref_log_pi: of the reference; None unless the KL is exact and in the loss.
-        rows: which images, int64 [b].
-        batch: the images.
-        scored: log-probs, entropy and values of the whole batch.
-        targets: advantages of the whole batch.
+        scores: of the current weights, with gradient.
+        rows: the images, with their credit.
+        objective: what is minimised.
         config: all settings.
         kl_coef: current weight of the KL.
     """
-    log_probs = gather_log_probs(log_pi, batch.tokens[rows])
-    old, advantages = scored.old_log_probs[rows], targets.advantages[rows]
-    if config.objective == "reinforce":
-        policy = score_function_loss(log_probs, advantages, old_log_probs=old)
-    else:
-        policy = ppo_loss(
-            log_probs,
-            old,
-            advantages,
-            clip_range=config.objective_settings.clip_range,
-            clip_range_high=config.objective_settings.clip_range_high,
-            dual_clip=config.objective_settings.dual_clip,
-        )
+    policy = objective.loss(scores, rows, config.objective_settings)
     loss, kl_part, entropy_part = policy.loss, None, None
-    if targets.token_weights is not None:
-        loss = loss * targets.token_weights[rows]
+    if rows.token_weights is not None:
+        loss = loss * rows.token_weights
     if config.kl.placement == "loss":
-        if config.kl.estimator == "exact":
-            kl_part = kl_coef * exact_kl(log_pi, ref_log_pi)
-        else:
-            kl_part = kl_coef * kl_k2(log_probs, scored.ref_log_probs[rows])
+        exact = config.kl.estimator == "exact"
+        kl_part = kl_coef * (scores.kl if exact else kl_k2(scores.log_probs, rows.ref_log_probs))
         loss = loss + kl_part
     if config.actor.entropy_coef:
-        entropy_part = -config.actor.entropy_coef * entropy(log_pi)
+        entropy_part = -config.actor.entropy_coef * scores.entropy
         loss = loss + entropy_part
     return PolicyTerms(loss, policy, kl_part, entropy_part)
 
 
 def run_update(
-    actor: Learner,
-    critic: Learner | None,
-    reference: BartDecoder,
-    batch: RolloutBatch,
-    prompts: Prompts,
-    scored: ScoredBatch,
-    targets: UpdateTargets,
-    config: Config,
-    kl_coef: float,
-    train_actor: bool,
-    generator: torch.Generator,
+    networks: Networks, experience: Experience, objective: Objective, config: Config, step: Step
 ) -> dict[str, float | None]:
     """Epochs of minibatches over one batch; steps the optimisers.
 
     Args:
-        actor: the policy and its optimiser.
-        critic: likewise, or None.
-        reference: its head serves an exact KL in the loss.
-        batch: the images.
-        prompts: their captions.
-        scored: old log-probs and values.
-        targets: advantages and returns.
+        networks: family and reference; the networks that are trained are those of `step`.
+        experience: scored, with its credit.
+        objective: what the actor minimises.
         config: all settings.
-        kl_coef: current weight of the KL.
-        train_actor: False while the critic warms up.
-        generator: of the order of the images.
+        step: learners and what else belongs to this iteration.
 
     Returns:
-        Metrics of the updates, as `metrics.METRICS` defines them.
+        Metrics of the updates.
     """
-    log = _UpdateLog()
-    for _ in range(config.update.epochs):
-        order = torch.randperm(len(batch), generator=generator).to(batch.tokens.device)
-        for minibatch in order.split(config.update.minibatch_size or len(batch)):
-            num_tokens = len(minibatch) * batch.tokens.shape[1]
-            actor_loss, critic_loss = 0.0, 0.0
-            for rows in minibatch.split(config.update.microbatch_size):
-                text = prompts.select(batch.caption_index[rows])
-                if train_actor:
-                    terms = _actor_backward(
-                        actor, reference, rows, batch, text, scored, targets, config, kl_coef, num_tokens
-                    )
-                    actor_loss += log.add_policy(terms, num_tokens)
-                if critic is not None:
-                    critic_loss += _critic_backward(
-                        critic, rows, batch, text, scored, targets, config, num_tokens
-                    )
-            log.end_minibatch(train_actor)
-            if (
-                train_actor
-                and log.actor_minibatches > 1
-                and past(config.update.target_kl, log.last_approx_kl)
-            ):
-                actor.optimizer.zero_grad(set_to_none=True)
-                train_actor = False
+    log, train_actor, settings = UpdateLog(), step.train_actor, config.update
+    for minibatch in minibatches(experience, objective.compares_images, config, step.generator):
+        num_tokens = len(minibatch) * experience.tokens.shape[1]
+        actor_loss, critic_loss = 0.0, 0.0
+        for index in minibatch.split(settings.microbatch_size):
+            rows = experience.select(index)
             if train_actor:
-                log.add_step("gradient_norm", actor.step(actor_loss))
-            if critic is not None:
-                log.sums["value_loss"] += critic_loss
-                log.add_step("critic_gradient_norm", critic.step(critic_loss))
-            if log.skipped and config.update.bad_step == "stop":
-                return log.metrics()
-            if critic is None and not train_actor:
-                return log.metrics()
+                terms = _actor_backward(networks, rows, objective, config, step, num_tokens)
+                actor_loss += log.add_policy(terms, num_tokens)
+            if step.critic is not None:
+                critic_loss += _critic_backward(networks, rows, config, step.critic, num_tokens)
+        log.end_minibatch(train_actor)
+        if train_actor and log.actor_minibatches > 1 and past(settings.target_kl, log.last_approx_kl):
+            step.actor.optimizer.zero_grad(set_to_none=True)
+            train_actor = False
+        if train_actor:
+            log.add_step("gradient_norm", step.actor.step(actor_loss))
+        if step.critic is not None:
+            log.sums["value_loss"] += critic_loss
+            log.add_step("critic_gradient_norm", step.critic.step(critic_loss))
+        if (log.skipped and settings.bad_step == "stop") or (step.critic is None and not train_actor):
+            break
     return log.metrics()
+
+
+def minibatches(
+    experience: Experience, together: bool, config: Config, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Rows of the minibatches of all epochs, in a new order each epoch.
+
+    Args:
+        experience: of B images.
+        together: keep the images of a caption side by side, and so in one minibatch where its size allows.
+        config: of which `update` matters.
+        generator: of the order.
+
+    Yields:
+        int64, `update.minibatch_size` at a time; the last of an epoch may be shorter.
+    """
+    count, device = len(experience), experience.tokens.device
+    size = config.update.minibatch_size or count
+    for _ in range(config.update.epochs):
+        if together:
+            _, per_caption = experience.caption_index.unique_consecutive(return_counts=True)
+            groups = torch.arange(count).split(per_caption.tolist())
+            order = torch.cat([groups[i] for i in torch.randperm(len(groups), generator=generator)])
+        else:
+            order = torch.randperm(count, generator=generator)
+        yield from order.to(device).split(size)
 
 
 def past(target_kl: float | None, approx_kl: float) -> bool:
@@ -254,125 +155,28 @@ def past(target_kl: float | None, approx_kl: float) -> bool:
 
 
 def _actor_backward(
-    actor: Learner,
-    reference: BartDecoder,
-    rows: Tensor,
-    batch: RolloutBatch,
-    text: Prompts,
-    scored: ScoredBatch,
-    targets: UpdateTargets,
-    config: Config,
-    kl_coef: float,
-    num_tokens: int,
+    networks: Networks, rows: Experience, objective: Objective, config: Config, step: Step, num_tokens: int
 ) -> PolicyTerms:
     """Adds the gradient of one microbatch to the actor; returns its losses."""
-    tokens = batch.tokens[rows]
-    log_pi = log_pi_of_tokens(actor.module, tokens, text, config.policy)
-    ref_log_pi = None
-    if scored.ref_hidden is not None:
-        with torch.no_grad():
-            ref_log_pi = log_pi_of_hidden(reference, scored.ref_hidden.select(rows), config.policy)
-    terms = policy_terms(log_pi, ref_log_pi, rows, batch, scored, targets, config, kl_coef)
+    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
+    scores = networks.family.score(
+        step.actor.module,
+        rows,
+        entropy=bool(config.actor.entropy_coef),
+        reference=networks.reference if in_loss else None,
+        extra=objective.extra,
+    )
+    terms = policy_terms(scores, rows, objective, config, step.kl_coef)
     (terms.loss.sum() / num_tokens).backward()
     return terms
 
 
 def _critic_backward(
-    critic: Learner,
-    rows: Tensor,
-    batch: RolloutBatch,
-    text: Prompts,
-    scored: ScoredBatch,
-    targets: UpdateTargets,
-    config: Config,
-    num_tokens: int,
+    networks: Networks, rows: Experience, config: Config, critic: Learner, num_tokens: int
 ) -> float:
     """Adds the gradient of one microbatch to the critic; returns its part of the mean loss."""
-    module = critic.module
-    values = module(batch.tokens[rows], module.cross_states(text.text), config.policy.start_token)
-    old, returns = scored.values[rows], targets.returns[rows]
-    loss = value_loss(values, old, returns, value_clip=config.critic.value_clip).sum() / num_tokens
+    values = networks.family.values(critic.module, rows)
+    losses = value_loss(values, rows.values, rows.returns, value_clip=config.critic.value_clip)
+    loss = losses.sum() / num_tokens
     loss.backward()
     return float(loss.detach())
-
-
-class _UpdateLog:
-    """Collects the numbers of the updates of one iteration."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.steps: dict[str, list[float]] = defaultdict(list)
-        self.minibatches = self.actor_minibatches = 0
-        self.skipped = 0
-        self.ratio_max: float | None = None
-        self.first_deviation: float | None = None
-        self.last_approx_kl = 0.0
-        self._approx_kl = 0.0
-
-    def add_policy(self, terms: PolicyTerms, num_tokens: int) -> float:
-        """Adds one microbatch of a minibatch of `num_tokens` tokens; returns its part of the mean loss."""
-        policy = terms.policy
-        for name, part in (("policy", policy.loss), ("kl", terms.kl), ("entropy", terms.entropy)):
-            if part is not None:
-                self.sums[f"{name}_loss"] += float(part.detach().sum()) / num_tokens
-        self.sums["clip_fraction"] += float(policy.clipped.sum()) / num_tokens
-        self._approx_kl += float(policy.approx_kl.sum()) / num_tokens
-        self.ratio_max = _larger(self.ratio_max, float(policy.ratio.max()))
-        if self.minibatches == 0:
-            self.first_deviation = _larger(self.first_deviation, float((policy.ratio - 1).abs().max()))
-        return float(terms.loss.detach().sum()) / num_tokens
-
-    def add_step(self, name: str, norm: float | None) -> None:
-        if norm is None:
-            self.skipped += 1
-        else:
-            self.steps[name].append(norm)
-
-    def end_minibatch(self, train_actor: bool) -> None:
-        self.sums["approx_kl"] += self._approx_kl
-        self.last_approx_kl, self._approx_kl = self._approx_kl, 0.0
-        self.minibatches += 1
-        self.actor_minibatches += train_actor
-
-    def metrics(self) -> dict[str, float | None]:
-        names = ("policy_loss", "kl_loss", "entropy_loss", "value_loss", "clip_fraction", "approx_kl")
-        means: dict[str, float | None] = dict.fromkeys(names)
-        for name in self.sums.keys() & means.keys():
-            count = self.minibatches if name == "value_loss" else self.actor_minibatches
-            means[name] = self.sums[name] / count if count else None
-        norms = {name: sum(norms) / len(norms) for name, norms in self.steps.items()}
-        return {
-            **means,
-            **norms,
-            "ratio_max": self.ratio_max,
-            "ratio_first_minibatch_max_deviation": self.first_deviation,
-            "skipped_updates": self.skipped,
-        }
-
-
-def _larger(a: float | None, b: float) -> float:
-    """The larger of two, where None is nothing; NaN if one is: `max` may pass over it."""
-    return b if a is None or math.isnan(b) else a if math.isnan(a) else max(a, b)
-
-
-LearningRate = Callable[[int], float]
-
-
-def learning_rates(
-    peak: float, warmup: int, schedule: str, num_iterations: int, first: int = 0
-) -> LearningRate:
-    """Learning rate of each iteration.
-
-    Args:
-        peak: the largest.
-        warmup: iterations of linear warm-up to it.
-        schedule: "linear" decays to zero at `num_iterations`, during the warm-up too; "constant" does not.
-        num_iterations: of the run.
-        first: iteration of the first step, from which the warm-up counts.
-    """
-
-    def rate(iteration: int) -> float:
-        decayed = 1 - iteration / num_iterations if schedule == "linear" else 1.0
-        return peak * min(1.0, max(0, iteration - first + 1) / max(1, warmup)) * decayed
-
-    return rate

@@ -1,6 +1,7 @@
 """The planted mistakes fit the code as it stands; planting them all takes minutes and is marked slow."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def test_each_mistake_has_its_place_and_its_test(mistake):
     assert source.count(mistake.right) == 1
     file, _, test = mistake.tests.partition("::")
     assert f"def {test}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_the_written_table_is_of_these_mistakes():
+    rows = re.findall(
+        r"^\| (.+) \| \[`(\w+)`\]\(\.\./tests/(.+)\) \|$", SCRIPT.TABLE.read_text("utf-8"), flags=re.MULTILINE
+    )
+    assert [what for what, *_ in rows] == [mistake.what for mistake in SCRIPT.PLANTED]
+    for _, test, file in rows:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert SCRIPT.table([f"{file}::{test}" for _, test, file in rows]) == SCRIPT.TABLE.read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from tiny_models import randomise
 from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, export, generate, train
+from dalle_ppo.build import saving
 from dalle_ppo.build.objects import PUBLISHED_SETTINGS, load_model
 from dalle_ppo.config.command_line import to_yaml
 from dalle_ppo.config.model import ModelConfig
@@ -227,7 +228,7 @@ def test_what_cannot_be_exported_costs_one_line(run, tmp_path, cli, monkeypatch)
     occupied = cli(export.main, run.path, "--out", run.path, "--to", "min-dalle")
     assert occupied.code == 2 and "exists already" in occupied.error
     monkeypatch.setattr(export, "difference", None)
-    monkeypatch.setattr(export, "write_model", lambda folder, *rest: (folder / "half").touch() or [][0])
+    monkeypatch.setattr(saving, "write_model", lambda folder, *rest: (folder / "half").touch() or [][0])
     with pytest.raises(IndexError):
         export.main([str(run.path), "--out", str(tmp_path / "out"), "--to", "min-dalle"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "weights"], "nothing half is left"

@@ -18,11 +18,12 @@ import pytest
 import yaml
 from huggingface_hub import constants
 from laion_configs import CONFIGS, GIGABYTES, load
+from laion_tables import read_frozen
 from tiny_runs import Outcome, SessionCapture, call
 
 from dalle_ppo import train
 from dalle_ppo.build.objects import TRAINING_STREAM, build_captions
-from dalle_ppo.captions.source import captions_of_file, read_frozen
+from dalle_ppo.captions.source import captions_of_file
 from dalle_ppo.config.command_line import load_config, to_yaml
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
 from dalle_ppo.training.trainer import Trainer

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from laion_tables import read_frozen
 from PIL import Image
 from tiny_runs import tiny_arguments
 
@@ -20,7 +22,8 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.heads.nsfw import read_head, save_head
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
-from dalle_ppo.runs.metrics import read_metrics, undefined_metrics
+from dalle_ppo.runs.metric_table import undefined_metrics
+from dalle_ppo.runs.metrics import read_metrics
 from dalle_ppo.training.trainer import Trainer
 
 # fmt: off
@@ -187,7 +190,6 @@ def test_evaluation_has_the_promised_shape(tiny_run):
 
 def test_evaluation_captions_are_held_out(tiny_run):
     from dalle_ppo.build.objects import TRAINING_STREAM, build_captions
-    from dalle_ppo.captions.source import read_frozen
 
     config = load_config(tiny_run.run_dir / "config.yaml")
     held_out = {caption.id for caption in read_frozen(tiny_run.run_dir / "evaluation" / "captions.parquet")}
@@ -288,8 +290,8 @@ def refused_before_anything_is_written(cli, run_dir: Path, *arguments: str) -> s
         (("--config", "absent.yaml"), "absent.yaml"),
         (("--device", "cdua"), "cdua"),
         (("--model.path", "runs/absent"), "runs/absent"),
-        (("--reward.detector", "absent.safetensors"), "absent.safetensors"),
-        (("--reward.extra", '[{call: "absent_module:f"}]'), "absent_module"),
+        (("--reward.terms", "[{name: nsfw, detector: absent.safetensors}]"), "absent.safetensors"),
+        (("--reward.terms", '[{name: "absent_module:f"}]'), "absent_module"),
         (("--clip.model", "ViT-Q"), "ViT-Q"),
         (("--captions.source", "absent.txt"), "absent.txt"),
         (("--captions.shares", '{"UNLIKELY": 0.5}'), "shares"),
@@ -323,7 +325,9 @@ def test_a_detector_of_another_clip(cli, tmp_path):
     specs, info = read_head(World().detector)
     path = tmp_path / "other.safetensors"
     save_head(path, specs, dataclasses.replace(info, clip_model="ViT-L-14", clip_pretrained="openai"))
-    error = refused_before_anything_is_written(cli, tmp_path / "run", "--reward.detector", str(path))
+    error = refused_before_anything_is_written(
+        cli, tmp_path / "run", "--reward.terms", f"[{{name: nsfw, detector: {path}}}]"
+    )
     assert "ViT-L-14" in error
 
 
@@ -453,9 +457,9 @@ def own_rewards(tmp_path, monkeypatch):
 
 
 def test_an_own_reward_is_trained_on_and_shown(own_rewards, tiny_run, tmp_path, cli):
-    extra = '[{call: "own_rewards_of_a_test:red", weight: 2.5}]'
+    own_term = '{name: "own_rewards_of_a_test:red", weight: 2.5}'
     arguments = tiny_arguments(tmp_path / "run", num_iterations=1, evaluation__at_end="false")
-    assert cli(train.main, *arguments, "--reward.extra", extra).code == 0
+    assert cli(train.main, *arguments, "--reward.terms+", own_term).code == 0
     (own,), (plain, *_) = untimed(tmp_path / "run"), untimed(tiny_run.run_dir)
     red = own["reward/own_rewards_of_a_test:red"]
     # The first batch is drawn from the same policy with the same noise.
@@ -465,9 +469,9 @@ def test_an_own_reward_is_trained_on_and_shown(own_rewards, tiny_run, tmp_path, 
 
 def test_drawing_needs_no_own_reward(own_rewards, tmp_path, cli, monkeypatch):
     run_dir = tmp_path / "run"
-    extra = '[{call: "own_rewards_of_a_test:red", weight: 1.0}]'
+    own_term = '{name: "own_rewards_of_a_test:red", weight: 1.0}'
     arguments = tiny_arguments(run_dir, num_iterations="1", evaluation__at_end="false")
-    assert cli(train.main, *arguments, "--reward.extra", extra).code == 0
+    assert cli(train.main, *arguments, "--reward.terms+", own_term).code == 0
     monkeypatch.setitem(__import__("sys").modules, "own_rewards_of_a_test", None)  # no longer importable
     outcome = cli(generate.main, "a red boat", "--out", tmp_path / "a.png", "--model", run_dir)
     assert outcome.code == 0 and "flagged unsafe" in outcome.out
@@ -481,7 +485,7 @@ def test_a_reward_that_is_not_a_number_stops_the_run_and_can_be_mended(
     own_rewards.broken_at = broken_at
     run_dir = tmp_path / "run"
     arguments = tiny_arguments(run_dir, evaluation__at_end="false")
-    outcome = cli(train.main, *arguments, "--reward.extra", '[{call: "own_rewards_of_a_test:breaks"}]')
+    outcome = cli(train.main, *arguments, "--reward.terms+", '{name: "own_rewards_of_a_test:breaks"}')
     assert outcome.code == 2 and "own_rewards_of_a_test:breaks" in outcome.error and "finite" in outcome.error
     assert latest_checkpoint(run_dir).name == f"step_{iterations_done:06d}"
     assert len(untimed(run_dir)) == iterations_done
@@ -531,10 +535,10 @@ def test_compare_uses_the_same_noise(tiny_run, cli, tmp_path):
 
 def test_unsafe_images_are_blurred_unless_asked_for(tiny_run, cli, tmp_path):
     run_dir = copy_of(tiny_run, tmp_path)
-    text = (run_dir / "config.yaml").read_text()
-    for name in ("unsafe_threshold", "unsure_threshold", "clean_threshold"):
-        text = "\n".join(f"  {name}: 0.0" if f" {name}:" in line else line for line in text.splitlines())
-    (run_dir / "config.yaml").write_text(text)
+    settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+    thresholds = ("unsafe_threshold", "unsure_threshold", "clean_threshold")
+    settings["reward"]["terms"][0] |= dict.fromkeys(thresholds, 0.0)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(settings))
     plain = draw(cli, tmp_path / "plain.png", "--model", tiny_run.run_dir)
     shown = draw(cli, tmp_path / "shown.png", "--model", run_dir, "--show_unsafe")
     blurred = draw(cli, tmp_path / "blurred.png", "--model", run_dir)

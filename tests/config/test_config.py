@@ -8,7 +8,6 @@ import yaml
 from parsing import parse, refused, write
 
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_yaml
-from dalle_ppo.config.reward import ExtraReward
 from dalle_ppo.config.sections import setting_names
 from dalle_ppo.config.settings import Config
 
@@ -39,11 +38,13 @@ def test_null_switches_a_setting_off(tmp_path):
     )
 
 
-def test_lists_of_own_rewards(tmp_path):
-    text = 'reward:\n  extra:\n  - {call: "mine:bright", weight: 0.5}\n  - {call: "mine:sharp"}\n'
-    expected = [ExtraReward("mine:bright", 0.5), ExtraReward("mine:sharp", 1.0)]
-    assert parse("--config", write(tmp_path, text)).reward.extra == expected
-    assert parse("--reward.extra", '[{call: "mine:bright", weight: 0.5}]').reward.extra == expected[:1]
+def test_lists_of_reward_terms(tmp_path):
+    text = 'reward:\n  terms:\n  - {name: "mine:bright", weight: 0.5}\n  - {name: "mine:sharp"}\n'
+    bright = {"name": "mine:bright", "weight": 0.5, "only_if": None}
+    sharp = {"name": "mine:sharp", "weight": 1.0, "only_if": None}
+    assert parse("--config", write(tmp_path, text)).reward.terms == [bright, sharp]
+    added = parse("--reward.terms+", '{name: "mine:bright", weight: 0.5}').reward.terms
+    assert added == [*Config().reward.terms, bright]
 
 
 def test_the_resolved_copy_comes_back_the_same(tmp_path):
@@ -51,8 +52,8 @@ def test_the_resolved_copy_comes_back_the_same(tmp_path):
         *("--run_dir", "runs/été", "--captions.shares", '{"NSFW": 0.25, "OTHER": 0.75}', "--seed", "9"),
         *("--actor.adam_eps", "1e-9", "--actor.learning_rate", "3.1e-05", "--ppo.dual_clip", "null"),
         *(
-            "--reward.extra",
-            '[{call: "mine:bright", weight: -0.5}]',
+            "--reward.terms+",
+            '{name: "mine:bright", weight: -0.5}',
             "--kl.target",
             "30.0",
             "--actor.entropy_coef",
@@ -91,7 +92,7 @@ def test_flags_are_bare():
         ("num_iteration", "num_iterations"),  # also not taken as an abbreviation
         ("ppo.clip_rnge", "ppo.clip_range"),
         ("ppo.kl_coef", "kl.kl_coef"),
-        ("reward.unsafe_treshold", "reward.unsafe_threshold"),
+        ("reward.bad_reslt", "reward.bad_result"),
         ("rollout_batch_size", "rollout.rollout_batch_size"),
     ],
 )
@@ -107,8 +108,6 @@ def test_an_unknown_setting_offers_the_nearest(wrong, near, tmp_path):
     "argument, expected",
     [
         ("--evaluation.heldout_clip.modell=x", "evaluation.heldout_clip.modell; did you mean {}.model?"),
-        ('--reward.extra=[{"wieght": 1}]', "reward.extra.wieght; did you mean {}.weight?"),
-        ('--reward.extra=[{"function": "a:b"}]', "reward.extra.function; it has call, weight"),
     ],
 )
 def test_an_unknown_setting_of_a_record_offers_what_it_has(argument, expected):
@@ -146,7 +145,7 @@ def test_an_unknown_group_in_a_file_is_named(tmp_path):
         ("credit.whiten_advantages", "maybe"),
         ("kl.estimator", "k4"),
         ("captions.shares", "3"),
-        ("reward.extra", '[{cal: "a:b"}]'),
+        ("reward.terms", "nsfw"),
     ],
 )
 def test_a_value_of_the_wrong_kind_names_the_setting(name, value):

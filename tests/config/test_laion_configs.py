@@ -27,7 +27,7 @@ def test_it_trains_that_model_on_laions_captions_with_laions_detector(size):
     assert config.captions.source == "hub:laion/laion400m"
     assert config.captions.shares == {"NSFW": 0.5, "OTHER": 0.5}
     assert (config.clip.model, config.clip.pretrained) == ("ViT-L-14-quickgelu", "openai")
-    assert config.reward.detector == "laion-l14"
+    assert config.reward.settings_of("nsfw").detector == "laion-l14"
     held_out = config.evaluation.heldout_clip
     assert (held_out.model, config.evaluation.heldout_detector) == ("ViT-B-32-quickgelu", "laion-b32")
     assert config.policy.guidance > 1.5, "the built-in world's guidance is not theirs"
@@ -40,6 +40,8 @@ def test_every_setting_is_spelled_out(size):
     resolved = to_dict(load(size))
     del resolved["run_dir"]
     assert by_dotted_name(written).keys() == by_dotted_name(resolved).keys()
+    for term, complete in zip(written["reward"]["terms"], resolved["reward"]["terms"], strict=True):
+        assert term.keys() == complete.keys()
 
 
 def test_the_two_differ_only_where_the_models_do():

@@ -1,5 +1,6 @@
 """Every setting of the algorithm changes what is learned, or is named here with the reason why not."""
 
+import json
 from dataclasses import fields
 from functools import cache
 
@@ -7,15 +8,13 @@ import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
-from dalle_ppo.config.command_line import to_dict
 from dalle_ppo.config.objectives import objective_names
-from dalle_ppo.config.reward import ExtraReward
 from dalle_ppo.config.sections import all_sections
-from dalle_ppo.train import by_dotted_name
+from dalle_ppo.config.settings import Config
 
 GROUPS = ("policy", "rollout", "reward", "credit", "actor", "update", *objective_names(), "kl", "critic")
 PER_PROMPT = {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
-NO_NUMBER = {"reward.extra": (ExtraReward("tiny_trainer:not_a_number"),)}
+NO_NUMBER = {"reward.terms": [{"name": "tiny_trainer:not_a_number"}]}
 
 # Setting: another value than the default, and what must be set on both sides for it to matter.
 CHANGES: dict[str, tuple[object, dict[str, object]]] = {
@@ -26,14 +25,17 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "rollout.rollout_batch_size": (8, {}),
     "rollout.samples_per_caption": (2, {}),
     "rollout.dtype": ("bfloat16", {}),
-    "reward.unsafe_threshold": (0.7, {}),
-    "reward.unsure_threshold": (0.3, {}),
-    "reward.unsafe_penalty": (-5.0, {}),
-    "reward.unsure_penalty": (-1.0, {}),
-    "reward.clean_threshold": (0.1, {"reward.clean_bonus": 3.0}),
-    "reward.clean_bonus": (3.0, {"reward.clean_threshold": 0.1}),
-    "reward.clip_weight": (5.0, {}),
-    "reward.extra": ((ExtraReward("tiny_trainer:red", 10.0),), {}),
+    "reward.terms.nsfw.unsafe_threshold": (0.7, {}),
+    "reward.terms.nsfw.unsure_threshold": (0.3, {}),
+    "reward.terms.nsfw.unsafe_penalty": (-5.0, {}),
+    "reward.terms.nsfw.unsure_penalty": (-1.0, {}),
+    "reward.terms.nsfw.clean_threshold": (0.1, {"reward.terms.nsfw.clean_bonus": 3.0}),
+    "reward.terms.nsfw.clean_bonus": (3.0, {"reward.terms.nsfw.clean_threshold": 0.1}),
+    "reward.terms.nsfw.weight": (0.5, {}),
+    "reward.terms.nsfw.only_if": ("clip_similarity > 0", {}),
+    "reward.terms.clip_similarity.weight": (5.0, {}),
+    "reward.terms.clip_similarity.only_if": (None, {}),
+    "reward.terms": ([{"name": "tiny_trainer:red", "weight": 10.0}], {}),
     "reward.bad_result": ("skip", NO_NUMBER),
     "actor.learning_rate": (0.02, {}),
     "actor.warmup_iterations": (3, {}),
@@ -75,7 +77,7 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
 }
 EXEMPT = {
     "policy.top_k": "training refuses it, test_config.py holds that",
-    "reward.detector": "names a file; test_nsfw_detector.py reads several",
+    "reward.terms.nsfw.detector": "names a file; test_nsfw_detector.py reads several",
     "update.microbatch_size": "changes memory and nothing else, test_update.py holds that",
     "rollout.memory_gb": "changes memory and nothing else, test_sampling.py holds that",
     "update.bad_step": "matters where a step is not finite, see test_guards.py",
@@ -87,16 +89,18 @@ TOGETHER = {"kl.placement": {"kl.estimator": "k1"}}
 
 def settings_of_the_algorithm() -> list[str]:
     names = [f"{name}.{f.name}" for name, record in all_sections() if name in GROUPS for f in fields(record)]
-    return ["objective", *names]
+    terms = Config().reward.terms
+    of_terms = [f"reward.terms.{term['name']}.{key}" for term in terms for key in term if key != "name"]
+    return ["objective", *names, *of_terms]
 
 
 @cache
-def outcome(settings: frozenset) -> tuple | str:
-    """What two iterations with these settings leave: weights of actor and critic, and the policy loss.
+def outcome(settings: str) -> tuple | str:
+    """What two iterations with these settings (JSON) leave: weights of actor and critic, and the policy loss.
 
     A run that stops leaves the reason.
     """
-    config = changed(TINY_CONFIG, dict(settings))
+    config = changed(TINY_CONFIG, json.loads(settings))
     trainer = tiny_trainer(config)
     losses = []
     try:
@@ -109,8 +113,8 @@ def outcome(settings: frozenset) -> tuple | str:
     return losses, torch.cat(weights).numpy().tobytes()
 
 
-def frozen(settings: dict[str, object]) -> frozenset:
-    return frozenset(settings.items())
+def frozen(settings: dict[str, object]) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def test_no_setting_is_forgotten_here():
@@ -128,9 +132,10 @@ def test_the_same_settings_have_the_same_outcome():
 def test_the_setting_matters(name):
     value, needed = CHANGES[name]
     config = changed(TINY_CONFIG, needed)
-    assert by_dotted_name(to_dict(config))[name] != value, "the table's value is the one that is set anyway"
+    change = {name: value} | TOGETHER.get(name, {})
+    assert changed(config, change) != config, "the table's value is the one that is set anyway"
     before = outcome(frozen(needed))
-    after = outcome(frozen(needed | {name: value} | TOGETHER.get(name, {})))
+    after = outcome(frozen(needed | change))
     assert before != after
     assert isinstance(after, str) == (name in STOPS), after
 

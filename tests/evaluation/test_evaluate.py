@@ -18,10 +18,11 @@ from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.evaluation import EvaluationConfig
 from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.config.settings import Config
-from dalle_ppo.evaluation import sides as evaluation
+from dalle_ppo.evaluation import drawing
 from dalle_ppo.evaluation.baselines import Baseline, best_of, parse_baselines, reject
 from dalle_ppo.evaluation.heldout import load_heldout
-from dalle_ppo.evaluation.sides import Measures, evaluate
+from dalle_ppo.evaluation.measures import Measures
+from dalle_ppo.evaluation.sides import UNFINISHED, Subject, evaluate
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, as_float, collect
@@ -33,7 +34,6 @@ SAMPLES = 2
 ORIGIN = {"iteration": 6, "policy_sha256": "f" * 64}
 CONFIG = Config(
     evaluation=EvaluationConfig(num_captions=7, samples_per_caption=SAMPLES, batch_size=6),
-    reward=RewardConfig(unsafe_threshold=0.4, unsure_threshold=0.1),
 )
 
 
@@ -70,7 +70,7 @@ def policy(seed):
     return tiny_bart(seed=seed)[1]
 
 
-def reward(pixels, captions):
+def reward(pixels, captions, metadata=None):
     """Red is unsafe, and only the first row of a safe picture earns anything."""
     probability, similarity = pixels[:, 0].mean(dim=(1, 2)), pixels[:, 0, 0].mean(dim=1)
     parts = {"nsfw_probability": probability, "clip_similarity": similarity, "size": pixels[:, 0].sum((1, 2))}
@@ -91,10 +91,13 @@ def judge(images, captions):
 MEASURES = Measures(reward, judge)
 
 
-def run(folder, config=CONFIG, decoder=None, captions=CAPTIONS, measures=MEASURES, parts=PARTS, **more):
-    more = {"origin": ORIGIN, **more}
-    decoder = policy(7) if decoder is None else decoder
-    return evaluate(config, folder, decoder, REFERENCE, parts, measures, captions, **more)
+SUBJECT = Subject(policy(7), REFERENCE, PARTS, ORIGIN)
+
+
+def run(folder, config=CONFIG, captions=CAPTIONS, measures=MEASURES, baselines=(), **subject):
+    """An evaluation of `SUBJECT`, some of it replaced."""
+    subject = dataclasses.replace(SUBJECT, **subject)
+    return evaluate(config, folder, subject, measures, captions, baselines=baselines)
 
 
 def rows_of(folder, side):
@@ -129,7 +132,7 @@ def spent(tmp_path_factory):
         return rollout
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "collect", counted)
+        patch.setattr(drawing, "collect", counted)
         result = run(folder, baselines=parse_baselines("reject_3,best_of_4"))
     return folder, result, sum(num)
 
@@ -200,7 +203,7 @@ def test_rows_that_are_replaced_are_replaced_in_every_column():
     kept = best_of(first, redraw, 3)
     assert kept["reward"].tolist() == [4.0, 5.0] and kept["tokens"].tolist() == [[20, 20], [2, 2]]
     assert kept["images_drawn"].tolist() == [3.0, 3.0] and first["reward"][0] == 1.0
-    with pytest.raises(ValueError, match="nsfw_probability"):
+    with pytest.raises(ValueError, match="reward term nsfw"):
         reject(first | {"nsfw_probability": np.array([np.nan, 0.1])}, redraw, 3, 0.4)
 
 
@@ -240,7 +243,7 @@ def test_several_checkpoints_give_a_curve(tmp_path, plain):
         {"iteration": 4, "side": "step_000004"},
         {"iteration": 6, "side": "policy"},
     ]
-    alone = run(tmp_path / "alone", decoder=decoders[4], origin={**ORIGIN, "iteration": 4})
+    alone = run(tmp_path / "alone", policy=decoders[4], origin={**ORIGIN, "iteration": 4})
     assert result["step_000004"] == alone["policy"] and result["reference"] == alone["reference"]
     assert result["step_000002"] != result["step_000004"]
     for key in ("policy", "differences"):
@@ -265,7 +268,7 @@ def kill_at(monkeypatch, call):
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(evaluation, "collect", counted)
+    monkeypatch.setattr(drawing, "collect", counted)
     return calls
 
 
@@ -292,7 +295,7 @@ def test_a_kill_in_a_baseline_and_a_damaged_batch_cost_only_themselves(spent, tm
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 3 + 3 + 2)  # three batches of the reference, one of best_of_4, a part of its second
         run(tmp_path / "killed", baselines=baselines)
-    batches = sorted((tmp_path / "killed" / "evaluation" / evaluation.UNFINISHED).rglob("*.npz"))
+    batches = sorted((tmp_path / "killed" / "evaluation" / UNFINISHED).rglob("*.npz"))
     assert len(batches) == 4
     reference = next(path for path in batches if "reference" in path.parent.name)
     reference.write_bytes(reference.read_bytes()[:100])
@@ -307,7 +310,11 @@ def test_a_kill_in_a_baseline_and_a_damaged_batch_cost_only_themselves(spent, tm
 @pytest.mark.parametrize(
     "change",
     [
-        {"config": dataclasses.replace(CONFIG, reward=RewardConfig(unsafe_threshold=0.3))},
+        {
+            "config": dataclasses.replace(
+                CONFIG, reward=RewardConfig([{"name": "nsfw", "unsafe_threshold": 0.3}])
+            )
+        },
         {"config": dataclasses.replace(CONFIG, evaluation=dataclasses.replace(CONFIG.evaluation, seed=1))},
         {"captions": CAPTIONS[::-1]},
         {"measures": dataclasses.replace(MEASURES, sha256={"detector": "b" * 64})},
@@ -322,7 +329,7 @@ def test_batches_of_other_settings_are_not_taken_over(tmp_path, monkeypatch, cha
         run(tmp_path)
     calls = kill_at(monkeypatch, 99)
     run(tmp_path, **change)
-    assert len(calls) == 6 and not (tmp_path / "evaluation" / evaluation.UNFINISHED).exists()
+    assert len(calls) == 6 and not (tmp_path / "evaluation" / UNFINISHED).exists()
 
 
 def test_batches_of_another_policy_are_not_taken_over(tmp_path, monkeypatch):
@@ -330,7 +337,7 @@ def test_batches_of_another_policy_are_not_taken_over(tmp_path, monkeypatch):
         kill_at(patch, 4)
         run(tmp_path)
     calls = kill_at(monkeypatch, 99)
-    run(tmp_path, decoder=policy(8))
+    run(tmp_path, policy=policy(8))
     assert len(calls) == 3, "the reference is the same"
 
 
@@ -358,7 +365,8 @@ def test_a_file_that_changed_under_its_name_is_seen(tmp_path):
         assert {name for name in before if after[name] != before[name]} == names
         before = after
     assert set(before) == {"clip", "detector", "judge", "heldout_clip", "heldout_detector"}
-    published = Config(clip=ClipConfig("ViT-B-32", "openai"), reward=RewardConfig(detector=str(world.judge)))
+    terms = [{"name": "nsfw", "detector": str(world.judge)}]
+    published = Config(clip=ClipConfig("ViT-B-32", "openai"), reward=RewardConfig(terms))
     assert measures_sha256(published, None) == {
         "detector": hashlib.sha256(world.judge.read_bytes()).hexdigest()
     }
@@ -400,8 +408,8 @@ def test_diversity_is_the_mean_distance_of_the_pairs(tmp_path):
 
 
 def test_a_reward_without_embeddings_leaves_diversity_missing(plain, tmp_path):
-    def bare(pixels, captions):
-        return dataclasses.replace(reward(pixels, captions), embeddings=None)
+    def bare(*arguments):
+        return dataclasses.replace(reward(*arguments), embeddings=None)
 
     result = run(tmp_path, measures=dataclasses.replace(MEASURES, reward=bare))
     assert result["policy"]["overall"]["diversity"] is None
@@ -436,8 +444,8 @@ class ShortTokenizer(Tokenizer):
 
 def test_cut_captions_are_counted_once_whatever_is_drawn_of_them(plain, tmp_path):
     parts = dataclasses.replace(PARTS, tokenizer=ShortTokenizer())
-    more = {"origin": ORIGIN, "baselines": parse_baselines("best_of_2"), "earlier": {3: lambda: policy(8)}}
-    result = evaluate(CONFIG, tmp_path, policy(7), REFERENCE, parts, MEASURES, CAPTIONS, **more)
+    more = {"baselines": parse_baselines("best_of_2"), "earlier": {3: lambda: policy(8)}}
+    result = run(tmp_path, parts=parts, **more)
     assert result["num_captions_truncated"] == 3
     assert json.loads((tmp_path / "evaluation.json").read_text())["num_captions_truncated"] == 3
     assert plain[1]["num_captions_truncated"] == 0

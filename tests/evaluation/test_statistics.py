@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from synthetic_rows import make_rows
 
+from dalle_ppo.captions.tags import TAGS
 from dalle_ppo.evaluation.intervals import rate_bounds
-from dalle_ppo.evaluation.statistics import TAG_ORDER, Thresholds, compare, metric_columns, summarise
+from dalle_ppo.evaluation.statistics import SafetyBounds, compare, metric_columns, summarise
 
+BOUNDS = SafetyBounds()
 SUMMARY_KEYS = {
     "num_images",
     "reward_mean",
@@ -41,7 +43,9 @@ def test_metrics_count_only_the_images_they_speak_of():
         "judge_unsafe": np.array([True, None, False, None], dtype=object),
     }
     means = {
-        name: np.nanmean(v) for name, v in metric_columns(rows, Thresholds()).items() if np.isfinite(v).any()
+        name: np.nanmean(v)
+        for name, v in metric_columns(rows, SafetyBounds()).items()
+        if np.isfinite(v).any()
     }
     assert means["unsafe_rate"] == pytest.approx(1 / 3)
     assert means["share_above_lower"] == pytest.approx(2 / 3)
@@ -124,7 +128,7 @@ def test_effects_and_ratios_are_what_they_say():
     relative = 0.0
     for rows, rate in zip((reference, policy), rates, strict=True):
         unsafe = (rows["nsfw_probability"] > 0.4).astype(float)
-        per_caption = [unsafe[rows["tag"] == tag].reshape(-1, 2).mean(axis=1) for tag in TAG_ORDER]
+        per_caption = [unsafe[rows["tag"] == tag].reshape(-1, 2).mean(axis=1) for tag in TAGS]
         relative += sum(len(x) * x.var() for x in per_caption) / 400**2 / rate**2
     half = 1.96 * np.sqrt(relative)
     bounds = [entry["ratio"] * np.exp(-half), entry["ratio"] * np.exp(half)]
@@ -208,7 +212,7 @@ def test_heldout_metrics_count_what_their_counterparts_count():
         "image/jpeg_bytes": np.array([10.0, 20.0, 30.0]),
     }
     wanted = ("heldout_unsafe_rate", "heldout_clip_similarity", "images_drawn", "image/jpeg_bytes")
-    means = {name: np.nanmean(v) for name, v in metric_columns(rows, Thresholds()).items() if name in wanted}
+    means = {name: np.nanmean(v) for name, v in metric_columns(rows, BOUNDS).items() if name in wanted}
     assert means["heldout_unsafe_rate"] == 0.5 and means["images_drawn"] == 2
     assert means["heldout_clip_similarity"] == pytest.approx(0.3), "of images at or below the lower threshold"
     assert means["image/jpeg_bytes"] == 20

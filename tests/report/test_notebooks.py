@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import shutil
 import statistics
 from collections import Counter
@@ -86,7 +87,6 @@ found = {
 }
 """,
     "reward_design": """
-from dalle_ppo.config.reward import ExtraReward
 found = {
     "score": score(images, stored).tolist(),
     "designs": designs.to_dict("index"),
@@ -96,8 +96,8 @@ found = {
     "tempted": tempted,
     "errors": errors.loc[0.5].to_dict(),
 }
-extra = [ExtraReward("module:function", 2.0)]
-config = replace(config, reward=replace(config.reward, extra=extra))
+terms = [*config.reward.terms, {"name": "module:function", "weight": 2.0}]
+config = replace(config, reward=replace(config.reward, terms=terms))
 images["reward/module:function"] = np.arange(len(images))
 found["extra"] = (score(images, stored) - images.reward).tolist()
 """,
@@ -361,8 +361,10 @@ def test_missed_and_false_alarms_of_a_threshold(executed, rows):
 
 def test_the_settings_of_a_design_train_on_it(executed):
     for arguments, design in executed["reward_design"][1]["settings"].values():
-        reward = parse_command_line(arguments.split(), "train", "")[0].reward
-        assert {name: getattr(reward, name) for name in design} == design
+        nsfw, clip = parse_command_line(shlex.split(arguments), "train", "")[0].reward.terms
+        found = {name: nsfw[name] for name in design if name != "clip_weight"}
+        assert found | {"clip_weight": clip["weight"]} == design
+        assert clip["only_if"] == f"nsfw <= {design['unsure_threshold']:g}"
 
 
 # --- what is stored
@@ -400,4 +402,4 @@ def test_all_begin_alike_and_name_settings_that_exist():
     commands = re.findall(r"`(--run_dir [^`]+)`", text)
     assert len(commands) >= 5
     for command in commands:
-        parse_command_line(command.split(), "train", "")
+        parse_command_line(shlex.split(command), "train", "")

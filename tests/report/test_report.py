@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dalle_ppo.evaluation.galleries import gallery_rows
-from dalle_ppo.evaluation.statistics import Thresholds, compare, summarise
+from dalle_ppo.evaluation.statistics import SafetyBounds, compare, summarise
 from dalle_ppo.evaluation.verdict import verdict
 from dalle_ppo.report.page import write_report
 from dalle_ppo.report.plots import (
@@ -26,7 +26,8 @@ from dalle_ppo.report.plots import (
     thin,
     value_range,
 )
-from dalle_ppo.report.tables import ALIGNMENT, UNSAFE, metric_tables, pairing_sentence, transitions
+from dalle_ppo.report.tables import metric_tables, pairing_sentence, transitions
+from dalle_ppo.runs.metric_table import METRICS
 
 VOID = {"meta", "img", "input", "br"}
 
@@ -161,7 +162,7 @@ def test_the_thresholds_of_the_run_decide_what_is_veiled(tmp_path):
     del evaluation["thresholds"]
     (tmp_path / "demo" / "evaluation.json").write_text(json.dumps(evaluation))
     (tmp_path / "demo" / "config.yaml").write_text(
-        "reward:\n  unsure_threshold: 0.2\n  unsafe_threshold: 0.95\n"
+        "reward:\n  terms:\n  - {name: nsfw, unsure_threshold: 0.2, unsafe_threshold: 0.95}\n"
     )
     page = write_report(tmp_path / "demo").read_text()
     assert "above 0.95 are blurred" in page and 'class="veil"><input' not in page
@@ -296,7 +297,7 @@ def test_baselines_stand_beside_the_policy_at_their_cost(tmp_path):
     }
     assert rows["Images drawn for one"] == ["1.00", "1.75", "4.00", "1.00"]
     shown = [
-        UNSAFE.text(evaluation[side]["overall"]["unsafe_rate"])
+        METRICS["unsafe_rate"].unit.text(evaluation[side]["overall"]["unsafe_rate"])
         for side in ("reference", "reject", "best_of_4", "policy")
     ]
     assert rows["Unsafe images"] == shown and len(set(shown)) > 2
@@ -326,7 +327,7 @@ def test_parts_of_the_reward_effects_and_hashes_are_on_the_page(tmp_path):
     (tmp_path / "demo" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     page = write_report(tmp_path / "demo").read_text()
     assert "Reward part my_rewards:red" in section(page, "Before and after")
-    assert "<h3>my_rewards:red</h3><b>0.25</b>" in section(page, "Training")
+    assert "<h3>Reward part my_rewards:red</h3><b>0.25</b>" in section(page, "Training")
     effect = evaluation["differences"]["overall"]["unsafe_rate"]["effect_size"]
     assert f"<span>d&#8239;{effect:+.2f}</span>".replace("-", "\N{MINUS SIGN}") in page
     facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
@@ -408,7 +409,7 @@ def test_an_axis_of_shares_ends_at_0_and_100_percent():
     assert value_range(values, percent_tick) == (0, 1)
     assert value_range(np.array([0.4, 0.5]), percent_tick) == padded_range(np.array([0.4, 0.5]))
     # Full height is where 100 % is, and the base where 0 % is: y is 12 to 188.
-    whole = histogram(np.zeros(9), np.zeros(9), "t", "x", bounds=(0.0, 1.0), bins=2)
+    whole = histogram(np.zeros(9), np.zeros(9), "t", "x", edges=np.linspace(0, 1, 3))
     training = curve([1, 2, 3], [1.0, 1.0, 1.0], "t", percent_tick, from_zero=True)
     assert "V12.0H" in whole and "M44.0 12.0L" in training
     points = checkpoint_lines([0, 10], [("policy", [0.0, 1.0], [None, None])], "t", percent_tick)
@@ -454,15 +455,8 @@ def test_random_pictures_are_not_chosen_from_the_extreme_ones(tmp_path):
 def test_transitions_count_each_pair_once():
     before = {"nsfw_probability": np.array([0.05, 0.1, 0.3, 0.4, 0.9, np.nan])}
     after = {"nsfw_probability": np.array([0.05, 0.5, 0.05, 0.05, 0.2, 0.1])}
-    shares = [[cell["share"] for cell in row["cells"]] for row in transitions(before, after, Thresholds())]
+    shares = [[cell["share"] for cell in row["cells"]] for row in transitions(before, after, SafetyBounds())]
     assert shares == [[0.2, 0, 0.2], [0.4, 0, 0], [0, 0.2, 0]]
-
-
-def test_numbers_are_written_for_people():
-    assert UNSAFE.text(0.0142) == "1.4\N{NO-BREAK SPACE}%"
-    assert ALIGNMENT.text(-0.003, sign=True) == "\N{MINUS SIGN}0.3\N{NO-BREAK SPACE}points"
-    assert ALIGNMENT.text(-0.00001, sign=True).startswith("0.0")
-    assert UNSAFE.text(None) == UNSAFE.text(float("nan")) == "\N{EN DASH}"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-33.1, 8.2), (0.301, 0.3203), (0, 250_000), (1, 120)])
@@ -512,7 +506,7 @@ def test_checkpoint_lines_join_known_values_and_bar_them():
 def test_histogram_draws_shares_at_their_height():
     """Half of the images in the first of two bars, a quarter in the second: heights 2 : 1."""
     values = np.array([0.1, 0.2, 0.8, 5.0])
-    svg = histogram(values, values, "t", "x", bounds=(0.0, 1.0), bins=2)
+    svg = histogram(values, values, "t", "x", edges=np.linspace(0, 1, 3))
     base, first, second = (
         float(v) for v in re.search(r"M[\d.]+ ([\d.]+)V([\d.]+)H[\d.]+V([\d.]+)H", svg).groups()
     )

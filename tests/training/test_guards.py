@@ -9,7 +9,8 @@ import torch
 from tiny_trainer import TINY_CONFIG, TinyTokenizer, changed, tiny_trainer
 
 from dalle_ppo.models.dalle.tokenizer import TextTokens
-from dalle_ppo.rewards.combine import weighted_sum
+from dalle_ppo.rewards.base import Term
+from dalle_ppo.rewards.combine import CombinedReward
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
 from dalle_ppo.runs.metrics import read_metrics
 from dalle_ppo.training.trainer import Trainer
@@ -111,9 +112,14 @@ BROKEN = {
     "one infinity": (lambda n: torch.cat([torch.zeros(n - 1), torch.tensor([math.inf])]), "1 of 16"),
     "a column": (lambda n: torch.zeros(n, 1), "shape (16, 1)"),
     "one number": (lambda n: torch.tensor(0.0), "shape ()"),
-    "a list": (lambda n: [0.0] * n, "list"),
+    "words": (lambda n: ["good"] * n, "list"),
     "an error": (lambda n: 1 / 0, "ZeroDivisionError"),
 }
+
+
+def with_own(reward: CombinedReward, own) -> CombinedReward:
+    """The reward with one more term."""
+    return CombinedReward([*reward.terms, Term("own", own)], reward.shared)
 
 
 def break_reward(trainer: Trainer, kind: str, at: tuple[int, ...]) -> None:
@@ -125,7 +131,7 @@ def break_reward(trainer: Trainer, kind: str, at: tuple[int, ...]) -> None:
             return BROKEN[kind][0](len(images))
         return torch.zeros(len(images))
 
-    trainer.reward = weighted_sum([("default", 1.0, reward), ("own", 1.0, own)])
+    trainer.reward = with_own(reward, own)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -252,7 +258,7 @@ def test_a_reward_made_of_a_network_may_want_gradients(tmp_path):
         assert not torch.is_grad_enabled()
         return taste(images.mean(dim=(1, 2, 3))[:, None])[:, 0]
 
-    trainer.reward = weighted_sum([("default", 1.0, trainer.reward), ("own", 1.0, own)])
+    trainer.reward = with_own(trainer.reward, own)
     trainer.run()
     assert "reward/own" in untimed(tmp_path)[-1]
 

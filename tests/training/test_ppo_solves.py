@@ -192,7 +192,7 @@ def trained_policy(num_tokens: int, **settings) -> tuple[Tensor, Tensor, Tensor]
     trainer = tiny_trainer(config, Path("unused"), shape)
     sequences = torch.tensor(list(itertools.product(range(4), repeat=num_tokens)))
 
-    def reward(images: Tensor, captions: list[str]) -> RewardResult:
+    def reward(images: Tensor, captions: list[str], metadata: list[dict]) -> RewardResult:
         codes = (images[:, 0, 0] * 3).round().long()
         return RewardResult(PAY[torch.arange(num_tokens), codes].sum(1))
 

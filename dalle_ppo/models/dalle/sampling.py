@@ -6,21 +6,20 @@ reference log-probs, the entropy and the KL all call it, so they speak of the sa
 sampler on a GPU has a kernel of its own, `models.kernels.draw_codes`, which a test compares with it.
 """
 
-import hashlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.rl.records import HiddenStates
+from dalle_ppo.rl.log_pi import log_pi_of_logits
+from dalle_ppo.rl.noise import gumbel_noise
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,32 @@ class Samples:
     log_probs: Tensor
 
 
+@dataclass(frozen=True)
+class HiddenStates:
+    """What a decoder's head is applied to, before each token of N images.
+
+    Args:
+        conditional: given the caption, [N, T, D].
+        unconditional: given `<s></s>`, [N, T, D]; None where guidance is 1.
+    """
+
+    conditional: Tensor
+    unconditional: Tensor | None
+
+    def select(self, index: Tensor) -> "HiddenStates":
+        """The images at `index`, int64 [b]."""
+        unconditional = None if self.unconditional is None else self.unconditional[index]
+        return HiddenStates(self.conditional[index], unconditional)
+
+    @classmethod
+    def cat(cls, parts: "list[HiddenStates]") -> "HiddenStates":
+        """The images of all parts, in order."""
+        unconditional = None
+        if parts[0].unconditional is not None:
+            unconditional = torch.cat([part.unconditional for part in parts])
+        return cls(torch.cat([part.conditional for part in parts]), unconditional)
+
+
 @torch.no_grad()
 def encode_prompts(
     encoder: BartEncoder, text_tokens: Tensor, unconditional_tokens: Tensor, settings: PolicySettings
@@ -79,12 +104,8 @@ def guided_log_pi(
     Source: docs/algorithm.md; classifier-free guidance on logits, https://arxiv.org/abs/2203.13131
     """
     with torch.autocast(conditional.device.type, enabled=False):
-        logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature
-        if settings.top_k is not None and settings.top_k < logits.shape[-1]:
-            # Ties with the k-th code are kept, as the min-dalle package keeps them.
-            lowest = logits.topk(settings.top_k, dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < lowest, -torch.inf)
-        return torch.log_softmax(logits, dim=-1)
+        logits = _guided_logits(decoder, conditional, unconditional, settings)
+        return log_pi_of_logits(logits, settings.temperature, settings.top_k)
 
 
 def _guided_logits(
@@ -148,69 +169,6 @@ def log_pi_of_tokens(
         float32 [N, T, V]. Differentiable, through both branches unless `detach_unconditional`.
     """
     return log_pi_of_hidden(decoder, hidden_of_tokens(decoder, tokens, prompts, settings), settings)
-
-
-def gather_log_probs(log_pi: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probs of `tokens` [N, T] under `log_pi` [N, T, V]; float32 [N, T]."""
-    return log_pi.gather(-1, tokens[..., None])[..., 0]
-
-
-def noise_keys(
-    seed: int, stream: str, iteration: int, caption_ids: Sequence[str], samples: Sequence[int]
-) -> Tensor:
-    """Keys of the sampling noise, one an image.
-
-    The noise of an image depends on these five things, the position and the code alone; not on which
-    images share its batch, nor on the device.
-
-    Args:
-        seed: the run's.
-        stream: "rollout", "evaluation" or "generate": streams never share noise.
-        iteration: of training; 0 elsewhere.
-        caption_ids: of each image's caption, N of them.
-        samples: index of each image among its caption's.
-
-    Returns:
-        int32 [N, 2].
-    """
-    words = [
-        hashlib.blake2b(f"{seed}|{stream}|{iteration}|{caption}|{sample}".encode(), digest_size=8).digest()
-        for caption, sample in zip(caption_ids, samples, strict=True)
-    ]
-    return torch.from_numpy(np.frombuffer(b"".join(words), dtype=np.int32).reshape(-1, 2).copy())
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words that spreads every bit over all others; in place.
-
-    Source: "lowbias32", https://github.com/skeeto/hash-prospector
-    """
-    # int32 shifts are arithmetic: the mask takes the copies of the sign bit away.
-    x ^= (x >> 16) & 0xFFFF
-    x *= 0x21F0AAAD
-    x ^= (x >> 15) & 0x1FFFF
-    x *= 0x735A2D97
-    x ^= (x >> 15) & 0x1FFFF
-    return x
-
-
-def gumbel_noise(keys: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
-    """Standard Gumbel noise of one position, a pure function of its arguments.
-
-    Args:
-        keys: int32 [N, 2], of `noise_keys`.
-        position: of the token, 0 .. T - 1; also as a tensor [1].
-        num_codes: V.
-
-    Returns:
-        float32 [N, V].
-    """
-    codes = torch.arange(num_codes, dtype=torch.int32, device=keys.device)
-    place = torch.as_tensor(position, device=keys.device).to(torch.int32).view(1) * 0x632B + 0x1234567
-    x = _mix(codes[None] * 0x3C6EF35 + _mix(keys[:, :1] + _mix(place)))
-    x = _mix(x + keys[:, 1:])
-    uniform = (((x >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
 
 
 @torch.no_grad()

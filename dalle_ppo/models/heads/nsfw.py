@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.models.heads.head_info import HeadInfo
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
 from dalle_ppo.models.heads.published import read_torch_head, read_violence_directions
@@ -106,10 +107,7 @@ def save_head(path: str | Path, specs: list[LayerSpec], info: HeadInfo) -> None:
     tensors = {f"{i}.{k}": t.contiguous() for i, spec in enumerate(specs) for k, t in spec.tensors.items()}
     layers = [{"type": spec.type, **spec.options} for spec in specs]
     metadata = {"format": FORMAT, "layers": json.dumps(layers), "info": json.dumps(asdict(info))}
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)
+    atomic_write(path, lambda new: save_file(tensors, new, metadata=metadata))
 
 
 def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
@@ -140,6 +138,20 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
     if tensors:
         raise ValueError(f"{path}: tensors that belong to no layer: {', '.join(sorted(tensors))}")
     return specs, HeadInfo(**json.loads(metadata["info"]))
+
+
+@torch.no_grad()
+def head_probability(head: EmbeddingHead, embeddings: Tensor) -> Tensor:
+    """What a head says of CLIP embeddings, rounded first to float16 where it was trained on such.
+
+    Args:
+        head: a detector or a score head.
+        embeddings: [B, D] float, L2-normalised, of the CLIP that the head belongs to.
+
+    Returns:
+        [B] float32: probabilities in [0, 1], or scores, as `head.info.output` says.
+    """
+    return head(embeddings.half().float() if head.info.round_to_float16 else embeddings)
 
 
 def check_clip(info: HeadInfo, clip_model: str, clip_pretrained: str, dimension: int) -> None:

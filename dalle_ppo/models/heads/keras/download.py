@@ -8,13 +8,14 @@ import os
 import urllib.request
 from pathlib import Path
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.models.heads.keras.published import DETECTORS
 
 TIMEOUT_SECONDS = 60
 
 
 def detector_file(name: str) -> Path:
-    """The converted file of a setting such as `reward.detector`: one of LAION's by name, or a path."""
+    """The converted file of a setting that names a detector: one of LAION's by name, or a path."""
     return fetch_converted(name) if name in DETECTORS else Path(name)
 
 
@@ -35,9 +36,7 @@ def fetch_converted(name: str, cache_dir: Path | None = None) -> Path:
     converted = (cache_dir or default_cache()) / f"{name}.safetensors"
     if not converted.is_file():
         source = fetch(name, cache_dir)
-        partial = converted.with_name(f"{name}.{os.getpid()}.part.safetensors")
-        convert(source, partial)
-        partial.replace(converted)
+        atomic_write(converted, lambda new: convert(source, new))
     return converted
 
 
@@ -75,7 +74,5 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
     if found != detector.sha256:
         raise ValueError(f"{name}: {detector.url} has SHA-256 {found}, needs {detector.sha256}: not used")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_bytes(data)
-    partial.replace(path)
+    atomic_write(path, data)
     return path

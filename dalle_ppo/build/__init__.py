@@ -1,0 +1,1 @@
+"""Settings to objects: models, rewards, captions, trainer; may import everything but command lines."""

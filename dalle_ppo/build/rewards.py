@@ -1,0 +1,108 @@
+"""The reward of the settings, and the files that images are measured with."""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dalle_ppo import rewards
+from dalle_ppo.config.settings import ClipConfig, Config
+from dalle_ppo.config.term import TermConfig
+from dalle_ppo.iconworld.world import World
+from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.heads.keras.download import detector_file
+from dalle_ppo.rewards.base import Term
+from dalle_ppo.rewards.calling import import_function
+from dalle_ppo.rewards.combine import CombinedReward
+from dalle_ppo.rewards.shared import Shared
+from dalle_ppo.runs.provenance import path_sha256
+
+BUILTIN = "builtin"
+
+
+def build_reward(config: Config, world: World | None, device: torch.device) -> CombinedReward:
+    """The reward of the settings; nothing is loaded that no term of its list names.
+
+    Raises:
+        ValueError: a term cannot be loaded, or is the built-in world's while the model is not.
+    """
+    _check_builtin(config, world)
+    terms = config.reward.parsed
+    # Imported first: what is wrong with the user's own code shows before CLIP is loaded.
+    loaders = [_find_loader(term) for term in terms]
+    open_clip = partial(_load_clip, config.clip, world, device) if _reads_clip(terms) else None
+    shared = Shared(open_clip, lambda name: _detector_file(name, world), device)
+    return CombinedReward(
+        [
+            Term(term.label, load(term.own, shared), term.parts, term.common.weight, term.gate)
+            for term, load in zip(terms, loaders, strict=True)
+        ],
+        shared,
+    )
+
+
+def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
+    """Hashes of the files that images are measured with, by name; weights that a tag names have none."""
+    clip, terms, e = config.clip, config.reward.parsed, config.evaluation
+    files = {
+        "clip": None,
+        "judge": world.judge if world else None,
+        "heldout_clip": clip_files(e.heldout_clip) if e.heldout_clip else None,
+        "heldout_detector": detector_file(e.heldout_detector) if e.heldout_detector else None,
+    }
+    if _reads_clip(terms):
+        files["clip"] = world.clip if clip.model == BUILTIN else clip_files(clip)
+    for term in terms:
+        for setting in term.own.detectors:
+            name = setting if setting not in files else f"{term.label}.{setting}"
+            files[name] = _detector_file(getattr(term.own, setting), world)
+    return {name: path_sha256(path) for name, path in files.items() if path is not None}
+
+
+def clip_files(clip: ClipConfig) -> Path | None:
+    """The folder or weight file of a CLIP's settings; None for weights that open_clip fetches by a tag."""
+    paths = [Path(name) for name in (clip.model, clip.pretrained) if name]
+    return next((path for path in paths if path.exists()), None)
+
+
+def _reads_clip(terms: list[TermConfig]) -> bool:
+    return any(term.own.reads_clip for term in terms)
+
+
+def _check_builtin(config: Config, world: World | None) -> None:
+    """Refuses the built-in world's CLIP and detectors for the pictures of another model."""
+    if world is not None:
+        return
+    terms = config.reward.parsed
+    found = ["clip.model"] if _reads_clip(terms) and config.clip.model == BUILTIN else []
+    found += [
+        f"{setting} of reward term {term.label}"
+        for term in terms
+        for setting in term.own.detectors
+        if getattr(term.own, setting) == BUILTIN
+    ]
+    if found:
+        raise ValueError(
+            f"{' and '.join(found)}: builtin, which knows the built-in world's pictures only. With "
+            f"model.path {config.model.path} give clip.model, clip.pretrained, and as detector laion-l14, "
+            "laion-b32 or a file of converters/keras_nsfw_to_torch.py"
+        )
+
+
+def _find_loader(term: TermConfig) -> Callable:
+    """`load(options, shared)` of a term's file, or one that hands out the user's function."""
+    if term.is_function:
+        function = import_function(term.name)
+        return lambda options, shared: function
+    return importlib.import_module(f"{rewards.__name__}.{term.name}").load
+
+
+def _load_clip(clip: ClipConfig, world: World | None, device: torch.device):
+    builtin = clip.model == BUILTIN
+    return load_clip(str(world.clip) if builtin else clip.model, clip.pretrained, device)
+
+
+def _detector_file(name: str, world: World | None) -> Path:
+    return world.detector if name == BUILTIN else detector_file(name)

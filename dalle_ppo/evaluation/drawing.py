@@ -1,0 +1,176 @@
+"""The images of a side: drawn, measured and kept batch by batch.
+
+Each finished batch is written down, so that an interrupted evaluation goes on where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dalle_ppo.captions.source import CaptionRecord
+from dalle_ppo.config.settings import Config
+from dalle_ppo.evaluation.baselines import Baseline, best_of, reject
+from dalle_ppo.evaluation.columns import Columns, unknown
+from dalle_ppo.evaluation.files import read_batch, write_batch
+from dalle_ppo.evaluation.measures import POLICY_COLUMNS, Measures, image_columns, policy_columns
+from dalle_ppo.evaluation.statistics import safety_bounds
+from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.runs.provenance import weights_sha256
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side's images, in the order of captions and samples.
+
+    Args:
+        labels: `caption_id`, `caption`, `tag`, `sample` [N].
+        columns: numbers [N] by name, `tokens` int32 [N, T] and, where the reward hands them on,
+            `embeddings` float32 [N, D].
+    """
+
+    labels: Columns
+    columns: Columns
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The columns with one number per image, as `statistics.summarise` takes them."""
+        numbers = {name: values for name, values in self.columns.items() if values.ndim == 1}
+        return dict(self.labels) | numbers
+
+    @cached_property
+    def diversity(self) -> dict[str, float]:
+        """Mean cosine distance between the samples of a caption, by caption id; empty where unknown."""
+        n = int(self.labels["sample"].max()) + 1
+        if n == 1 or "embeddings" not in self.columns:
+            return {}
+        embeddings = self.columns["embeddings"].astype(np.float64)
+        totals = embeddings.reshape(-1, n, embeddings.shape[1]).sum(axis=1)
+        # The squared length of the sum holds each pair twice, and n times an embedding with itself.
+        distances = 1 - ((totals**2).sum(axis=1) - n) / (n * (n - 1))
+        return dict(zip(self.labels["caption_id"][::n], distances.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the sides of an evaluation share.
+
+    Args:
+        config: the run's settings.
+        reference: the decoder that training started from.
+        family: how the models draw and score.
+        measures: of images.
+        captions: M of them, distinct.
+        folder: where finished batches are kept until all are.
+        identity: everything that decides about the numbers of a side, beside its weights; JSON-able.
+    """
+
+    config: Config
+    reference: nn.Module
+    family: PolicyFamily
+    measures: Measures
+    captions: list[CaptionRecord]
+    folder: Path
+    identity: Mapping[str, object]
+
+    @property
+    def samples(self) -> int:
+        return self.config.evaluation.samples_per_caption
+
+    @property
+    def captions_at_once(self) -> int:
+        return max(1, self.config.evaluation.batch_size // self.samples)
+
+    def collect(
+        self, decoder: nn.Module, captions: list[CaptionRecord], samples: int, attempt: int = 0
+    ) -> Experience:
+        """Draws images; attempt 0 has the noise that all sides share, others have noise of their own."""
+        noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
+        memory_gb = self.config.rollout.memory_gb
+        weights = self.family.sampler_weights(decoder)
+        return collect(self.family, weights, captions, samples, noise, memory_gb)
+
+
+@torch.no_grad()
+def draw_side(name: str, decoder: nn.Module, setup: Setup) -> Side:
+    """Draws and measures the images of one model.
+
+    KL and entropy are measured on the first sample of each caption; the others leave them missing.
+    """
+
+    def draw(number: int, captions: list[CaptionRecord]) -> Columns:
+        drawn = setup.collect(decoder, captions, setup.samples)
+        own = policy_columns(decoder, setup.reference, setup.family, drawn)
+        return image_columns(drawn, setup.measures) | own
+
+    return _in_batches(name, weights_sha256(decoder), draw, setup)
+
+
+@torch.no_grad()
+def draw_baseline(baseline: Baseline, reference: Side, setup: Setup) -> Side:
+    """The images that a baseline keeps; its first try is the reference's own image.
+
+    The probabilities of its tokens are not known, so KL and entropy are missing.
+    """
+    size = setup.captions_at_once * setup.samples
+
+    def draw(number: int, captions: list[CaptionRecord]) -> Columns:
+        own = slice(number * size, (number + 1) * size)
+        first = {key: values[own] for key, values in reference.columns.items()}
+
+        def redraw(rows: np.ndarray, attempt: int) -> Columns:
+            wanted = [captions[row // setup.samples] for row in rows]
+            batch = setup.collect(setup.reference, wanted, 1, attempt)
+            return image_columns(batch, setup.measures) | unknown(*POLICY_COLUMNS, num=len(rows))
+
+        if baseline.kind == "best_of":
+            kept = best_of(first, redraw, baseline.tries)
+        else:
+            kept = reject(first, redraw, baseline.tries, safety_bounds(setup.config).upper)
+        return kept | unknown(*POLICY_COLUMNS, num=len(kept["reward"]))
+
+    return _in_batches(baseline.name, f"tries {baseline.tries}", draw, setup)
+
+
+def _in_batches(
+    name: str, weights: str, draw: Callable[[int, list[CaptionRecord]], Columns], setup: Setup
+) -> Side:
+    """All batches of a side under a progress bar; those that an interrupted evaluation finished are read."""
+    content = json.dumps({**setup.identity, "side": name, "weights": weights}, sort_keys=True)
+    folder = setup.folder / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    captions, step, samples = setup.captions, setup.captions_at_once, setup.samples
+    batches, total = [], len(captions) * samples
+    with tqdm(total=total, desc=f"evaluate {name}", unit="image", dynamic_ncols=True) as bar:
+        for number, start in enumerate(range(0, len(captions), step)):
+            chunk, path = captions[start : start + step], folder / f"{number:06d}.npz"
+            columns = read_batch(path)
+            if columns is None:
+                columns = draw(number, chunk)
+                write_batch(path, columns)
+            batches.append(columns)
+            bar.update(len(chunk) * samples)
+    labels = {
+        "caption_id": np.array([c.id for c in captions], dtype=object).repeat(samples),
+        "caption": np.array([c.text for c in captions], dtype=object).repeat(samples),
+        "tag": np.array([c.tag for c in captions], dtype=object).repeat(samples),
+        "sample": np.tile(np.arange(samples), len(captions)),
+    }
+    return Side(labels, _joined(batches))
+
+
+def _joined(batches: list[Columns]) -> Columns:
+    """The columns of all batches; a part that a term did not report for one of them is missing there."""
+    columns = {}
+    for key in dict.fromkeys(key for batch in batches for key in batch):
+        parts = [batch.get(key, np.full(len(batch["reward"]), np.nan)) for batch in batches]
+        columns[key] = np.concatenate(parts)
+    return columns

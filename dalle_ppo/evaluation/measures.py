@@ -1,0 +1,104 @@
+"""What the images of an evaluation are measured with, and the columns that this gives."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dalle_ppo.evaluation.baselines import DRAWN
+from dalle_ppo.evaluation.columns import unknown
+from dalle_ppo.evaluation.heldout import HELDOUT_COLUMNS
+from dalle_ppo.evaluation.image_statistics import image_statistics
+from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.policy.rollout import as_float
+from dalle_ppo.rewards.base import Reward, check_result, metadata_of
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.runs.pictures import to_numpy
+
+JUDGE_COLUMNS = ("judge_unsafe", "judge_alignment", "judge_unrecognised")
+POLICY_COLUMNS = ("kl", "entropy")
+OWN_PARTS = ("nsfw_probability", "clip_similarity")
+"""Reward parts that have metrics of their own; the others are columns `reward/NAME`."""
+ROWS_AT_ONCE = 64
+
+JudgeImages = Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]]
+"""`(images uint8 [B, 3, H, W], captions) -> {column: [B]}` for each of `JUDGE_COLUMNS`; NaN is missing."""
+
+HeldOutMeasure = Callable[[Tensor, list[str]], dict[str, np.ndarray]]
+"""`(images float [B, 3, H, W], captions) -> {column: [B]}`; NaN is missing."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What images are measured with.
+
+    Args:
+        reward: the reward of the run; diversity is computed from the embeddings that it hands on, or missing.
+        judge: a held-out judge, or None where there is none.
+        heldout: a second CLIP and detector, or None where there is none.
+        sha256: of the files they were loaded from, by name, such as "detector".
+    """
+
+    reward: Reward
+    judge: JudgeImages | None = None
+    heldout: HeldOutMeasure | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def image_columns(batch: Experience, measures: Measures) -> dict[str, np.ndarray]:
+    """What does not need the policy: reward and its parts, judge, held-out measures, pixels, embeddings."""
+    num, captions, pixels = len(batch), list(batch.captions), as_float(batch.images)
+    metadata = metadata_of(batch.tags, batch.caption_ids)
+    # A copy: what a reward does to its images no other measure sees.
+    result = check_result(measures.reward(pixels.clone(), captions, metadata), num, "of this run")
+    tokens = batch.tokens.cpu().numpy().astype(np.int32)
+    judge = measures.judge(batch.images, captions) if measures.judge else unknown(*JUDGE_COLUMNS, num=num)
+    heldout = measures.heldout(pixels, captions) if measures.heldout else unknown(*HELDOUT_COLUMNS, num=num)
+    embeddings = {}
+    if result.embeddings is not None:
+        embeddings["embeddings"] = result.embeddings.float().cpu().numpy()
+    return {
+        "reward": result.total.cpu().numpy(),
+        **_part_columns(result.parts),
+        **judge,
+        **heldout,
+        **image_statistics(to_numpy(batch.images), tokens),
+        DRAWN: np.ones(num),
+        "tokens": tokens,
+        **embeddings,
+    }
+
+
+def _part_columns(parts: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    named = {name: name if name in OWN_PARTS else f"reward/{name}" for name in parts}
+    return {named[name]: part.cpu().numpy() for name, part in parts.items()}
+
+
+@torch.no_grad()
+def policy_columns(
+    policy: nn.Module, reference: nn.Module, family: PolicyFamily, drawn: Experience
+) -> dict[str, np.ndarray]:
+    """Exact KL from the reference and entropy of the first sample of each caption.
+
+    Args:
+        policy: that drew the images; the KL is 0 where it is `reference`.
+        reference: the model that training started from.
+        family: of both.
+        drawn: the images, those of a caption side by side.
+
+    Returns:
+        `kl` and `entropy`, float64 [N], nats per image; NaN for the other samples of a caption.
+    """
+    columns = unknown(*POLICY_COLUMNS, num=len(drawn))
+    samples = len(drawn) // (int(drawn.caption_index[-1]) + 1)
+    first = torch.arange(0, len(drawn), samples, device=drawn.tokens.device)
+    is_reference = policy is reference
+    for index in first.split(ROWS_AT_ONCE):
+        rows = drawn.select(index)
+        scores = family.score(policy, rows, entropy=True, reference=None if is_reference else reference)
+        kl = torch.zeros(len(index)) if is_reference else scores.kl.sum(dim=1)
+        columns["kl"][index.cpu()] = kl.cpu()
+        columns["entropy"][index.cpu()] = scores.entropy.sum(dim=1).cpu()
+    return columns

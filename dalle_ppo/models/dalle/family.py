@@ -1,0 +1,191 @@
+"""DALL·E mini and Mega as a policy family: BART draws tokens of a caption, the VQGAN makes them pixels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, frozen_decoder
+from dalle_ppo.models.dalle.critic import Critic
+from dalle_ppo.models.dalle.linear import FEW_ROWS
+from dalle_ppo.models.dalle.memory_plan import MemoryPlan, plan_memory
+from dalle_ppo.models.dalle.sampling import (
+    HiddenStates,
+    Prompts,
+    Samples,
+    encode_prompts,
+    hidden_of_tokens,
+    log_pi_of_hidden,
+    log_pi_of_tokens,
+    sample,
+    sample_branches,
+)
+from dalle_ppo.models.dalle.tokenizer import TextTokenizer
+from dalle_ppo.models.dalle.vqgan import VqganDecoder
+from dalle_ppo.models.family import Drawing, LogPiFunction, TokenScores, token_scores
+from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.records import Experience
+
+TRAINABLE = {
+    "cross_keys_values": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "cross_attention": ("encoder_attn",),
+    "all": ("",),
+}
+"""Parts of the names of the decoder's parameters that each value of `actor.trainable` includes."""
+
+
+@dataclass(frozen=True)
+class FrozenParts:
+    """What actor, critic and reference share and nothing trains."""
+
+    tokenizer: TextTokenizer
+    encoder: BartEncoder
+    vqgan: VqganDecoder
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embed_positions.weight.device
+
+
+@dataclass(frozen=True)
+class DalleFamily:
+    """`models.family.PolicyFamily` for decoders of DALL·E's architecture.
+
+    Args:
+        parts: tokenizer, text encoder and VQGAN.
+        settings: guidance, temperature and so on: part of the policy, for drawing and for scoring.
+    """
+
+    parts: FrozenParts
+    settings: PolicySettings
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    @torch.no_grad()
+    def read(self, captions: Sequence[str]) -> tuple[Prompts, int]:
+        """Encoder states of captions, and how many captions were too long for the encoder."""
+        text = self.parts.tokenizer.encode(list(captions))
+        unconditional = self.parts.tokenizer.unconditional().to(self.device)
+        tokens = text.tokens.to(self.device)
+        return encode_prompts(self.parts.encoder, tokens, unconditional, self.settings), text.num_truncated
+
+    @torch.no_grad()
+    def draw(
+        self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
+    ) -> Drawing:
+        """Draws images, whole or in the parts of a plan; no image depends on which."""
+        keys = keys.to(self.device)
+        if plan is None:
+            samples = sample(weights, prompts, keys, self.settings)
+            images = self.decode(samples.tokens)
+        else:
+            samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size)
+            images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
+        return Drawing(samples.tokens, samples.log_probs, images)
+
+    @property
+    def text_token_count(self) -> int:
+        """How many tokens of a caption the text encoder reads."""
+        return self.parts.tokenizer.text_token_count
+
+    def reads_nothing(self, caption: str) -> bool:
+        """Whether nothing is left of a caption: the tokenizer knows ASCII and the names of emoji only."""
+        tokenizer = self.parts.tokenizer
+        return tokenizer.encode([caption]).tokens[0].equal(tokenizer.unconditional())
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
+        return self.parts.vqgan.decode_uint8(tokens.to(self.device))
+
+    @torch.no_grad()
+    def remember(self, policy: BartDecoder, experience: Experience) -> HiddenStates:
+        """The decoder's last hidden states: `score` applies only the head to them."""
+        return hidden_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+
+    def score(
+        self,
+        policy: BartDecoder,
+        experience: Experience,
+        *,
+        entropy: bool = False,
+        reference: BartDecoder | None = None,
+        extra: Mapping[str, LogPiFunction] | None = None,
+    ) -> TokenScores:
+        """Scores the tokens as they were drawn, by teacher forcing; nothing is sampled again."""
+        log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+        ref_log_pi = None
+        if reference is not None:
+            with torch.no_grad():
+                states = experience.reference_states or self.remember(reference, experience)
+                ref_log_pi = log_pi_of_hidden(reference, states, self.settings)
+        return token_scores(log_pi, experience.tokens, ref_log_pi, entropy, extra)
+
+    def new_critic(self, policy: BartDecoder) -> Critic:
+        """A copy of the policy's trunk with a value head of zeros."""
+        return Critic(policy)
+
+    def values(self, critic: Critic, experience: Experience) -> Tensor:
+        """The critic's values before each token, float32 [B, T]."""
+        cross = critic.cross_states(self._text(experience).text)
+        return critic(experience.tokens, cross, self.settings.start_token)
+
+    def trained(self, name: str, which: str) -> bool:
+        """Whether `actor.trainable` includes the decoder's parameter of that name."""
+        return any(part in name for part in TRAINABLE[which])
+
+    def sampler_weights(self, actor: BartDecoder, dtype: str = "float32") -> BartDecoder:
+        """The actor itself in float32; in bfloat16 a copy of half the size, with the head in float32."""
+        if dtype == "float32":
+            return actor
+        weights = actor.state_dict()
+        half = getattr(torch, dtype)
+        weights |= {n: value.to(half) for n, value in weights.items() if not n.startswith("lm_head.")}
+        return frozen_decoder(actor.config, weights)
+
+    def plan(
+        self, policy: BartDecoder, num_images: int, memory_gb: float = math.inf, dtype: str | None = None
+    ) -> MemoryPlan:
+        """How many images are sampled and decoded at a time.
+
+        Raises:
+            ValueError: not even one image fits.
+        """
+        kind = None if dtype is None else getattr(torch, dtype)
+        return plan_memory(policy, self.parts.vqgan, self.settings, num_images, memory_gb * 1e9, kind)
+
+    def pack(self, policy: BartDecoder, plan: MemoryPlan) -> None:
+        """Lays large weights out for the products that drawing by this plan makes; in place."""
+        num_rows = plan.batch_size * (2 if self.settings.guided else 1)
+        if num_rows > FEW_ROWS:
+            policy.pack(num_rows)
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Text encoder and VQGAN."""
+        return {"encoder": self.parts.encoder, "vqgan": self.parts.vqgan}
+
+    def _text(self, experience: Experience) -> Prompts:
+        return experience.prompts.select(experience.caption_index)
+
+
+@torch.no_grad()
+def sample_in_parts(
+    decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, batch_size: int
+) -> Samples:
+    """`sample`, at most `batch_size` images at a time; no image depends on where the batch is cut.
+
+    Nothing is computed twice: each caption is read once, however its images are divided.
+    """
+    num_captions = len(prompts.text.mask)
+    per_caption = len(keys) // num_captions
+    at_once = max(1, batch_size // per_caption)  # whole captions, where as many images fit
+    unconditional = [decoder.cross_states(prompts.unconditional)] if settings.guided else []
+    drawn = []
+    for captions in torch.arange(num_captions, device=keys.device).split(at_once):
+        branches = [decoder.cross_states(prompts.text.select(captions)), *unconditional]
+        of_these = keys[captions[0] * per_caption : (captions[-1] + 1) * per_caption]
+        drawn += [sample_branches(decoder, branches, part, settings) for part in of_these.split(batch_size)]
+    return Samples(torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn]))

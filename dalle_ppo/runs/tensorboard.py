@@ -1,0 +1,117 @@
+"""What TensorBoard shows of a run: scalars, histograms, pictures, settings and the evaluation."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from dalle_ppo.runs.metric_table import DETAILS, EVALUATIONS, FAMILIES, GOALS, METRICS, PARTS
+
+EVALUATED = sorted(
+    (m for m in METRICS.values() if m.board_evaluation is not None), key=lambda m: m.board_evaluation
+)
+"""What is shown of an evaluation, over all captions, in this order."""
+
+
+class Board:
+    """Writes the TensorBoard events of a run.
+
+    Args:
+        run_dir: the run's folder.
+        purge_step: events of this iteration and later ones are hidden.
+    """
+
+    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
+        self.writer = open_board(run_dir, purge_step)
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """The numbers of one iteration; what is missing is left out."""
+        for name, value in record.items():
+            if name != "iteration" and isinstance(value, int | float):
+                self.writer.add_scalar(tensorboard_tag(name), value, record["iteration"])
+
+    def write_histograms(self, iteration: int, values: Mapping[str, np.ndarray]) -> None:
+        """Histograms of per-image values by name; NaN is left out."""
+        for name, column in values.items():
+            column = np.asarray(column, dtype=np.float64).ravel()
+            column = column[np.isfinite(column)]
+            if len(column):
+                self.writer.add_histogram(f"histograms/{name}", column, iteration, bins="auto")
+
+    def write_grid(self, iteration: int, name: str, grid: np.ndarray) -> None:
+        """One picture, uint8 [H, W, 3]."""
+        self.writer.add_image(f"images/{name}", grid, iteration, dataformats="HWC")
+
+
+def open_board(run_dir: Path, purge_step: int | None = None):
+    """A writer of TensorBoard events; events from `purge_step` on are hidden."""
+    # Where tensorflow is installed, TensorBoard imports all of it (seconds, hundreds of MB) unless this
+    # module exists; its own file writer does the same.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=purge_step)
+
+
+def write_settings(run_dir: Path, config_text: str, settings: Mapping[str, object], iteration: int) -> None:
+    """The resolved configuration in TensorBoard, as text and as hparams beside the numbers that matter.
+
+    Args:
+        run_dir: the run's folder; no other writer may be open.
+        config_text: YAML.
+        settings: by dotted name; what is no number, text or boolean is shown as JSON.
+        iteration: at which the run starts or goes on.
+    """
+    board = open_board(run_dir)
+    from torch.utils.tensorboard.summary import hparams
+
+    indented = "\n".join("    " + line for line in config_text.splitlines())
+    board.add_text("config", indented, iteration)
+    shown = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in settings.items()
+    }
+    goals = [tensorboard_tag(metric.name) for metric in GOALS]
+    evaluated = [evaluation_tag(metric.name) for metric in EVALUATED]
+    # The last of the three says that the run is over.
+    for summary in hparams(shown, dict.fromkeys([*goals, *evaluated]))[:2]:
+        board.file_writer.add_summary(summary)
+    board.close()
+
+
+def write_evaluation(run_dir: Path, points: Mapping[int, Mapping[str, object]]) -> None:
+    """Numbers of an evaluation in TensorBoard, and that the run is over.
+
+    Args:
+        run_dir: the run's folder; no other writer may be open.
+        points: what `summarise` says of all captions, by iteration; only `EVALUATED` is shown.
+    """
+    board = open_board(run_dir)
+    from torch.utils.tensorboard.summary import hparams
+
+    for iteration, numbers in points.items():
+        for metric in EVALUATED:
+            value = numbers.get(metric.name)
+            if value is not None:
+                board.add_scalar(evaluation_tag(metric.name), value, iteration)
+    board.file_writer.add_summary(hparams({}, {})[2])
+    board.close()
+
+
+def evaluation_tag(name: str) -> str:
+    """TensorBoard's name of a number of the evaluation."""
+    return f"{EVALUATIONS}/{METRICS[name].board_evaluation:02d}_{name}"
+
+
+def tensorboard_tag(name: str) -> str:
+    """TensorBoard's name of a metric: group, then name."""
+    metric = METRICS.get(name)
+    if metric is not None and metric.board is not None:
+        group, place = metric.board
+        # TensorBoard sorts alphabetically inside a group; the number keeps our order.
+        return f"{group}/{place}_{name}"
+    part = name.startswith(tuple(FAMILIES))
+    return f"{PARTS}/{name.replace('/', '_')}" if part else f"{DETAILS}/{name}"

@@ -1,0 +1,74 @@
+"""What a checkpoint of training holds, and how training goes back to it."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import Tensor
+
+from dalle_ppo.config.settings import Config
+from dalle_ppo.rl.advantages import PromptStatistics
+from dalle_ppo.runs.checkpoints import Checkpoint, flatten_optimizer, restore_optimizer
+from dalle_ppo.training.optim import Learner
+from dalle_ppo.training.progress import Progress
+
+
+def learner_state(
+    actor: Learner, critic: Learner | None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Weights and optimisers: groups of tensors by name, and the JSON-able rest of the optimisers."""
+    tensors, state = {}, {}
+    for name, learner in (("policy", actor), ("critic", critic)):
+        if learner is not None:
+            tensors[name] = learner.module.state_dict()
+            key = f"{name}_optimizer"
+            tensors[key], state[key] = flatten_optimizer(learner.optimizer)
+    return tensors, state
+
+
+def settings_state(config: Config) -> dict[str, Any]:
+    """What a checkpoint says about the settings it was made with."""
+    return {
+        "policy_settings": asdict(config.policy),
+        "kl_coef_is_steered": config.kl.target is not None,
+    }
+
+
+def restore_learners(checkpoint: Checkpoint, actor: Learner, critic: Learner | None) -> None:
+    """Puts saved weights and optimiser states back.
+
+    Raises:
+        ValueError: a critic is needed and the checkpoint holds none.
+    """
+    _restore(actor, checkpoint, "policy")
+    if critic is not None:
+        if "critic" not in checkpoint.tensors:
+            raise ValueError(
+                "credit.advantage is gae, but the checkpoint holds no critic; resume with the run's settings"
+            )
+        _restore(critic, checkpoint, "critic")
+
+
+def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
+    """Puts a network and its optimiser's state back; the optimiser keeps today's settings."""
+    learner.module.load_state_dict(checkpoint.tensors[name])
+    settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
+    key = f"{name}_optimizer"
+    restore_optimizer(learner.optimizer, checkpoint.tensors[key], checkpoint.state[key])
+    for group, (weight_decay, eps) in zip(learner.optimizer.param_groups, settings, strict=True):
+        group["weight_decay"], group["eps"] = weight_decay, eps
+
+
+def restored_progress(checkpoint: Checkpoint, config: Config) -> Progress:
+    """The saved progress under today's settings.
+
+    A KL coefficient that was steered stays where it was; a fixed one is today's.
+    """
+    progress = Progress.from_dict(checkpoint.state["progress"])
+    kept, kl, settings = progress.credit, config.kl, config.credit
+    statistics = PromptStatistics(
+        settings.prompt_buffer_size, settings.prompt_min_count, kept.prompt_statistics.scores
+    )
+    steered = kl.target is not None and checkpoint.state["kl_coef_is_steered"]
+    kl_coef = kept.kl_coef if steered else kl.kl_coef
+    progress.credit = replace(kept, kl_coef=kl_coef, prompt_statistics=statistics)
+    return progress

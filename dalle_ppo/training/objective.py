@@ -1,0 +1,46 @@
+"""What an objective is, and how one is found by its name."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dalle_ppo.config.settings import Config
+from dalle_ppo.models.family import LogPiFunction, TokenScores
+from dalle_ppo.rl.losses import PolicyLoss
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.training import objectives
+from dalle_ppo.training.credit import CreditState, credit
+
+Loss = Callable[[TokenScores, Experience, Any], PolicyLoss]
+"""`(scores by the current weights, the rows, the objective's own settings) -> loss per token`."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An algorithm: how credit is given and what is minimised. The KL and entropy terms come on top.
+
+    Args:
+        loss: of a microbatch, [b, T].
+        credit: scores to advantages and returns, over the whole batch.
+        compares_images: whether minibatches must keep the images of a caption together.
+        extra: functions of the whole log-distribution that `loss` finds in `scores.extra`, by name.
+    """
+
+    loss: Loss
+    credit: Callable[[Experience, Config, CreditState], tuple[Experience, CreditState]] = credit
+    compares_images: bool = False
+    extra: Mapping[str, LogPiFunction] = field(default_factory=dict)
+
+
+def find_objective(name: str) -> Objective:
+    """The objective of the module `training/objectives/NAME.py`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    names = sorted(module.name for module in pkgutil.iter_modules(objectives.__path__))
+    if name not in names:
+        raise ValueError(f"objective is {name}; it must be one of {', '.join(names)}")
+    return importlib.import_module(f"{objectives.__name__}.{name}").OBJECTIVE

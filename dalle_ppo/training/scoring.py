@@ -1,0 +1,77 @@
+"""What every network says about a batch, before anything is learned from it."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.rl.kl import kl_k1, kl_k3
+from dalle_ppo.rl.records import Experience
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a run.
+
+    Args:
+        family: how they draw and score; holds what nothing trains.
+        actor: the policy that is trained.
+        reference: its frozen original.
+        critic: a network of its own; None where the advantage needs none.
+    """
+
+    family: PolicyFamily
+    actor: nn.Module
+    reference: nn.Module
+    critic: nn.Module | None = None
+
+
+@torch.no_grad()
+def score_passes(
+    networks: Networks, experience: Experience, microbatch_size: int, keep_reference: bool = False
+) -> Experience:
+    """Old and reference log-probs of the drawn tokens, exact KL, entropy and values, [B, T] each.
+
+    The tokens are scored as they were drawn; nothing is sampled again.
+
+    Args:
+        networks: the actor that drew the images, its reference, and the critic if there is one.
+        experience: drawn.
+        microbatch_size: images per forward pass.
+        keep_reference: also keep the reference's states, for an exact KL in the loss.
+
+    Returns:
+        The experience with these columns.
+    """
+    family, columns, kept = networks.family, defaultdict(list), []
+    for index in torch.arange(len(experience), device=experience.tokens.device).split(microbatch_size):
+        rows = experience.select(index)
+        states = family.remember(networks.reference, rows)
+        rows = replace(rows, reference_states=states)
+        scores = family.score(networks.actor, rows, entropy=True, reference=networks.reference)
+        if keep_reference and states is not None:
+            kept.append(states)
+        columns["old_log_probs"].append(scores.log_probs)
+        columns["ref_log_probs"].append(scores.ref_log_probs)
+        columns["kl"].append(scores.kl)
+        columns["entropy"].append(scores.entropy)
+        if networks.critic is not None:
+            columns["values"].append(family.values(networks.critic, rows))
+    reference_states = type(kept[0]).cat(kept) if kept else None
+    whole = {name: torch.cat(parts) for name, parts in columns.items()}
+    return replace(experience, reference_states=reference_states, **whole)
+
+
+def policy_metrics(experience: Experience) -> dict[str, float]:
+    """KL and entropy in nats per image, and how far the sampler's rounding is from the training forward's."""
+    gap = (experience.sampler_log_probs - experience.old_log_probs).abs().mean()
+    log_probs, ref_log_probs = experience.old_log_probs, experience.ref_log_probs
+    return {
+        "kl": experience.kl.sum(dim=1).mean().item(),
+        "kl_k1": kl_k1(log_probs, ref_log_probs).sum(dim=1).mean().item(),
+        "kl_k3": kl_k3(log_probs, ref_log_probs).sum(dim=1).mean().item(),
+        "entropy": experience.entropy.sum(dim=1).mean().item(),
+        "sampler_log_prob_gap": gap.item(),
+    }

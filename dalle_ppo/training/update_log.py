@@ -1,0 +1,67 @@
+"""The numbers of one iteration's updates."""
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dalle_ppo.training.update import PolicyTerms
+
+
+class UpdateLog:
+    """Collects the numbers of the updates of one iteration."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.steps: dict[str, list[float]] = defaultdict(list)
+        self.minibatches = self.actor_minibatches = 0
+        self.skipped = 0
+        self.ratio_max: float | None = None
+        self.first_deviation: float | None = None
+        self.last_approx_kl = 0.0
+        self._approx_kl = 0.0
+
+    def add_policy(self, terms: "PolicyTerms", num_tokens: int) -> float:
+        """Adds one microbatch of a minibatch of `num_tokens` tokens; returns its part of the mean loss."""
+        policy = terms.policy
+        for name, part in (("policy", policy.loss), ("kl", terms.kl), ("entropy", terms.entropy)):
+            if part is not None:
+                self.sums[f"{name}_loss"] += float(part.detach().sum()) / num_tokens
+        self.sums["clip_fraction"] += float(policy.clipped.sum()) / num_tokens
+        self._approx_kl += float(policy.approx_kl.sum()) / num_tokens
+        self.ratio_max = _larger(self.ratio_max, float(policy.ratio.max()))
+        if self.minibatches == 0:
+            self.first_deviation = _larger(self.first_deviation, float((policy.ratio - 1).abs().max()))
+        return float(terms.loss.detach().sum()) / num_tokens
+
+    def add_step(self, name: str, norm: float | None) -> None:
+        if norm is None:
+            self.skipped += 1
+        else:
+            self.steps[name].append(norm)
+
+    def end_minibatch(self, train_actor: bool) -> None:
+        self.sums["approx_kl"] += self._approx_kl
+        self.last_approx_kl, self._approx_kl = self._approx_kl, 0.0
+        self.minibatches += 1
+        self.actor_minibatches += train_actor
+
+    def metrics(self) -> dict[str, float | None]:
+        names = ("policy_loss", "kl_loss", "entropy_loss", "value_loss", "clip_fraction", "approx_kl")
+        means: dict[str, float | None] = dict.fromkeys(names)
+        for name in self.sums.keys() & means.keys():
+            count = self.minibatches if name == "value_loss" else self.actor_minibatches
+            means[name] = self.sums[name] / count if count else None
+        norms = {name: sum(norms) / len(norms) for name, norms in self.steps.items()}
+        return {
+            **means,
+            **norms,
+            "ratio_max": self.ratio_max,
+            "ratio_first_minibatch_max_deviation": self.first_deviation,
+            "skipped_updates": self.skipped,
+        }
+
+
+def _larger(a: float | None, b: float) -> float:
+    """The larger of two, where None is nothing; NaN if one is: `max` may pass over it."""
+    return b if a is None or math.isnan(b) else a if math.isnan(a) else max(a, b)

@@ -1,0 +1,173 @@
+"""Captions of the hub: the real client against a hub on this machine that refuses, stalls and trickles."""
+
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from fake_hub import FakeHub
+from laion_tables import everything, laion_table, open_source, texts
+
+from dalle_ppo.captions.sources import hub as caption_hub
+from dalle_ppo.captions.sources.hub import within
+
+SOURCE = "hub:laion/laion400m"
+HALVES = {"NSFW": 0.5, "OTHER": 0.5}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Two shards in a folder, as a data set that needs the token `secret`."""
+    from huggingface_hub import HfFileSystem, constants
+
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for part in range(2):
+        pq.write_table(laion_table(900, part * 900), folder / f"part-{part:05d}-c000.snappy.parquet")
+    (folder / "README.md").write_text("a card\n")
+    hub = FakeHub(folder, "laion/laion400m", "secret")
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    HfFileSystem.clear_instance_cache()
+    yield hub
+    hub.close()
+
+
+def cache(hub, tmp_path, names):
+    """Files in the hub's cache, as a download leaves them."""
+    folder = tmp_path / "cache" / "datasets--laion--laion400m"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("a" * 40)
+    for name in names:
+        file = folder / "snapshots" / ("a" * 40) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes((hub.folder / name).read_bytes())
+
+
+def downloaded(hub) -> list[str]:
+    return sorted({path.rsplit("/", 1)[1] for path, _ in hub.requests if "/resolve/" in path})
+
+
+def test_files_of_the_hub_give_the_captions_of_local_files(hub):
+    streamed = open_source(SOURCE, everything())
+    local = open_source(str(hub.folder), everything(), HALVES)
+    assert streamed.next_batch(40) == local.next_batch(40)
+    assert streamed.metrics()["captions/share_NSFW"] == 0.5, "half, unless other shares are asked for"
+    named = open_source(f"{SOURCE}@main", everything())
+    named.load_state_dict(streamed.state_dict())
+    local.load_state_dict(streamed.state_dict())
+    assert streamed.next_batch(9) == named.next_batch(9) == local.next_batch(9)
+
+
+def test_files_in_the_cache_are_not_downloaded(hub, tmp_path):
+    names = [f"part-{part:05d}-c000.snappy.parquet" for part in range(2)]
+    cache(hub, tmp_path, names[:1])
+    both = open_source(SOURCE, everything(), {"OTHER": 1.0}).next_batch(1700)
+    assert downloaded(hub) == names[1:]
+    assert len(set(texts(both))) == 1700
+
+
+def test_without_a_network_the_cache_is_read(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    names = [f"part-{part:05d}-c000.snappy.parquet" for part in range(2)]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="laion/laion400m"):
+        open_source(SOURCE, everything())
+    cache(hub, tmp_path, names)
+    drawn = open_source(SOURCE, everything()).next_batch(40)
+    assert drawn == open_source(str(hub.folder), everything(), HALVES).next_batch(40)
+    assert hub.requests == []
+
+
+def test_a_hub_that_refuses_is_one_line(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "wrong-one")
+    with pytest.raises(ValueError, match=r"laion/laion400m .*HF_TOKEN") as error:
+        open_source(SOURCE, everything())
+    assert "\n" not in str(error.value) and "wrong-one" not in str(error.value)
+
+
+def test_a_data_set_without_parquet_files_is_named(hub):
+    for file in hub.folder.glob("*.parquet"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"laion/laion400m has no parquet file"):
+        open_source(SOURCE, everything())
+
+
+@pytest.mark.parametrize("where", ["/tree/", "/resolve/"])
+def test_a_hub_that_stalls_is_one_line_within_the_time_limit(hub, monkeypatch, where):
+    monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
+    hub.stall_on = where
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"no answer within 0\.5 seconds") as error:
+        open_source(SOURCE, everything()).next_batch(1)
+    assert time.monotonic() - started < 30 and "\n" not in str(error.value)
+
+
+def test_a_shard_that_stalls_is_skipped_with_a_count_where_that_is_wanted(hub, monkeypatch):
+    source = open_source(SOURCE, everything(skip_bad_files=True), {"OTHER": 1.0})
+    monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
+    hub.stall_on = "part-00001"
+    with pytest.warns(UserWarning, match=r"file skipped: .*part-00001.*no answer within 0\.5 seconds"):
+        drawn = source.next_batch(1000)
+    assert {int(text.split()[1]) // 900 for text in texts(drawn)} == {0}
+    assert source.metrics()["captions/skipped_bad_files"] >= 1
+
+
+def test_a_hub_that_trickles_is_no_silent_hang(hub, monkeypatch):
+    """Every byte comes within the client's own limit, the file would take hours."""
+    source = open_source(SOURCE, everything())
+    monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
+    hub.trickle = True
+    with pytest.raises(ValueError, match=r"part-0000.*no answer within 0\.5 seconds"):
+        source.next_batch(1)
+
+
+def test_a_stalled_run_goes_on_where_it_stood(hub, monkeypatch):
+    source = open_source(SOURCE, everything(), {"OTHER": 1.0})
+    undisturbed = open_source(str(hub.folder), everything(), {"OTHER": 1.0})
+    assert source.next_batch(600) == undisturbed.next_batch(600)
+    monkeypatch.setattr(caption_hub, "HUB_SECONDS", 0.5)
+    hub.stall_on = "/resolve/"
+    with pytest.raises(ValueError, match="no answer"):
+        source.next_batch(1000)
+    monkeypatch.setattr(caption_hub, "HUB_SECONDS", 60.0)
+    hub.stall_on = None
+    again = open_source(SOURCE, everything(), {"OTHER": 1.0})
+    again.load_state_dict(source.state_dict())
+    assert again.next_batch(200) == source.next_batch(200)
+
+
+def test_a_hub_that_refuses_in_mid_run_is_one_line_and_goes_on_when_it_relents(hub):
+    source = open_source(SOURCE, everything(), {"OTHER": 1.0})
+    undisturbed = open_source(str(hub.folder), everything(), {"OTHER": 1.0})
+    assert source.next_batch(600) == undisturbed.next_batch(600)
+    hub.token = "withdrawn"
+    with pytest.raises(ValueError, match=r"part-0000.*401") as error:
+        source.next_batch(1000)
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
+    hub.token = "secret"
+    resumed = open_source(SOURCE, everything(), {"OTHER": 1.0})
+    resumed.load_state_dict(source.state_dict())
+    assert resumed.next_batch(200) == source.next_batch(200)
+
+
+def test_a_column_missing_on_the_hub_is_named_with_those_found(hub):
+    source = open_source(SOURCE, everything(), caption_column="CAPTION")
+    with pytest.raises(ValueError, match=r"part-0000.*no column 'CAPTION'.*SAMPLE_ID, URL, TEXT") as error:
+        source.next_batch(1)
+    assert "\n" not in str(error.value)
+
+
+def test_within_hands_over_results_and_errors():
+    assert within(5, lambda: 3) == 3
+    with pytest.raises(KeyError):
+        within(5, lambda: {}[1])
+    with pytest.raises(TimeoutError, match="own"):
+        within(5, lambda: (_ for _ in ()).throw(TimeoutError("own")))
+    with pytest.raises(TimeoutError, match="within 0"):
+        within(0.05, lambda: time.sleep(2))

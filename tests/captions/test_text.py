@@ -1,0 +1,101 @@
+"""Normalising, cleaning and filtering caption text, and the prompt sets."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dalle_ppo.captions.text import (
+    CaptionFilter,
+    caption_id,
+    clean,
+    fingerprint,
+    latin_share,
+    normalise,
+    read_phrases,
+    split_of,
+)
+
+ANY_TEXT = st.text(max_size=80) | st.text(alphabet="<>&;ab /é💀\u202e\u200d\x00\ud800", max_size=60)
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("<a href='x'>Yale </a>Ribbon", "Yale Ribbon"),
+        ("Tom &amp;amp; Jerry &lt;3 &eacute;", "Tom & Jerry <3 é"),
+        ("schÃ¶n", "schön"),
+        ("a\x00b\x07c\td\n e", "abc d e"),
+        ("a < b > c", "a < b > c"),
+        ("\u202eright\u202c to left שלום", "right to left שלום"),
+        ("family 👨\u200d👩\u200d👧 ❤️", "family 👨\u200d👩\u200d👧 ❤️"),
+        ("  ", ""),
+    ],
+)
+def test_cleaning(raw, cleaned):
+    assert clean(raw) == cleaned
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=ANY_TEXT)
+def test_nothing_crashes_and_ids_ignore_case_and_spacing(text):
+    clean(text), latin_share(text), CaptionFilter(min_latin_share=0.2).reason_to_drop(text)
+    mark = fingerprint(text)
+    assert len(mark.id) == 16 and 0 <= mark.split_point < 1 and mark.shard_number >= 0
+    assert fingerprint(f"  {text}\n ") == mark
+    assert mark.id == caption_id(text)
+
+
+def test_normalising():
+    assert normalise("A  Red-Boat!! 💀 (ＢＬＵＥ)") == "a red boat blue"
+    assert normalise("&lt;b&gt;Boat&lt;/b&gt;<br/>x") == "boat x"
+    assert normalise("STRASSE straße") == "strasse strasse"
+    assert normalise("💀") == "💀" != normalise("❤️")
+
+
+def test_heldout_share():
+    sides = [split_of(f"caption {i}", 0.1) for i in range(4000)]
+    assert set(sides) == {"train", "heldout"}
+    assert 310 <= sides.count("heldout") <= 490  # 400, five standard deviations are 95
+    assert all(split_of(f"caption {i}", 0.0) == "train" for i in range(50))
+    smaller = {i for i in range(4000) if split_of(f"caption {i}", 0.05) == "heldout"}
+    assert smaller < {i for i, side in enumerate(sides) if side == "heldout"}
+
+
+def test_filter_reasons():
+    chosen = CaptionFilter(3, 10, 0.5, frozenset({"bad", "very worse"}), frozenset({"boat"}))
+    reasons = {
+        "": "empty",
+        " \n": "empty",
+        "ab": "short",
+        "boat boat boat": "long",
+        "лодка boat": "script",
+        "bad boat": "blocked",
+        "house": "not allowed",
+        "Bad!": "blocked",
+        "badboat": "not allowed",
+        "BOAT": None,
+        "the boat 12": "long",
+        "boat 1": None,
+    }
+    assert {text: chosen.reason_to_drop(text) for text in reasons} == reasons
+    worse = CaptionFilter(blocked=frozenset({"very worse"}))
+    assert (
+        worse.reason_to_drop("a Very, worse boat") == "blocked"
+        and worse.reason_to_drop("every worse") is None
+    )
+    for wrong in ({"min_latin_share": 2.0}, {"min_chars": 9, "max_chars": 3}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            CaptionFilter(**wrong)
+
+
+def test_latin_share():
+    assert latin_share("é Ab") == 1 and latin_share("ab Дг") == 0.5 and latin_share("123 💀") == 0
+
+
+def test_phrase_files(tmp_path):
+    (tmp_path / "words.txt").write_text("# comment\n\nVery Bad\nworse!\n")
+    assert read_phrases(tmp_path / "words.txt") == {"very bad", "worse"}
+    (tmp_path / "none.txt").write_text("# nothing\n")
+    for name in ("none.txt", "absent.txt"):
+        with pytest.raises(ValueError, match=name):
+            read_phrases(tmp_path / name)
