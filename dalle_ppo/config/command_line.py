@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import yaml
 
 from dalle_ppo.base.run_format import FORMAT, check_format
-from dalle_ppo.config.objectives import Objective, find_objective, objective_names
+from dalle_ppo.config.objective import Objective, find_objective, objective_names
 from dalle_ppo.config.renamed import explain_old
 from dalle_ppo.config.sections import record_classes, setting_names
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config

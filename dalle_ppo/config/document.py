@@ -14,10 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from dalle_ppo.config.objectives import find_objective, objective_names
+from dalle_ppo.config.objective import find_objective, objective_names
 from dalle_ppo.config.renamed import CONSTANTS, RENAMED
-from dalle_ppo.config.sections import all_sections, record_classes
+from dalle_ppo.config.sections import all_sections
 from dalle_ppo.config.settings import OBJECTIVE_FIELD
+from dalle_ppo.config.term import Common, settings_class, term_names
 
 HEAD = """# Settings
 
@@ -43,9 +44,9 @@ def settings_page() -> str:
     parts = [HEAD]
     for name, record in all_sections():
         parts += _section(f"`{name}`" if name else "The run", f"{name}." if name else "", record)
-    for record in record_classes().values():
-        if record not in {section for _, section in all_sections()}:
-            parts += _section(f"Items of type `{record.__name__}`", "", record)
+    parts += _section("Every entry of `reward.terms`", "", Common)
+    for name in term_names():
+        parts += _section(f"Term `{name}` of `reward.terms`", "", settings_class(name))
     parts.append(_defaults_of_objectives())
     parts.append(_old_settings())
     return "\n".join(parts)
@@ -53,7 +54,7 @@ def settings_page() -> str:
 
 def _section(title: str, prefix: str, record: type) -> Iterator[str]:
     texts = described(record)
-    yield f"## {title}\n\n{record.__doc__.split('Args:')[0].strip()}\n"
+    yield f"## {title}\n\n{' '.join(record.__doc__.split())}\n"
     shown = [f for f in fields(record) if f.name != OBJECTIVE_FIELD and not is_dataclass(f.type)]
     if shown:
         rows = [
@@ -75,12 +76,12 @@ def kind(annotation: object) -> str:
         return f"list of {kind(*typing.get_args(annotation))}"
     if typing.get_origin(annotation) is dict:
         key, value = typing.get_args(annotation)
+        if value is typing.Any:
+            return "settings"
         return f"{kind(key)} to {kind(value)}"
     if is_dataclass(annotation):
         return "{" + ", ".join(f.name for f in fields(annotation)) + "}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[
-        annotation.__name__
-    ]
+    return WORDS.get(annotation, "any value")
 
 
 def default(f: Field) -> str:
@@ -92,7 +93,11 @@ def default(f: Field) -> str:
 
 
 def _yaml(value: object) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+        .removesuffix("\n...\n")
+        .strip()
+    )
 
 
 def _cell(text: str) -> str:

@@ -26,21 +26,17 @@ def default_terms() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What images are scored by: a weighted sum of terms, each with a gate if it needs one.
-
-    Args:
-        terms: list of terms, each with its name, weight (default 1), only_if and settings of its own. A name
-            is that of a file in `dalle_ppo/rewards`, or a function of yours as "my_module:my_function". With
-            only_if: "nsfw <= 0.1" a term counts only for images where that holds; it compares the first part
-            of a term, or any part by its name, with <, <=, > or >=. `--reward.terms+` adds one to the list.
-        bad_result: what to do about a reward that raises, is not finite or has the wrong shape. "stop" ends
-            the run with a checkpoint of before the batch; "skip" leaves the batch out, with a warning and a
-            count in `batches_left_out`, and stops at the third in a row. Use skip for rewards that fail now
-            and then.
-    """
+    """What images are scored by: a weighted sum of terms, each with a gate if it needs one."""
 
     terms: list[dict[str, Any]] = field(default_factory=default_terms)
+    """List of terms, each with its name, weight (1 unless given), only_if and settings of its own. A name is
+    that of a file in `dalle_ppo/rewards`, or a function of yours as "my_module:my_function". With only_if:
+    "nsfw <= 0.1" a term counts only for images where that holds; it compares the first part of a term, or any
+    part by its name, with <, <=, > or >=. `--reward.terms+` adds one to the list."""
     bad_result: Literal["stop", "skip"] = "stop"
+    """What happens when a reward raises, is not finite or has the wrong shape. "stop" ends the run with a
+    checkpoint from before the batch; "skip" leaves the batch out, with a warning and a count in
+    `batches_left_out`, and stops at the third in a row. Use skip for rewards that fail now and then."""
 
     def __post_init__(self) -> None:
         # Spelled out, so that the file that a run saves does not depend on later defaults.

@@ -4,7 +4,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
-from dalle_ppo.config.objectives import find_objective, objective_names
+from dalle_ppo.config.objective import find_objective, objective_names
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
 
 

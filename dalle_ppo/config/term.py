@@ -32,7 +32,7 @@ class TermSettings:
 
 @dataclass(frozen=True)
 class Common:
-    """The settings that every term has."""
+    """The settings that every term has, beside its name."""
 
     weight: float = 1.0
     """Factor of the term's value in the total."""

@@ -358,7 +358,7 @@ def test_a_run_does_not_start_from_itself(tiny_run, cli, tmp_path):
     run_dir = copy_of(tiny_run, tmp_path)
     heir, before = tmp_path / "heir", files_of(run_dir)
     heir.mkdir()
-    (heir / "config.yaml").write_text(json.dumps({"model": {"path": str(run_dir)}}))
+    (heir / "config.yaml").write_text(json.dumps({"format": 2, "model": {"path": str(run_dir)}}))
     for path in (run_dir, heir):
         outcome = cli(train.main, *tiny_arguments(run_dir), "--overwrite", "--model.path", path)
         assert outcome.code == 2 and "the run's own folder" in outcome.error

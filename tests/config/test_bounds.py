@@ -42,8 +42,6 @@ REFUSED = [
     ("kl.horizon", "19"),  # a fifth of 96 is 19.2; refused with a target only
     ("policy.temperature", "0"),
     ("policy.top_k", "128"),
-    ("reward.unsafe_threshold", "0.05"),
-    ("reward.clean_threshold", "0.2"),
 ]
 
 
@@ -54,6 +52,14 @@ def test_impossible_values_name_the_setting_and_what_it_is(name, value):
         more = ["--credit.advantage", "rloo", "--rollout.samples_per_caption", "2"]
     message = refused(f"--{name}", value, *more)
     assert name.split(".")[-1] in message and value.rstrip("0") in message
+
+
+@pytest.mark.parametrize(
+    "name, value", [("unsafe_threshold", 0.05), ("clean_threshold", 0.2), ("clean_threshold", -1)]
+)
+def test_thresholds_out_of_order_are_refused(name, value):
+    message = refused("--reward.terms", f"[{{name: nsfw, {name}: {value}}}]")
+    assert "must be ordered" in message and str(value) in message
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
@@ -76,7 +82,7 @@ def test_kl_placements_are_those_with_the_right_gradient(estimator, placement):
 def test_combinations_that_are_allowed():
     parse("--credit.advantage", "rloo", "--rollout.samples_per_caption", "4")
     parse("--ppo.clip_range_high", "0.28", "--ppo.dual_clip", "null")
-    parse("--reward.unsafe_threshold", "1", "--reward.unsure_threshold", "1")
+    parse("--reward.terms", "[{name: nsfw, unsafe_threshold: 1, unsure_threshold: 1}]")
     parse("--kl.kl_coef", "0", "--actor.entropy_coef", "0")
     parse("--kl.kl_coef", "0.3", "--actor.entropy_coef", "-0.29")
     parse("--kl.target", "30", "--actor.entropy_coef", "0")

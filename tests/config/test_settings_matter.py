@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
-from dalle_ppo.config.objectives import objective_names
+from dalle_ppo.config.objective import objective_names
 from dalle_ppo.config.sections import all_sections
 from dalle_ppo.config.settings import Config
 

@@ -5,20 +5,22 @@ import dataclasses
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.command_line import parse_command_line
 from dalle_ppo.config.document import default, described, kind, settings_page
-from dalle_ppo.config.objectives import objective_names
-from dalle_ppo.config.reward import ExtraReward
+from dalle_ppo.config.objective import objective_names
 from dalle_ppo.config.sections import all_sections
 from dalle_ppo.config.settings import Config
+from dalle_ppo.config.term import Common, TermConfig, settings_class, term_names
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dalle_ppo"
-CLASSES = [*(record for _, record in all_sections()), ExtraReward]
+CLASSES = [*(record for _, record in all_sections()), Common, *map(settings_class, term_names())]
 
 
 @pytest.mark.parametrize("record", CLASSES, ids=lambda c: f"{c.__module__}.{c.__name__}")
@@ -26,13 +28,15 @@ def test_every_setting_is_described(record):
     assert all(described(record)[f.name] for f in dataclasses.fields(record))
 
 
-SETTINGS = sorted({f.name for record in CLASSES for f in dataclasses.fields(record)})
+# What all terms have is read with their list, in config/term.py.
+READ_OUTSIDE = [record for record in CLASSES if record is not Common]
+SETTINGS = sorted({f.name for record in READ_OUTSIDE for f in dataclasses.fields(record)})
 
 
 @cache
 def attributes_read() -> set[str]:
     """Names of all attributes that code outside the settings reads; comments and texts do not count."""
-    sources = [path for path in PACKAGE.rglob("*.py") if path.parts[-2] not in ("config", "objectives")]
+    sources = [path for path in PACKAGE.rglob("*.py") if "config" not in path.relative_to(PACKAGE).parts]
     return {
         node.attr
         for path in sources
@@ -90,7 +94,8 @@ def test_help_shows_the_text_beside_a_setting(capsys):
     "annotation, words",
     [
         (str | None, "text or null"),
-        (list[ExtraReward], "list of {call, weight}"),
+        (list[ClipConfig], "list of {model, pretrained}"),
+        (list[dict[str, Any]], "list of settings"),
         (dict[str, float] | None, "text to number or null"),
     ],
 )
@@ -98,11 +103,14 @@ def test_types_are_told_in_words(annotation, words):
     assert kind(annotation) == words
 
 
-def test_defaults_are_told_as_yaml():
-    shown = {f.name: default(f) for f in (*dataclasses.fields(Config), *dataclasses.fields(ExtraReward))}
-    assert (shown["run_dir"], shown["seed"], shown["call"], shown["weight"]) == (
-        "`null`",
-        "`0`",
-        "none",
-        "`1.0`",
-    )
+@pytest.mark.parametrize(
+    "record, name, shown",
+    [
+        (Config, "run_dir", "`null`"),
+        (Config, "seed", "`0`"),
+        (Common, "weight", "`1.0`"),
+        (TermConfig, "label", "none"),
+    ],
+)
+def test_defaults_are_told_as_yaml(record, name, shown):
+    assert default(record.__dataclass_fields__[name]) == shown

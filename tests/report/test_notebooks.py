@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
-from dalle_ppo.config.command_line import parse_command_line, setting_names
+from dalle_ppo.config.command_line import parse_command_line
+from dalle_ppo.config.sections import setting_names
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = ("reward_distribution", "training_run", "reward_design")
@@ -394,7 +395,9 @@ def test_all_begin_alike_and_name_settings_that_exist():
     notebooks = [nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in NAMES]
     assert len({code_cells(notebook)[0].source for notebook in notebooks}) == 1
     text = "\n".join(cell.source for notebook in notebooks for cell in notebook.cells)
-    named = set(re.findall(r"`((?:ppo|kl|critic|reward|evaluation|rollout)\.(?!json)\w+)", text))
+    named = set(
+        re.findall(r"`((?:credit|actor|update|ppo|kl|critic|reward|evaluation|rollout)\.(?!json)\w+)", text)
+    )
     assert len(named) > 5 and named <= set(setting_names())
     commands = re.findall(r"`(--run_dir [^`]+)`", text)
     assert len(commands) >= 5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dalle_ppo.base.run_format import FormatError
 from dalle_ppo.runs import checkpoints
 from dalle_ppo.runs.checkpoints import (
     decode_bytes,
@@ -269,3 +270,15 @@ def test_going_back_does_not_remove_what_was_just_written(tmp_path):
     save(tmp_path, 10)
     assert save(tmp_path, 5, keep=1).is_dir()
     assert step_names(tmp_path) == ["step_000005", "step_000010"]
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_and_not_passed_over(tmp_path, monkeypatch):
+    """As a damaged one it would be passed over for one before it, with a warning."""
+    save(tmp_path, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "FORMAT", 1)
+        old = save(tmp_path, 20)
+    for read in (lambda: latest_checkpoint(tmp_path), lambda: load_checkpoint(old)):
+        with pytest.raises(FormatError, match=r"step_000020.* format 1, .* use dalle_ppo 0\.1") as caught:
+            read()
+        assert "\n" not in str(caught.value)

@@ -207,7 +207,7 @@ def test_reinforce(world):
 
 
 def test_gae_with_lambda_one_and_any_critic(world):
-    advantages = gae(world.rewards(), world.any_critic, 1.0, 1.0)
+    advantages = gae(world.rewards(), world.any_critic, 1.0)
     for loss in policy_losses(world.log_probs(), advantages):
         assert_same(world.expected(loss), world.reward_gradient())
 
@@ -215,13 +215,13 @@ def test_gae_with_lambda_one_and_any_critic(world):
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.3, 0.95, 1.0])
 def test_gae_with_any_lambda_and_the_exact_critic(world, gae_lambda):
     rewards = world.rewards()
-    advantages = gae(rewards, world.exact_values(rewards), 1.0, gae_lambda)
+    advantages = gae(rewards, world.exact_values(rewards), gae_lambda)
     for loss in policy_losses(world.log_probs(), advantages):
         assert_same(world.expected(loss), world.reward_gradient())
 
 
 def test_gae_below_lambda_one_is_as_wrong_as_its_critic(world):
-    advantages = gae(world.rewards(), world.any_critic, 1.0, 0.5)
+    advantages = gae(world.rewards(), world.any_critic, 0.5)
     loss = policy_losses(world.log_probs(), advantages)[0]
     assert relative_difference(world.expected(loss), world.reward_gradient()) > 0.1
 
@@ -229,7 +229,7 @@ def test_gae_below_lambda_one_is_as_wrong_as_its_critic(world):
 def test_critic_that_has_seen_the_token_it_judges(world):
     """values[:, t] may read the tokens before t only; one token further and even lambda 1 is biased."""
     peeking = torch.cat([world.any_critic[:, 1:], world.any_critic[:, -1:]], 1)
-    loss = policy_losses(world.log_probs(), gae(world.rewards(), peeking, 1.0, 1.0))[0]
+    loss = policy_losses(world.log_probs(), gae(world.rewards(), peeking, 1.0))[0]
     assert relative_difference(world.expected(loss), world.reward_gradient()) > 0.1
 
 
@@ -376,11 +376,9 @@ def drawn_estimates(
     advantages = {
         "reinforce": lambda: world.at_every_token(world.reward)[rows],
         "rloo": lambda: world.at_every_token(rloo(world.reward[rows], group_index)),
-        "gae, lambda 1, any critic": lambda: gae(rewards[rows], world.any_critic[rows], 1.0, 1.0),
-        "gae, lambda 0.7, exact critic": lambda: gae(
-            rewards[rows], world.exact_values(rewards)[rows], 1.0, 0.7
-        ),
-        "gae, lambda 0.7, any critic": lambda: gae(rewards[rows], world.any_critic[rows], 1.0, 0.7),
+        "gae, lambda 1, any critic": lambda: gae(rewards[rows], world.any_critic[rows], 1.0),
+        "gae, lambda 0.7, exact critic": lambda: gae(rewards[rows], world.exact_values(rewards)[rows], 0.7),
+        "gae, lambda 0.7, any critic": lambda: gae(rewards[rows], world.any_critic[rows], 0.7),
         "own score in the baseline": lambda: world.at_every_token(
             world.reward[rows] - world.reward[rows].view(-1, 4).mean(1).repeat_interleave(4)
         ),
@@ -427,7 +425,7 @@ def test_k1_in_the_reward_has_the_gradient_of_the_kl(world):
     rewards = world.rewards(kl_coef=0.3)
     truth = world.reward_gradient() - 0.3 * world.kl_gradient()
     for critic, gae_lambda in ((world.any_critic, 1.0), (world.exact_values(rewards), 0.6)):
-        for loss in policy_losses(world.log_probs(), gae(rewards, critic, 1.0, gae_lambda)):
+        for loss in policy_losses(world.log_probs(), gae(rewards, critic, gae_lambda)):
             assert_same(world.expected(loss), truth)
 
 
@@ -456,7 +454,7 @@ def test_k3_in_the_loss_has_the_gradient_of_the_other_kl(world):
 def kl_in_the_reward(world: World, per_token: Tensor) -> Tensor:
     """[P] expected ascent direction of the penalty alone, sign turned: should be the gradient of the KL."""
     rewards = token_rewards(torch.zeros_like(world.reward), per_token, 1.0)
-    loss = policy_losses(world.log_probs(), gae(rewards, torch.zeros_like(rewards), 1.0, 1.0))[0]
+    loss = policy_losses(world.log_probs(), gae(rewards, torch.zeros_like(rewards), 1.0))[0]
     return -world.expected(loss)
 
 

@@ -87,7 +87,7 @@ def train(
                 reward(tokens), kl_k1(old, log_probs_of(reference, tokens)), kl_coef=kl_coef
             )
             if critic:
-                advantages = gae(rewards, values, 1.0, 1.0)
+                advantages = gae(rewards, values, 1.0)
             else:
                 group_index = torch.arange(batch) // 4
                 advantages = rloo(rewards.sum(1), group_index)[:, None].expand_as(rewards)

@@ -149,7 +149,7 @@ def test_advantages_clipped_before_whitening():
     scored = random_batch()
     targets, _ = credited(trainer_of(credit__advantage_clip=1.0), scored)
     rewards = rewards_by_hand(scored, scored.scores.numpy().std(), 0.0)
-    plain = gae_by_hand(rewards, scored.values.numpy(), 1.0, 1.0)
+    plain = gae_by_hand(rewards, scored.values.numpy(), 1.0)
     whitened = (plain - plain.mean()) / plain.std()
     np.testing.assert_allclose(targets.advantages.numpy(), whitened.clip(-1, 1), atol=1e-7)
     wrong = plain.clip(-1, 1)

@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_the_commit_it_began_with(hub, tmp_path, monkeypatch)
 
 
 def test_resuming_with_the_file_of_the_start_keeps_the_commit(tmp_path):
-    (tmp_path / "config.yaml").write_text(f"model: {{path: mini, revision: {COMMIT}}}\n")
+    (tmp_path / "config.yaml").write_text(f"format: 2\nmodel: {{path: mini, revision: {COMMIT}}}\n")
     start = tmp_path / "start.yaml"
     start.write_text("model: {path: mini, revision: null}\n")
 

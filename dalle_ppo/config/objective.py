@@ -1,0 +1,55 @@
+"""The settings of objectives, found by name in `config/objectives`.
+
+A module NAME there declares `Settings`, a frozen dataclass, and `DEFAULTS`, the general settings, by dotted
+name, whose default is another one for this objective. It may declare `check(config)`, which refuses general
+settings that do not suit the objective. The settings of objective NAME are section NAME.
+"""
+
+import difflib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from dalle_ppo.config import objectives as folder
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The settings of one objective.
+
+    Args:
+        name: as in `--objective`.
+        settings: the dataclass of its own section.
+        defaults: general settings, by dotted name, that have another default with it.
+        check: given all settings, raises ValueError where they do not suit it.
+    """
+
+    name: str
+    settings: type
+    defaults: dict[str, object]
+    check: Callable[[object], None]
+
+
+def objective_names() -> list[str]:
+    """The names of all objectives."""
+    return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+
+
+def find_objective(name: str) -> Objective:
+    """The objective of that name.
+
+    Raises:
+        ValueError: there is none; the nearest name is offered.
+    """
+    names = objective_names()
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(names)}"
+        raise ValueError(f"objective is {name}; {hint}")
+    module = import_module(f"{folder.__name__}.{name}")
+    return Objective(name, module.Settings, module.DEFAULTS, getattr(module, "check", _suits))
+
+
+def _suits(config: object) -> None:
+    """Every combination of general settings suits an objective that says nothing."""
