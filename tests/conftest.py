@@ -2,6 +2,11 @@
 
 import os
 
+# Before torch is imported. The tests' networks are so small that a second thread saves no time; beside other
+# programs, threads that wait for each other in a loop make single tests up to 40 times as slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from tiny_runs import SessionCapture, TinyRun, call, tiny_arguments
@@ -9,11 +14,6 @@ from tiny_runs import SessionCapture, TinyRun, call, tiny_arguments
 # Before anything imports Triton: as its functions are defined, they are made for its interpreter or a GPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from dalle_ppo.models.heads.head_info import HeadInfo
 from dalle_ppo.models.heads.head_layers import CategoryEncoding, LayerSpec, build_layers, ordered_bits
 from dalle_ppo.models.heads.keras.categories import category_encoding, float32_bounds
 from dalle_ppo.models.heads.keras.convert import convert
-from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip, load_detector, load_head, save_head
+from dalle_ppo.models.heads.nsfw import (
+    EmbeddingHead,
+    check_clip,
+    head_probability,
+    load_detector,
+    load_head,
+    save_head,
+)
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "detectors.md"
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -242,6 +250,18 @@ def test_gradients_reach_the_embedding():
         change = (head(x + step) - head(x - step)).sum()
         torch.testing.assert_close(probabilities.detach(), head(x), rtol=1e-5, atol=1e-6)
     assert change == pytest.approx(2e-3 * x.grad.norm().item(), rel=1e-2)
+
+
+def test_embeddings_are_rounded_for_heads_that_were_trained_on_rounded_ones():
+    specs, info = _small_head()
+    embeddings = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    rounded = torch.from_numpy(embeddings.numpy().astype(np.float16).astype(np.float32))
+    as_it_is = EmbeddingHead(build_layers(specs), info)
+    trained_on_rounded = EmbeddingHead(build_layers(specs), replace(info, round_to_float16=True))
+    assert not torch.equal(as_it_is(embeddings), as_it_is(rounded)), "else rounding shows in nothing"
+    assert torch.equal(head_probability(as_it_is, embeddings), as_it_is(embeddings))
+    assert torch.equal(head_probability(trained_on_rounded, embeddings), as_it_is(rounded))
+    assert not head_probability(as_it_is, embeddings.requires_grad_()).requires_grad
 
 
 def test_float32_whatever_comes_in():
