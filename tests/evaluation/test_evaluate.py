@@ -21,6 +21,7 @@ from dalle_ppo.evaluation.heldout import load_heldout
 from dalle_ppo.evaluation.measures import Measures
 from dalle_ppo.evaluation.sides import UNFINISHED, Subject, evaluate
 from dalle_ppo.iconworld.world import World
+from dalle_ppo.models.dalle.sampling import log_pi_of_tokens
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.policy.rollout import FrozenParts, NoiseSource, as_float, collect
 from dalle_ppo.rewards.base import RewardResult
@@ -386,6 +387,24 @@ def test_the_numbers_do_not_depend_on_how_images_are_batched(spent, tmp_path):
     for side in ("reference", "policy", "reject_3", "best_of_4"):
         small, large = rows_of(spent[0], side), rows_of(tmp_path, side)
         assert small["reward"] == large["reward"] and small["images_drawn"] == large["images_drawn"]
+
+
+def test_kl_and_entropy_are_sums_over_all_codes_of_the_first_image_of_each_caption(plain):
+    drawn_by = policy(7)
+    noise = NoiseSource(CONFIG.evaluation.seed, "evaluation")
+    rollout = collect(drawn_by, PARTS, CAPTIONS, SAMPLES, noise, CONFIG.policy)
+    tokens, shown = rollout.batch.tokens, rows_of(plain[0], "policy")
+    log_p, log_q = (
+        log_pi_of_tokens(decoder, tokens, rollout.prompts, CONFIG.policy).double().detach().numpy()
+        for decoder in (drawn_by, REFERENCE)
+    )
+    p = np.exp(log_p)
+    surprise = np.where(p > 0, p * log_p, 0).sum(axis=(1, 2))
+    cross = np.where(p > 0, p * log_q, 0).sum(axis=(1, 2))
+    assert shown["kl"][::SAMPLES] == pytest.approx((surprise - cross)[::SAMPLES], rel=1e-4)
+    assert shown["entropy"][::SAMPLES] == pytest.approx(-surprise[::SAMPLES], rel=1e-4)
+    assert min(shown["kl"][::SAMPLES]) > 0.1 and shown["kl"][1::SAMPLES] == [None] * len(CAPTIONS)
+    assert rows_of(plain[0], "reference")["kl"][::SAMPLES] == [0.0] * len(CAPTIONS)
 
 
 def test_diversity_is_the_mean_distance_of_the_pairs(tmp_path):
