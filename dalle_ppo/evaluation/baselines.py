@@ -1,6 +1,6 @@
 """What the untrained reference reaches by drawing more images: the prices that training has to beat.
 
-The columns of a side are arrays of one row an image; see `evaluation`. Both baselines start from the images
+The columns of a side are arrays with one entry per image; see `columns`. Both baselines start from the images
 that the reference draws anyway, so they are paired with reference and policy by caption, sample and noise.
 """
 

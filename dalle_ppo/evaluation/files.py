@@ -33,7 +33,7 @@ def write_batch(path: Path, columns: Columns) -> None:
 
 
 def write_rows(path: Path, sides: Mapping[str, Columns]) -> None:
-    """One parquet row an image and side; missing values are null."""
+    """One parquet row per image and side; missing values are null."""
     tables = []
     for name, rows in sides.items():
         columns = {"model": pa.array([name] * len(rows["reward"]))}
