@@ -34,24 +34,7 @@ JUDGE = "iconworld.judge"
 HEAVY = {"torch", "min_dalle", "open_clip", "tensorflow", "keras", "transformers", "pyarrow", "matplotlib"}
 # Rules that a module does not keep yet, each `(rule, module)`. A case that passes fails as "XPASS(strict)":
 # then its entry goes.
-UNFINISHED: set[tuple[str, str]] = {
-    ("floors", "evaluate"),
-    ("Bart", "build.objects"),
-    ("Bart", "evaluation.sides"),
-    ("Bart", "policy.drawing"),
-    ("Bart", "policy.memory_plan"),
-    ("Bart", "policy.rollout"),
-    ("Bart", "training.supervised"),
-    ("Bart", "training.trainer"),
-    ("Bart", "training.update"),
-    ("parameters", "evaluation.sides"),
-    ("parameters", "report.plots"),
-    ("parameters", "training.trainer"),
-    ("parameters", "training.update"),
-    ("function lines", "evaluation.sides"),
-    ("function lines", "training.update"),
-    ("file lines", "training.trainer"),
-}
+UNFINISHED: set[tuple[str, str]] = set()
 
 
 def module_name(path: Path) -> str:

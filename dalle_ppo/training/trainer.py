@@ -281,7 +281,7 @@ class Trainer:
             return drawn
         images = to_numpy(drawn.images)
         nsfw = self.config.reward.settings_of("nsfw")
-        if nsfw is not None:
+        if nsfw is not None and "nsfw_probability" in result.parts:
             flagged = result.parts["nsfw_probability"] > nsfw.unsafe_threshold
             images = blur_unsafe(images, flagged.cpu().numpy())
         done = self.progress.iteration

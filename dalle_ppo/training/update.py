@@ -13,12 +13,12 @@ from torch import Tensor
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import TokenScores
 from dalle_ppo.rl.kl import kl_k2
-from dalle_ppo.rl.losses import PolicyLoss, value_loss
+from dalle_ppo.rl.losses import value_loss
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.objective import Objective
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.scoring import Networks
-from dalle_ppo.training.update_log import UpdateLog
+from dalle_ppo.training.update_log import PolicyTerms, UpdateLog
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,6 @@ class Step:
     kl_coef: float
     train_actor: bool
     generator: torch.Generator
-
-
-@dataclass(frozen=True)
-class PolicyTerms:
-    """The actor's loss of some rows and what it is made of, per token [b, T].
-
-    Args:
-        loss: to be minimised, with gradient.
-        policy: the objective's loss alone, before importance weights.
-        kl: the KL's part of the loss; None where it is not placed there.
-        entropy: the entropy's part; None where its coefficient is 0.
-    """
-
-    loss: Tensor
-    policy: PolicyLoss
-    kl: Tensor | None
-    entropy: Tensor | None
 
 
 def policy_terms(

@@ -2,10 +2,28 @@
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from dalle_ppo.training.update import PolicyTerms
+from torch import Tensor
+
+from dalle_ppo.rl.losses import PolicyLoss
+
+
+@dataclass(frozen=True)
+class PolicyTerms:
+    """The actor's loss of some rows and what it is made of, per token [b, T].
+
+    Args:
+        loss: to be minimised, with gradient.
+        policy: the objective's loss alone, before importance weights.
+        kl: the KL's part of the loss; None where it is not placed there.
+        entropy: the entropy's part; None where its coefficient is 0.
+    """
+
+    loss: Tensor
+    policy: PolicyLoss
+    kl: Tensor | None
+    entropy: Tensor | None
 
 
 class UpdateLog:
@@ -21,7 +39,7 @@ class UpdateLog:
         self.last_approx_kl = 0.0
         self._approx_kl = 0.0
 
-    def add_policy(self, terms: "PolicyTerms", num_tokens: int) -> float:
+    def add_policy(self, terms: PolicyTerms, num_tokens: int) -> float:
         """Adds one microbatch of a minibatch of `num_tokens` tokens; returns its part of the mean loss."""
         policy = terms.policy
         for name, part in (("policy", policy.loss), ("kl", terms.kl), ("entropy", terms.entropy)):
