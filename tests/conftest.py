@@ -56,7 +56,6 @@ UNFINISHED = (
     "training/test_family.py::test_a_table_of_logits_reaches_its_optimum",
     "training/test_guards.py::test_a_bad_step_is_skipped_and_counted",
     "training/test_guards.py::test_a_bad_step_stops_the_run_if_asked",
-    "training/test_guards.py::test_a_resumed_run_goes_by_todays_settings",
     "training/test_guards.py::test_a_resumed_run_keeps_an_adaptive_coefficient",
     "training/test_guards.py::test_the_checkpoint_of_a_run_gone_wrong_takes_no_good_ones_place",
     "training/test_guards.py::test_the_critics_warm_up_is_no_broken_policy",

@@ -292,10 +292,10 @@ def test_a_resumed_run_goes_by_todays_settings(tmp_path):
         "credit__prompt_buffer_size": 20,
     }
     trainer = resumed(tmp_path, **changes)
-    assert trainer.progress.kl_coef == 0.7
+    assert trainer.progress.credit.kl_coef == 0.7
     assert trainer.actor.optimizer.param_groups[0]["weight_decay"] == 0.3
     assert {group["eps"] for group in trainer.critic.optimizer.param_groups} == {1e-3}
-    assert trainer.progress.prompt_statistics.buffer_size == 20
+    assert trainer.progress.credit.prompt_statistics.buffer_size == 20
 
 
 def test_a_resumed_run_keeps_an_adaptive_coefficient(tmp_path):
