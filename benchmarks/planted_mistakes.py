@@ -44,35 +44,38 @@ class Mistake:
 
 
 RIGHT_RECURRENCE = "running = deltas[:, t] + GAMMA * gae_lambda * running"
-SCORED_TOKENS = 'columns["old_log_probs"].append(gather_log_probs(log_pi, tokens))'
+SCORED_TOKENS = "log_probs, ref_log_probs, kl = gather_log_probs(log_pi, tokens), None, None"
+SCORED_LOG_PI = "log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), self.settings)"
+NOISE_WORDS = "|{iteration}|{caption}|{sample}"
 PLANTED = (
     Mistake(
         "tokens are drawn again where the drawn ones should be scored",
-        "training/update.py",
+        "models/family.py",
         SCORED_TOKENS,
-        'columns["old_log_probs"].append(gather_log_probs(log_pi, torch.multinomial('
-        "log_pi.exp().flatten(0, 1), 1).view_as(tokens)))",
+        "drawn = torch.multinomial(log_pi.detach().exp().flatten(0, 1), 1).view_as(tokens)\n"
+        "    log_probs, ref_log_probs, kl = gather_log_probs(log_pi, drawn), None, None",
         "training/test_update.py::test_resampled_tokens",
     ),
     Mistake(
         "log-probs without guidance of images drawn with it",
-        "training/update.py",
-        "log_pi = log_pi_of_tokens(actor, tokens, text, settings)",
-        "log_pi = log_pi_of_tokens(actor, tokens, text, replace(settings, guidance=1.0))",
+        "models/dalle/family.py",
+        SCORED_LOG_PI,
+        SCORED_LOG_PI.replace("self.settings", "replace(self.settings, guidance=1.0)"),
         "training/test_update.py::test_unguided_log_probs",
     ),
     Mistake(
         "temperature forgotten in the reference",
-        "training/update.py",
-        "ref_log_pi = log_pi_of_hidden(reference, hidden, settings)",
-        "ref_log_pi = log_pi_of_hidden(reference, hidden, replace(settings, temperature=1.0))",
+        "models/dalle/family.py",
+        "ref_log_pi = log_pi_of_hidden(reference, states, self.settings)",
+        "ref_log_pi = log_pi_of_hidden(reference, states, replace(self.settings, temperature=1.0))",
         "training/test_update.py::test_temperature_forgotten_in_the_reference",
     ),
     Mistake(
         "temperature divides before guidance's base is added",
         "models/dalle/sampling.py",
-        "logits = _guided_logits(decoder, conditional, unconditional, settings) / settings.temperature",
-        "logits = _guided_logits(decoder, conditional / settings.temperature, unconditional, settings)",
+        "logits = _guided_logits(decoder, conditional, unconditional, settings)",
+        "logits = _guided_logits(decoder, conditional / settings.temperature, unconditional, "
+        "replace(settings, temperature=1.0)) * settings.temperature",
         "models/dalle/test_sampling.py::test_guided_log_pi_is_the_enumerated_distribution",
     ),
     Mistake(
@@ -105,9 +108,9 @@ PLANTED = (
     ),
     Mistake(
         "returns are made of whitened advantages",
-        "training/trainer.py",
-        "returns = advantages + scored.values",
-        "returns = whiten(advantages) + scored.values",
+        "training/credit.py",
+        "return Given(advantages, advantages + experience.values, state.prompt_statistics)",
+        "return Given(advantages, whiten(advantages) + experience.values, state.prompt_statistics)",
         "training/test_targets.py::test_returns_from_whitened_advantages",
     ),
     Mistake(
@@ -155,30 +158,30 @@ PLANTED = (
     ),
     Mistake(
         "the KL is divided by the score's deviation",
-        "training/trainer.py",
-        "rewards = token_rewards(scored.scores / scale, k1, kl_coef)",
-        "rewards = token_rewards(scored.scores, k1, kl_coef) / scale",
+        "training/credit.py",
+        "rewards = token_rewards(experience.scores / experience.reward_scale, k1, in_reward)",
+        "rewards = token_rewards(experience.scores, k1, in_reward) / experience.reward_scale",
         "training/test_targets.py::test_kl_divided_by_the_scores_deviation",
     ),
     Mistake(
         "the KL is penalised twice, in the reward and in the loss",
-        "training/trainer.py",
-        'kl_coef = progress.kl_coef if self.config.kl.placement == "reward" else 0.0',
-        "kl_coef = progress.kl_coef",
+        "training/credit.py",
+        'in_reward = state.kl_coef if config.kl.placement == "reward" else 0.0',
+        "in_reward = state.kl_coef",
         "training/test_targets.py::test_kl_penalised_twice",
     ),
     Mistake(
-        "kl.target counts nats a token",
+        "kl.target counts nats per token",
         "training/trainer.py",
-        "measured = float(scored.kl.sum(dim=1).mean())",
-        "measured = float(scored.kl.mean())",
-        "training/test_targets.py::test_kl_target_in_nats_a_token",
+        "measured = float(experience.kl.sum(dim=1).mean())",
+        "measured = float(experience.kl.mean())",
+        "training/test_targets.py::test_kl_target_in_nats_per_token",
     ),
     Mistake(
         "the entropy bonus has the sign of a penalty",
         "training/update.py",
-        "entropy_part = -config.actor.entropy_coef * entropy(log_pi)",
-        "entropy_part = config.actor.entropy_coef * entropy(log_pi)",
+        "entropy_part = -config.actor.entropy_coef * scores.entropy",
+        "entropy_part = config.actor.entropy_coef * scores.entropy",
         "training/test_update.py::test_step_is_the_gradient_of_the_written_out_loss",
     ),
     Mistake(
@@ -191,15 +194,15 @@ PLANTED = (
     Mistake(
         "the first minibatch is drawn with replacement",
         "training/update.py",
-        "order = torch.randperm(len(batch), generator=generator).to(batch.tokens.device)",
-        "order = torch.randint(len(batch), (len(batch),), generator=generator).to(batch.tokens.device)",
+        "order = torch.randperm(count, generator=generator)",
+        "order = torch.randint(count, (count,), generator=generator)",
         "training/test_update.py::test_every_image_is_visited_once_an_epoch",
     ),
     Mistake(
         "the exact KL in the loss counts half",
         "training/update.py",
-        "kl_part = kl_coef * exact_kl(log_pi, ref_log_pi)",
-        "kl_part = 0.5 * kl_coef * exact_kl(log_pi, ref_log_pi)",
+        "kl_part = kl_coef * (scores.kl if exact",
+        "kl_part = kl_coef * (0.5 * scores.kl if exact",
         "training/test_ppo_solves.py::test_the_trainer_reaches_the_regularised_optimum",
     ),
     Mistake(
@@ -218,9 +221,9 @@ PLANTED = (
     ),
     Mistake(
         "noise does not depend on the sample",
-        "models/dalle/sampling.py",
-        "|{caption}|{sample}",
-        "|{caption}|0",
+        "rl/noise.py",
+        NOISE_WORDS,
+        "|{iteration}|{caption}|0",
         "models/dalle/test_sampling.py",
     ),
     Mistake(
@@ -295,7 +298,7 @@ PLANTED = (
     ),
     Mistake(
         "ratios that are no numbers count as none",
-        "training/update.py",
+        "training/update_log.py",
         "return b if a is None or math.isnan(b) else a if math.isnan(a) else max(a, b)",
         "return max(a or 0.0, b)",
         "training/test_update.py",

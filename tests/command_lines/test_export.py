@@ -135,7 +135,7 @@ def test_training_evaluation_and_export_of_published_weights(tmp_path, monkeypat
         tmp_path / "run",
         model__path=weights,
         clip__model=World().clip,
-        reward__detector=World().detector,
+        reward__terms=f"[{{name: nsfw, detector: {World().detector}}}]",
         policy__guidance=4.0,
         num_iterations=1,
         evaluation__num_captions=6,

@@ -172,7 +172,7 @@ def draw(cli, out, *arguments, caption="a red boat") -> tuple[np.ndarray, str]:
 def test_generate_draws_a_grid_with_published_weights(mini, tmp_path, cli):
     first, printed = draw(cli, tmp_path / "a.png", "--model", mini, "--grid_size", "2")
     assert first.shape == (2 * (2 * 64 + 6), 2 * (2 * 64 + 6), 3)
-    assert re.search(r"^cache 0\.\d MB an image; 4 sampled at a time", printed, re.MULTILINE)
+    assert re.search(r"^cache 0\.\d MB per image; 4 sampled at a time", printed, re.MULTILINE)
     assert "images are not checked: these weights come without an NSFW detector" in printed
     package = ("--guidance", "16", "--temperature", "1", "--top_k", "256", "--start_token", "70")
     same, _ = draw(cli, tmp_path / "b.png", "--model", mini, "--num_images", "4", *package)

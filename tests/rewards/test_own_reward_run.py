@@ -50,7 +50,7 @@ def test_it_trains_and_says_what_the_reward_did(own_run):
     run_dir, outcome = own_run
     assert outcome.code == 0, outcome.err
     assert (
-        "mean reward 0." in outcome.out and "unsafe rate" not in outcome.out and "unknown" not in outcome.out
+        "reward 0." in outcome.out and "unsafe rate" not in outcome.out and "unknown" not in outcome.out
     )
     for record in read_metrics(run_dir / "metrics.jsonl"):
         assert 0 < record["reward_mean"] < 1
@@ -70,7 +70,7 @@ def test_it_is_evaluated_without_what_it_does_not_have(own_run):
     assert overall["unsafe_rate"] is None and overall["clip_similarity"] is None
     assert overall["reward_mean"] == pytest.approx(overall[f"reward/{NAME}"])
     assert "clip_sha256" not in result and "detector_sha256" not in result
-    assert result["verdict"]["sentence"].startswith("Mean reward ")
+    assert result["verdict"]["sentence"].startswith("Reward ")
 
 
 def test_its_report_shows_no_detector_and_no_clip(own_run):
@@ -93,7 +93,7 @@ def test_its_report_shows_no_detector_and_no_clip(own_run):
 def test_it_can_be_evaluated_again_and_compared_with_best_of_n(own_run, cli):
     run_dir, _ = own_run
     outcome = cli(evaluate.main, run_dir, "--num_captions", "4", "--baselines", "best_of_2")
-    assert outcome.code == 0 and "best_of_2: mean reward 0." in outcome.out
+    assert outcome.code == 0 and "best_of_2: reward 0." in outcome.out
     outcome = cli(evaluate.main, run_dir, "--num_captions", "4", "--baselines", "reject")
     assert outcome.code == 2 and "reject needs the reward term nsfw" in outcome.error
 

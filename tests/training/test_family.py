@@ -5,10 +5,11 @@ import torch
 from tiny_trainer import changed
 from torch import nn
 
-from dalle_ppo.captions.source import open_captions
+from dalle_ppo.captions.source import CaptionRequest, open_captions
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import Drawing, token_scores
+from dalle_ppo.rewards.base import RewardResult
 from dalle_ppo.rl.noise import gumbel_noise
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
@@ -69,6 +70,7 @@ def worth(images: torch.Tensor, captions) -> torch.Tensor:
 SETTINGS = {
     "num_iterations": 250,
     "rollout.rollout_batch_size": 128,
+    "update.minibatch_size": 32,
     "credit.whiten_advantages": False,
     "credit.advantage_clip": None,
     "credit.normalise_scores": False,
@@ -86,17 +88,15 @@ def test_a_table_of_logits_reaches_its_optimum(objective, tmp_path):
     changes = SETTINGS | {"objective": objective}
     if objective == "reinforce":
         changes |= {"update.minibatch_size": None}
-    from dalle_ppo.rewards.base import RewardResult
-
     family, start = TableFamily(), torch.tensor([[0.0, 0.5, -0.5, 1.0], [1.0, 0.0, 0.0, -1.0]])
     actor, reference = Table(start), Table(start).requires_grad_(False)
     (tmp_path / "captions.txt").write_text("\n".join(f"caption {i}" for i in range(300)), encoding="utf-8")
-    captions = open_captions(str(tmp_path / "captions.txt"), DrawSettings(split=None), None)
+    captions = open_captions(str(tmp_path / "captions.txt"), CaptionRequest(DrawSettings(split=None)))
     trainer = Trainer(
         changed(Config(), changes),
         tmp_path,
         Networks(family, actor, reference, family.new_critic(actor)),
-        lambda images, captions: RewardResult(worth(images, captions)),
+        lambda images, captions, metadata: RewardResult(worth(images, captions)),
         captions,
         captions.next_batch(4),
     )

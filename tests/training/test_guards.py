@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,15 +199,15 @@ def break_gradient(trainer: Trainer, network: str, at: tuple[int, ...]) -> None:
 
 def break_one_step(trainer: Trainer, iteration: int, name: str = "advantages") -> None:
     """Makes one advantage or return of one image NaN, in one iteration."""
-    targets = trainer.targets
+    credit = trainer.objective.credit
 
-    def broken(batch, scored):
-        made, numbers = targets(batch, scored)
+    def broken(experience, config, state):
+        filled, state = credit(experience, config, state)
         if trainer.progress.iteration == iteration:
-            getattr(made, name)[0, 0] = math.nan
-        return made, numbers
+            getattr(filled, name)[0, 0] = math.nan
+        return filled, state
 
-    trainer.targets = broken
+    trainer.objective = replace(trainer.objective, credit=broken)
 
 
 def test_a_bad_step_is_skipped_and_counted(tmp_path):
@@ -302,8 +303,8 @@ def test_a_resumed_run_keeps_an_adaptive_coefficient(tmp_path):
     settings = {"kl__target": 1.0, "kl__horizon": 50, "actor__entropy_coef": 0.0}
     first = trainer_of(tmp_path, num_iterations=2, **settings)
     first.run()
-    assert first.progress.kl_coef != first.config.kl.kl_coef
-    assert resumed(tmp_path, **settings).progress.kl_coef == first.progress.kl_coef
+    assert first.progress.credit.kl_coef != first.config.kl.kl_coef
+    assert resumed(tmp_path, **settings).progress.credit.kl_coef == first.progress.credit.kl_coef
 
 
 def test_cut_captions_are_counted_through_a_resume(tmp_path, monkeypatch):

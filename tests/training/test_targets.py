@@ -205,7 +205,7 @@ def test_importance_weights_upside_down():
     assert credited(trainer_of(), scored)[0].token_weights is None
 
 
-def test_kl_target_in_nats_a_token():
+def test_kl_target_in_nats_per_token():
     """The target is per image: the KL is summed over tokens before it is averaged over images."""
     trainer = trainer_of(kl__target=10.0, kl__horizon=100, kl__kl_coef=1.0, actor__entropy_coef=0.0)
     scored = random_batch()

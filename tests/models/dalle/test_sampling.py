@@ -365,7 +365,7 @@ def test_no_image_depends_on_where_a_batch_is_cut(batch_size):
         sizes.append(len(keys))
         return sample_branches(decoder, branches, keys, settings)
 
-    with patch("dalle_ppo.policy.rollout.sample_branches", counted):
+    with patch("dalle_ppo.models.dalle.family.sample_branches", counted):
         parts = sample_in_parts(decoder, prompts, keys, settings, batch_size)
     whole = sample(decoder, prompts, keys, settings)
     assert torch.equal(parts.tokens, whole.tokens)

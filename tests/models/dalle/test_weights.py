@@ -303,7 +303,7 @@ def test_the_model_is_loaded_in_the_dtype_asked_for(mini, tmp_path):
 
 def test_the_builtin_detector_does_not_judge_other_pictures(mini, tmp_path):
     path = str(write_published(tmp_path / "weights", mini))
-    with pytest.raises(ValueError, match=r"reward\.detector builtin; the builtin ones know"):
+    with pytest.raises(ValueError, match=r"clip\.model and detector of reward term nsfw: builtin, which knows the built-in world"):
         build_trainer(Config(model=ModelConfig(path=path)), tmp_path / "run")
 
 
