@@ -19,7 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_ppo.build.objects import build_measures, build_trainer, evaluation_captions, find_world
+from dalle_ppo.build.captions import evaluation_captions
+from dalle_ppo.build.measures import build_measures
+from dalle_ppo.build.models import find_world
+from dalle_ppo.build.trainer import build_trainer
 from dalle_ppo.config.command_line import parse_command_line, run_main, to_yaml
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_ppo.build.objects import build_trainer
+from dalle_ppo.build.trainer import build_trainer
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.critic import CriticConfig
 from dalle_ppo.config.settings import Config

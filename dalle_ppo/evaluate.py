@@ -39,12 +39,9 @@ def main(argv: list[str] | None) -> int:
     args = parse_arguments(argv)
     config = changed_config(load_config(args.run / "config.yaml"), args)
 
-    from dalle_ppo.build.objects import (
-        build_measures,
-        choose_device,
-        evaluation_captions,
-        load_model,
-    )
+    from dalle_ppo.build.captions import evaluation_captions
+    from dalle_ppo.build.measures import build_measures
+    from dalle_ppo.build.models import choose_device, load_model
     from dalle_ppo.build.rewards import build_reward
     from dalle_ppo.captions.source import captions_of_file
     from dalle_ppo.evaluation.baselines import parse_baselines
@@ -147,7 +144,7 @@ def loader(folder: Path, decoder) -> Callable:
 
 def policy_of(folder: Path, decoder):
     """The policy of a checkpoint's folder, in a network like `decoder`."""
-    from dalle_ppo.build.objects import policy_like
+    from dalle_ppo.build.models import policy_like
     from dalle_ppo.runs.checkpoints import load_checkpoint
 
     return policy_like(decoder, load_checkpoint(folder, "policy"))

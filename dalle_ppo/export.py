@@ -41,7 +41,7 @@ def main(argv: list[str] | None) -> int:
 
     import torch
 
-    from dalle_ppo.build.objects import load_model
+    from dalle_ppo.build.models import load_model
     from dalle_ppo.build.saving import write_model
 
     model = load_model(args.model, torch.device("cpu"), args.revision)

@@ -73,7 +73,7 @@ def main(argv: list[str] | None) -> int:
 
     import torch
 
-    from dalle_ppo.build.objects import choose_device, load_model
+    from dalle_ppo.build.models import choose_device, load_model
 
     device = choose_device(args.device)
     model = load_model(args.model, device, args.revision, getattr(torch, args.dtype))
@@ -103,7 +103,7 @@ def choose_settings(args: argparse.Namespace, model):
 
 def unsafe_detector(model: str, world, device):
     """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, and a line, where there is no detector."""
-    from dalle_ppo.build.objects import is_run
+    from dalle_ppo.build.models import is_run
     from dalle_ppo.build.rewards import build_reward
     from dalle_ppo.config.reward import RewardConfig
 

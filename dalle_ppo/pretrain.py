@@ -54,7 +54,7 @@ def main(argv: list[str] | None) -> int:
 
     from tqdm import tqdm
 
-    from dalle_ppo.build.objects import choose_device, find_world, load_model
+    from dalle_ppo.build.models import choose_device, find_world, load_model
     from dalle_ppo.build.saving import save_model
     from dalle_ppo.iconworld.making.dalle import Tokenizers, fresh_bart
     from dalle_ppo.models.dalle.weight_files import PUBLISHED

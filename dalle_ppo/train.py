@@ -29,14 +29,10 @@ def main(argv: list[str] | None) -> int:
     if flags["resume"] and (run_dir / "config.yaml").is_file():
         config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
-    from dalle_ppo.build.objects import (
-        build_measures,
-        build_trainer,
-        check_start,
-        choose_device,
-        evaluation_captions,
-        find_world,
-    )
+    from dalle_ppo.build.captions import evaluation_captions
+    from dalle_ppo.build.measures import build_measures
+    from dalle_ppo.build.models import check_start, choose_device, find_world
+    from dalle_ppo.build.trainer import build_trainer
     from dalle_ppo.evaluation.heldout import load_heldout
     from dalle_ppo.runs.checkpoints import load_checkpoint
     from dalle_ppo.runs.folder import prepare_run_dir

@@ -25,7 +25,7 @@ def cli(capsys):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, request) -> TinyRun:
     from dalle_ppo import train
-    from dalle_ppo.build import objects as build
+    from dalle_ppo.build import trainer as build
 
     run_dir = tmp_path_factory.mktemp("shared") / "tiny"
     built, original = [], build.build_trainer

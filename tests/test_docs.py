@@ -68,7 +68,9 @@ def test_links_lead_somewhere(page):
     "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda p: p.name
 )
 def test_settings_that_are_named_exist(page):
-    named = set(re.findall(rf"(?:`|--)((?:{SECTIONS})\.(?!json|py\b|md\b|yaml|safetensors)\w+)", todays_part(page)))
+    named = set(
+        re.findall(rf"(?:`|--)((?:{SECTIONS})\.(?!json|py\b|md\b|yaml|safetensors)\w+)", todays_part(page))
+    )
     assert named <= set(setting_names())
 
 

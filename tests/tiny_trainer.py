@@ -9,8 +9,9 @@ import torch
 from tiny_models import TINY, tiny_bart
 from torch import Tensor
 
-from dalle_ppo.build import objects as build
+from dalle_ppo.build import models
 from dalle_ppo.build import rewards as build_rewards
+from dalle_ppo.build import trainer as build
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
@@ -112,7 +113,7 @@ def tiny_trainer(config: Config, run_dir: Path = Path("unused"), shape: BartConf
     """`build_trainer` with a random model, CLIP and detector instead of the built-in world's."""
     encoder, decoder = tiny_bart(shape)
     parts = FrozenParts(TinyTokenizer(), encoder, TinyVqgan(shape.num_codes))
-    model = build.LoadedModel(decoder, decoder, parts, None, build.World(build.WEIGHTS))
+    model = models.LoadedModel(decoder, decoder, parts, None, models.World(models.WEIGHTS))
     with (
         patch.object(build, "load_model", lambda *args: model),
         patch.object(build_rewards, "load_clip", lambda *args: TinyClip()),

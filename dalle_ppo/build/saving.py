@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dalle_ppo.build.objects import LoadedModel
+from dalle_ppo.build.models import LoadedModel
 from dalle_ppo.models.dalle.weight_files import SETTINGS_FILE, VQGAN_ENCODER, disk_names
 from dalle_ppo.models.dalle.weights import save_weights
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dalle_ppo.models.heads.nsfw import check_clip, load_detector
+from dalle_ppo.models.heads.nsfw import check_clip, head_probability, load_detector
 from dalle_ppo.rewards.base import Reward, RewardResult
 from dalle_ppo.rewards.shared import Shared
 
@@ -23,10 +23,7 @@ def load(options, shared: Shared) -> Reward:
     check_clip(detector.info, shared.clip.name, shared.clip.pretrained, dimension)
 
     def reward(images: Tensor, captions: list[str]) -> RewardResult:
-        embeddings = shared.image_embeddings()
-        if detector.info.round_to_float16:
-            embeddings = embeddings.half().float()
-        probability = detector(embeddings)
+        probability = head_probability(detector, shared.image_embeddings())
         return RewardResult(penalty(probability, options), {"nsfw_probability": probability})
 
     return reward

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from dalle_ppo.build.objects import EVALUATION_STREAM, build_captions, evaluation_captions
+from dalle_ppo.build.captions import EVALUATION_STREAM, build_captions, evaluation_captions
 from dalle_ppo.captions.text import split_of
 from dalle_ppo.config.captions import CaptionsConfig
 from dalle_ppo.config.evaluation import EvaluationConfig

@@ -22,7 +22,7 @@ from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, export, generate, train
 from dalle_ppo.build import saving
-from dalle_ppo.build.objects import PUBLISHED_SETTINGS, load_model
+from dalle_ppo.build.models import PUBLISHED_SETTINGS, load_model
 from dalle_ppo.config.command_line import to_yaml
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config

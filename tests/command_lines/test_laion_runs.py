@@ -22,7 +22,7 @@ from laion_tables import read_frozen
 from tiny_runs import Outcome, SessionCapture, call
 
 from dalle_ppo import train
-from dalle_ppo.build.objects import TRAINING_STREAM, build_captions
+from dalle_ppo.build.captions import TRAINING_STREAM, build_captions
 from dalle_ppo.captions.source import captions_of_file
 from dalle_ppo.config.command_line import load_config, to_yaml
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_runs import tiny_arguments
 
 from dalle_ppo import evaluate, generate, pretrain, train
-from dalle_ppo.build.objects import build_trainer
+from dalle_ppo.build.trainer import build_trainer
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.command_line import load_config, parse_command_line
 from dalle_ppo.config.settings import Config
@@ -189,7 +189,7 @@ def test_evaluation_has_the_promised_shape(tiny_run):
 
 
 def test_evaluation_captions_are_held_out(tiny_run):
-    from dalle_ppo.build.objects import TRAINING_STREAM, build_captions
+    from dalle_ppo.build.captions import TRAINING_STREAM, build_captions
 
     config = load_config(tiny_run.run_dir / "config.yaml")
     held_out = {caption.id for caption in read_frozen(tiny_run.run_dir / "evaluation" / "captions.parquet")}

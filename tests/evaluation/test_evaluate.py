@@ -12,7 +12,7 @@ import torch
 from tiny_models import TINY, tiny_bart
 
 from dalle_ppo import evaluate as command
-from dalle_ppo.build.objects import measures_sha256
+from dalle_ppo.build.rewards import measures_sha256
 from dalle_ppo.captions.source import CaptionRecord, captions_of_file
 from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.evaluation import EvaluationConfig
@@ -25,6 +25,7 @@ from dalle_ppo.evaluation.measures import Measures
 from dalle_ppo.evaluation.sides import UNFINISHED, Subject, evaluate
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
+from dalle_ppo.models.dalle.sampling import log_pi_of_tokens
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
 from dalle_ppo.rewards.base import RewardResult
@@ -398,6 +399,24 @@ def test_the_numbers_do_not_depend_on_how_images_are_batched(spent, tmp_path):
     for side in ("reference", "policy", "reject_3", "best_of_4"):
         small, large = rows_of(spent[0], side), rows_of(tmp_path, side)
         assert small["reward"] == large["reward"] and small["images_drawn"] == large["images_drawn"]
+
+
+def test_kl_and_entropy_are_sums_over_all_codes_of_the_first_image_of_each_caption(plain):
+    drawn_by = policy(7)
+    drawn = collect(FAMILY, drawn_by, CAPTIONS, SAMPLES, NoiseSource(CONFIG.evaluation.seed, "evaluation"))
+    text = drawn.prompts.select(drawn.caption_index)
+    log_p, log_q = (
+        log_pi_of_tokens(decoder, drawn.tokens, text, CONFIG.policy).double().detach().numpy()
+        for decoder in (drawn_by, REFERENCE)
+    )
+    p = np.exp(log_p)
+    surprise = np.where(p > 0, p * log_p, 0).sum(axis=(1, 2))
+    cross = np.where(p > 0, p * log_q, 0).sum(axis=(1, 2))
+    shown = rows_of(plain[0], "policy")
+    assert shown["kl"][::SAMPLES] == pytest.approx((surprise - cross)[::SAMPLES], rel=1e-4)
+    assert shown["entropy"][::SAMPLES] == pytest.approx(-surprise[::SAMPLES], rel=1e-4)
+    assert min(shown["kl"][::SAMPLES]) > 0.1 and shown["kl"][1::SAMPLES] == [None] * len(CAPTIONS)
+    assert rows_of(plain[0], "reference")["kl"][::SAMPLES] == [0.0] * len(CAPTIONS)
 
 
 def test_diversity_is_the_mean_distance_of_the_pairs(tmp_path):

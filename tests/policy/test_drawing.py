@@ -14,7 +14,7 @@ from tiny_models import TINY, tiny_bart, tiny_prompts
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dalle_ppo import generate
-from dalle_ppo.build.objects import choose_device, load_model
+from dalle_ppo.build.models import choose_device, load_model
 from dalle_ppo.models.dalle.bart import BartDecoder
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.models.dalle.presets import VqganConfig

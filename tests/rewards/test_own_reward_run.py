@@ -49,9 +49,7 @@ def own_run(nothing_loads, tmp_path_factory, request) -> tuple[Path, Outcome]:
 def test_it_trains_and_says_what_the_reward_did(own_run):
     run_dir, outcome = own_run
     assert outcome.code == 0, outcome.err
-    assert (
-        "reward 0." in outcome.out and "unsafe rate" not in outcome.out and "unknown" not in outcome.out
-    )
+    assert "reward 0." in outcome.out and "unsafe rate" not in outcome.out and "unknown" not in outcome.out
     for record in read_metrics(run_dir / "metrics.jsonl"):
         assert 0 < record["reward_mean"] < 1
         # A row is sorted by tag in other sums: equal up to rounding.

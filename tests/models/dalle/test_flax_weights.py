@@ -21,7 +21,7 @@ from published_models import (
 from tiny_models import randomise
 
 from dalle_ppo import pretrain
-from dalle_ppo.build.objects import load_model
+from dalle_ppo.build.models import load_model
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
 from dalle_ppo.models.dalle.flax_weights import read_flax
 from dalle_ppo.models.dalle.vqgan import VqganDecoder, VqganEncoder

@@ -13,8 +13,9 @@ from huggingface_hub import constants
 from published_models import LAYOUTS, MEGA, MINI, random_published, reduce_presets, write_published
 
 from dalle_ppo import generate, train
-from dalle_ppo.build import objects as build
-from dalle_ppo.build.objects import build_trainer, load_model
+from dalle_ppo.build import trainer as build
+from dalle_ppo.build.models import load_model, pinned
+from dalle_ppo.build.trainer import build_trainer
 from dalle_ppo.config.command_line import to_yaml
 from dalle_ppo.config.evaluation import EvaluationConfig
 from dalle_ppo.config.model import ModelConfig
@@ -180,7 +181,7 @@ def test_files_of_a_folder_are_of_no_commit(hub, weights):
     files = find_weight_files(weights / "mini")
     assert files.commit is None
     config = Config(model=ModelConfig(str(weights / "mini")))
-    assert build.pinned(config, files) == build.pinned(config, None) == config
+    assert pinned(config, files) == pinned(config, None) == config
 
 
 class Terminal(io.StringIO):

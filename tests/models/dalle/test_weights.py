@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from tiny_models import TINY, randomise
 from torch import nn
 
-from dalle_ppo.build.objects import PUBLISHED_SETTINGS, build_trainer, find_world, load_model
+from dalle_ppo.build.models import PUBLISHED_SETTINGS, find_world, load_model
+from dalle_ppo.build.trainer import build_trainer
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
@@ -303,7 +304,10 @@ def test_the_model_is_loaded_in_the_dtype_asked_for(mini, tmp_path):
 
 def test_the_builtin_detector_does_not_judge_other_pictures(mini, tmp_path):
     path = str(write_published(tmp_path / "weights", mini))
-    with pytest.raises(ValueError, match=r"clip\.model and detector of reward term nsfw: builtin, which knows the built-in world"):
+    with pytest.raises(
+        ValueError,
+        match=r"clip\.model and detector of reward term nsfw: builtin, which knows the built-in world",
+    ):
         build_trainer(Config(model=ModelConfig(path=path)), tmp_path / "run")
 
 

@@ -1,30 +1,15 @@
-"""From settings to objects."""
+"""From a path to a model: the built-in world's, DALL·E's published weights, an export, or a run."""
 
-import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dalle_ppo.build.rewards import build_reward, measures_sha256
-from dalle_ppo.captions.prefetch import PrefetchedCaptions
-from dalle_ppo.captions.source import (
-    CaptionRecord,
-    CaptionRequest,
-    CaptionSource,
-    distinct_captions,
-    open_captions,
-)
-from dalle_ppo.captions.streams import DrawSettings
-from dalle_ppo.captions.text import CaptionFilter, read_phrases
 from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
-from dalle_ppo.evaluation.measures import HeldOutMeasure, JudgeImages, Measures
-from dalle_ppo.iconworld import stream as world_captions
 from dalle_ppo.iconworld.world import WEIGHTS, World
 from dalle_ppo.models.dalle.bart import frozen_decoder
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
@@ -32,14 +17,9 @@ from dalle_ppo.models.dalle.weight_files import PUBLISHED, WeightFiles, download
 from dalle_ppo.models.dalle.weights import load_published
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.rewards.base import Reward
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
-from dalle_ppo.training.credit import ESTIMATORS
-from dalle_ppo.training.scoring import Networks
-from dalle_ppo.training.trainer import Trainer
 
-TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
 # How published weights are drawn from unless told otherwise: the min-dalle package's defaults, but for the
 # start token, which is the one they were trained with (the package feeds 16383).
 PUBLISHED_SETTINGS = PolicySettings(guidance=16.0, temperature=1.0, top_k=256)
@@ -201,76 +181,6 @@ def _saved_settings(files: WeightFiles) -> PolicySettings:
         raise ValueError(f"{files.settings}: no policy settings ({error}); export the run again") from None
 
 
-def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
-    """The caption source of the settings; runs that share the captions share the training ones only."""
-    c = config.captions
-    rank, world_size = (c.rank, c.world_size) if split == "train" else (0, 1)
-    chosen = CaptionFilter(
-        min_chars=c.min_chars,
-        max_chars=c.max_chars,
-        min_latin_share=c.min_latin_share,
-        blocked=read_phrases(c.blocklist) if c.blocklist else frozenset(),
-        allowed=read_phrases(c.allowlist) if c.allowlist else frozenset(),
-    )
-    draw = DrawSettings(
-        seed=seed,
-        stream=stream,
-        split=split,
-        rank=rank,
-        world_size=world_size,
-        filter=chosen,
-        clean=c.clean,
-        drop_duplicates=c.drop_duplicates,
-        skip_bad_files=c.skip_bad_files,
-    )
-    request = CaptionRequest(draw, c.shares, c.column, c.tag_column)
-    return open_captions(c.source, request, given={"builtin": world_captions.load})
-
-
-def evaluation_captions(
-    config: Config, num: int | None = None, stream: int = EVALUATION_STREAM
-) -> list[CaptionRecord]:
-    """Distinct held-out captions, in the mix of tags of `evaluation.shares`.
-
-    Raises:
-        ValueError: if the source holds fewer of them.
-    """
-    shares = config.evaluation.shares or config.captions.shares
-    config = replace(config, captions=replace(config.captions, shares=shares))
-    source = build_captions(config, config.evaluation.seed, stream, "heldout")
-    try:
-        return distinct_captions(source, num or config.evaluation.num_captions)
-    except ValueError as error:
-        raise ValueError(f"held-out captions (evaluation.num_captions): {error}") from None
-
-
-def build_judge(world: World) -> JudgeImages:
-    """The built-in world's judge as columns of an evaluation."""
-    from dalle_ppo.iconworld.captions import parse_icons
-    from dalle_ppo.iconworld.judge import load_judge, look
-
-    judge = load_judge(world.judge)
-
-    def columns(images: Tensor, captions) -> dict[str, np.ndarray]:
-        sighting = look(judge, images.cpu())
-        alignment = [sighting.alignment(i, parse_icons(text)) for i, text in enumerate(captions)]
-        return {
-            "judge_unsafe": sighting.unsafe.astype(float),
-            "judge_alignment": np.array([np.nan if a is None else a for a in alignment]),
-            "judge_unrecognised": sighting.unrecognised.astype(float),
-        }
-
-    return columns
-
-
-def build_measures(
-    config: Config, reward: Reward, world: World | None, heldout: HeldOutMeasure | None
-) -> Measures:
-    """What an evaluation measures images with; `reward` and `heldout` are those of the settings."""
-    judge = build_judge(world) if world else None
-    return Measures(reward, judge, heldout, measures_sha256(config, world))
-
-
 def pinned(config: Config, files: WeightFiles | None) -> Config:
     """The settings with the commit of the hub's weights as `model.revision`.
 
@@ -280,33 +190,3 @@ def pinned(config: Config, files: WeightFiles | None) -> Config:
     if config.model.path not in PUBLISHED or files is None:
         return config
     return replace(config, model=replace(config.model, revision=files.commit))
-
-
-def build_trainer(config: Config, run_dir: Path) -> Trainer:
-    """Everything that training needs; nothing is written.
-
-    Returns:
-        A trainer whose `config` names the commit of weights that came from the hub.
-    """
-    device = choose_device(config.device)
-    loaded = load_model(config.model.path, device, config.model.revision)
-    config = pinned(config, loaded.files)
-    config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
-    networks = build_networks(config, loaded)
-    reward = build_reward(config, loaded.world, device)
-    captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
-    samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
-    return Trainer(config, run_dir, networks, reward, captions, samples)
-
-
-def build_networks(config: Config, loaded: LoadedModel) -> Networks:
-    """The loaded model as a frozen reference, its trainable copy, and a critic where credit reads one."""
-    family = loaded.family(config.policy)
-    reference = loaded.decoder.eval().requires_grad_(False)
-    actor = copy.deepcopy(reference)
-    for name, parameter in actor.named_parameters():
-        parameter.requires_grad_(family.trained(name, config.actor.trainable))
-    critic = None
-    if ESTIMATORS[config.credit.advantage].needs_critic:
-        critic = family.new_critic(reference).requires_grad_(True)
-    return Networks(family, actor, reference, critic)
