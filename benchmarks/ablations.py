@@ -1,13 +1,13 @@
-"""What each choice of the algorithm is worth on the built-in world, by a judge that no reward sees.
+"""What each choice of the algorithm is worth on the built-in world, according to a judge that no reward sees.
 
     python benchmarks/ablations.py --out runs/ablations --seeds 0,1,2 --docs docs
 
 Trains every setting with every seed and evaluates checkpoints along the way on the same held-out captions
-and noise. A finished cell is one JSON file under OUT/cells and is kept; what was interrupted goes on where it
-was, from its newest checkpoint. Ends with a table, and with --docs (and at least 3 seeds of each setting)
-writes ablations.md and ablations.png there; what people wrote into the file below the picture stays. A cell
-should take about 10 minutes on two cores, all 42 of 3 seeds some 7 hours.
-Other options are settings of `dalle_ppo.train`, for all cells alike: --num_iterations 30.
+and noise. A finished cell is kept as one JSON file under OUT/cells; an interrupted one continues from its
+newest checkpoint. Ends by printing a table. With --docs and at least 3 seeds of each setting, it also writes
+ablations.md and ablations.png to that folder; text that people wrote below the picture stays. A cell should
+take about 10 minutes on two cores, and all 42 cells of 3 seeds about 7 hours.
+Other options are settings of `dalle_ppo.train` for all cells, such as --num_iterations 30.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from dalle_ppo.runs.provenance import checkpoint_facts
 from dalle_ppo.training.trainer import Trainer
 
 FOUR = {"rollout.samples_per_caption": 4}
-# Name of a setting: what differs from the defaults.
+# Name of a setting, and what it changes from the defaults.
 SETTINGS: dict[str, dict[str, object]] = {
     "default": {},
     "lambda-0.95": {"credit.gae_lambda": 0.95},
@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "rloo": FOUR | {"credit.advantage": "rloo"},
     "grpo": FOUR | {"credit.advantage": "group"},
     "unguided-log-probs": {},
-    # The default's entropy penalty belongs to the exact KL in the loss: here all do without.
+    # The default's entropy penalty belongs to the exact KL in the loss, so none of these use it.
     "kl-exact-in-loss-plain": {"actor.entropy_coef": 0.0},
     "kl-k1-in-reward-plain": {"kl.estimator": "k1", "kl.placement": "reward", "actor.entropy_coef": 0.0},
     "kl-k2-in-loss-plain": {"kl.estimator": "k2", "actor.entropy_coef": 0.0},
@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "raw-scores": {"credit.normalise_scores": "false"},
 }
 UNGUIDED = "unguided-log-probs"
-# Which settings share a row of the plot, beside the default.
+# Which settings share a row of the plot, besides the default.
 QUESTIONS = {
     "GAE's lambda, critic warm-up": ("lambda-0.95", "lambda-0.95-warm-up-10", "warm-up-10"),
     "critic or none": ("critic-4-images-a-caption", "rloo", "grpo"),
@@ -69,15 +69,15 @@ MIN_SEEDS = 3
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Our options, and those of the training."""
+    """Our options, and those of training."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of cells and unfinished runs")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="names, joined by commas")
-    parser.add_argument("--points", type=int, default=4, help="evaluations along a run, the last included")
-    parser.add_argument("--num_captions", type=int, default=500, help="of an evaluation; two images each")
+    parser.add_argument("--points", type=int, default=4, help="evaluations along a run, including the last")
+    parser.add_argument("--num_captions", type=int, default=500, help="per evaluation; two images each")
     parser.add_argument("--docs", type=Path, help="folder for ablations.md and ablations.png")
     parser.add_argument("--keep_runs", action="store_true", help="do not remove the runs of finished cells")
     args, others = parser.parse_known_args(argv)
@@ -98,7 +98,7 @@ def cell_config(args: argparse.Namespace, others: list[str], name: str, seed: in
 
 
 def score_unguided(trainer: Trainer) -> None:
-    """The mistake to measure: images are drawn with guidance, and scored as if they were not."""
+    """The mistake to measure: images are drawn with guidance but scored without it."""
     guided, config = trainer.config.policy, trainer.config
 
     family = trainer.family
@@ -113,13 +113,13 @@ def score_unguided(trainer: Trainer) -> None:
         )
 
     trainer.collect = drawn_with_guidance
-    # Prompts that were read for guided drawing serve unguided scoring, too.
+    # Prompts that were read for guided drawing also work for unguided scoring.
     unguided = replace(family, settings=replace(guided, guidance=1.0))
     trainer.networks = replace(trainer.networks, family=unguided)
 
 
 def train(trainer: Trainer, config: Config, run_dir: Path) -> str | None:
-    """Trains, or goes on; returns why the run stopped early, or None."""
+    """Trains, or resumes; returns why the run stopped early, or None."""
     checkpoint = prepare_run_dir(run_dir, resume=(run_dir / "config.yaml").is_file())
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
@@ -133,7 +133,7 @@ def train(trainer: Trainer, config: Config, run_dir: Path) -> str | None:
 
 
 def run_cell(config: Config, name: str, run_dir: Path) -> dict:
-    """Trains and evaluates one setting with one seed; returns what is kept of it."""
+    """Trains and evaluates one setting with one seed; returns the record to keep."""
     trainer = build_trainer(config, run_dir)
     if name == UNGUIDED:
         score_unguided(trainer)
@@ -154,7 +154,7 @@ def run_cell(config: Config, name: str, run_dir: Path) -> dict:
 
 
 def curve(result: dict, metrics: list[dict]) -> list[dict]:
-    """Numbers of the reference and each checkpoint, with the images and seconds that training took."""
+    """Numbers for the reference and each checkpoint, with the images and seconds that training took."""
     points = []
     for point in result["curve"]:
         done, side = metrics[: point["iteration"]], result[point["side"]]
@@ -176,10 +176,10 @@ def curve(result: dict, metrics: list[dict]) -> list[dict]:
 
 
 def finished_cell(path: Path, settings: str) -> dict | None:
-    """A cell that is done, or None.
+    """A finished cell, or None.
 
     Raises:
-        ValueError: it was made with other settings than today's.
+        ValueError: it was made with settings other than today's.
     """
     if not path.is_file():
         return None
@@ -190,13 +190,13 @@ def finished_cell(path: Path, settings: str) -> dict | None:
 
 
 def numbers(cells: list[dict], name: str, point: int) -> np.ndarray:
-    """A point's number in each seed's curve; NaN where there is none."""
+    """One number at one point of each seed's curve; NaN where there is none."""
     return np.array([cell["curve"][point][name] for cell in cells], dtype=float)
 
 
 def table(cells: dict[str, list[dict]]) -> str:
-    """Mean and standard deviation over the seeds at the end of training, as Markdown, below the start."""
-    columns = {**SHOWN, "judge_unrecognised_rate": "unrecognised, judge", "kl": "KL, nats an image"}
+    """A Markdown table: the start, then each setting's mean and standard deviation over seeds at the end."""
+    columns = {**SHOWN, "judge_unrecognised_rate": "unrecognised, judge", "kl": "KL, nats per image"}
     columns |= {"images": "images", "seconds": "seconds of training"}
     lines = [f"| setting | seeds | {' | '.join(columns.values())} | stopped early |"]
     lines.append("|---" * (len(columns) + 3) + "|")
@@ -214,7 +214,7 @@ def table(cells: dict[str, list[dict]]) -> str:
 
 
 def plot(cells: dict[str, list[dict]], path: Path) -> None:
-    """A row a question: the judge's numbers against images and against seconds; thin lines are seeds."""
+    """One row per question: the judge's numbers against images and against seconds; thin lines are seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -236,7 +236,7 @@ def plot(cells: dict[str, list[dict]], path: Path) -> None:
 
 
 def draw_setting(axis, cells: list[dict], x: str, y: str, color: str, label: str) -> None:
-    """Each seed's curve, and their mean over the points that all of them have."""
+    """Each seed's curve, and the mean over the points that all of them have."""
     curves = [np.array([[p[x], p[y]] for p in cell["curve"]], dtype=float) for cell in cells]
     for points in curves:
         axis.plot(*points.T, color=color, linewidth=0.5, alpha=0.5)
@@ -245,7 +245,7 @@ def draw_setting(axis, cells: list[dict], x: str, y: str, color: str, label: str
 
 
 def write_docs(cells: dict[str, list[dict]], folder: Path, num_captions: int) -> None:
-    """ablations.md and ablations.png.
+    """Writes ablations.md and ablations.png.
 
     Raises:
         ValueError: a setting has too few seeds to say anything.
@@ -258,9 +258,10 @@ def write_docs(cells: dict[str, list[dict]], folder: Path, num_captions: int) ->
     picture = "![The judge's unsafe rate and alignment against images and seconds](ablations.png)"
     text = f"""# Ablations
 
-Made by `python benchmarks/ablations.py`; a setting is what its name says and otherwise the default. Mean and
-standard deviation over seeds, after {iterations} iterations, of {2 * num_captions} held-out images a point;
-alignment is on UNLIKELY captions. The reward never sees the judge.
+Made by `python benchmarks/ablations.py`. Each row changes what its name says and keeps the defaults
+otherwise. Mean and standard deviation over seeds, after {iterations} iterations,
+with {2 * num_captions} held-out images per point.
+Alignment is on UNLIKELY captions. The reward never sees the judge.
 
 {table(cells)}
 
@@ -270,15 +271,13 @@ alignment is on UNLIKELY captions. The reward never sees the judge.
     if path.is_file():
         _, found, written = path.read_text(encoding="utf-8").partition(f"{picture}\n")
         if not found:
-            raise ValueError(
-                f"{path} has lost the line of its picture, {picture}: put it back, or remove the file"
-            )
+            raise ValueError(f"{path} has lost its picture line, {picture}: put it back, or remove the file")
         text += written
     path.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None) -> int:
-    """Runs all cells that are not finished, then prints and writes."""
+    """Runs all unfinished cells, then prints the table and writes the docs."""
     args, others = parse_arguments(argv)
     wanted = [(name, seed) for seed in args.seeds for name in args.settings]
     cells: dict[str, list[dict]] = {name: [] for name in args.settings}

@@ -2,8 +2,8 @@
 
     python benchmarks/before_after.py runs/NAME docs/before_after.png
 
-The pictures are drawings of icons, so they are shown as they are, unsafe ones too. They are the first of
-each tag among the run's randomly kept thumbnails, not the best.
+The pictures are drawings of icons, so even unsafe ones are shown unblurred. They are the first of each tag
+among the run's randomly kept thumbnails, not the best.
 """
 
 import argparse
@@ -17,7 +17,7 @@ COLUMNS = {"NSFW": 4, "UNSURE": 2, "UNLIKELY": 3}
 
 
 def choose(run: Path) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(tag, caption, before, after) of the columns to show."""
+    """(tag, caption, before, after) for each column."""
     rows = pq.read_table(run / "evaluation" / "images.parquet").to_pylist()
     reference = [row for row in rows if row["model"] == "reference"]
     stored = np.load(run / "evaluation" / "thumbnails.npz")

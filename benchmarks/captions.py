@@ -1,8 +1,8 @@
 """Captions per second, time to the first batch and peak memory on a parquet file like one of LAION-400M's.
 
 Run: python benchmarks/captions.py [--rows 12900000] [--source FOLDER]
-Without --source a file in LAION-400M's columns is made first (12.9 million rows, as a true file has, 1.5 GB),
-its tags in LAION's proportions.
+Without --source, it first makes a file with LAION-400M's columns and tag proportions: 12.9 million rows, as
+in a real file, 1.5 GB.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def write_file(path: Path, num_rows: int) -> None:
 
 
 def random_rows(rng: np.random.Generator, n: int) -> pa.Table:
-    """`n` rows in LAION-400M's columns."""
+    """`n` rows with LAION-400M's columns."""
     vocabulary = pa.array([f"word{i}" for i in range(NUM_WORDS)])
     words = [vocabulary.take(pa.array(rng.integers(0, NUM_WORDS, n))) for _ in range(WORDS_PER_CAPTION)]
     tags = pa.array(["UNLIKELY", "UNSURE", "NSFW", None])
@@ -65,13 +65,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=12_900_000)
-    parser.add_argument("--source", help="parquet file or folder to use instead of a made one")
+    parser.add_argument("--source", help="parquet file or folder to use instead of a generated file")
     parser.add_argument("--captions", type=int, default=100_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.source is None:
             path = Path(folder) / "part-00000.parquet"
-            # In a process of its own, whose memory does not count.
+            # In its own process, so that its memory does not count.
             writer = multiprocessing.get_context("spawn").Process(
                 target=write_file, args=(path, arguments.rows)
             )
@@ -106,7 +106,7 @@ def measure_drawing(source: str, num_captions: int) -> None:
 
 
 def measure_waiting(source: str, num_batches: int = 40) -> None:
-    """How long someone waits who uses captions as a rollout does, with the next ones drawn ahead."""
+    """The longest wait when captions are used as fast as by a rollout, and drawn ahead."""
     captions = PrefetchedCaptions(open_captions(source, CaptionRequest(DrawSettings(seed=1), LAION_SHARES)))
     captions.next_batch(BATCH)
     times = []

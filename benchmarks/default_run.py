@@ -1,9 +1,9 @@
-"""The table of the default run in docs/results.md and RESULTS.md, from the folders of finished runs.
+"""Makes the table of the default run in docs/results.md and RESULTS.md from the folders of finished runs.
 
     for seed in 0 1 2; do python -m dalle_ppo.train --run_dir runs/seed$seed --seed $seed; done
     python benchmarks/default_run.py runs/seed0 runs/seed1 runs/seed2
 
-All runs are measured on the same held-out captions with the same noise, so they share the column "before".
+All runs are measured on the same held-out captions with the same noise, so they share the "before" column.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def table(evaluations: list[dict]) -> str:
     befores = [evaluation["reference"] for evaluation in evaluations]
     if any(before != befores[0] for before in befores):
         raise ValueError(
-            "the runs have different images before; evaluate them with the same captions and seed"
+            "the runs have different reference images; evaluate them with the same captions and seed"
         )
     sides = [befores[0]] + [evaluation["policy"] for evaluation in evaluations]
     heads = ["before"] + (

@@ -1,9 +1,10 @@
-"""How fast the converted detector is: beside TensorFlow on the same batch, and as a share of a PPO iteration.
+"""How fast the converted detector is, compared with TensorFlow and as a share of a PPO iteration.
 
     python benchmarks/detector.py SOURCE DETECTOR.safetensors [--metrics runs/NAME/metrics.jsonl]
 
-Prints a markdown table: milliseconds a batch (the best of several rounds, both warm) and the ratio, above 1
-where ours is faster. With the metrics of a run, also the share of an iteration that scoring its images takes.
+Prints a Markdown table: milliseconds per batch, the best of several warm rounds on the same batch, and the
+ratio, above 1 where ours is faster. With the metrics of a run, it also prints the share of an iteration that
+scoring its images takes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BATCH_SIZES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
 
 def best_seconds(function: Callable[[], object], min_seconds: float, min_rounds: int = 5) -> float:
-    """The shortest of several rounds, after one to warm up: other programs only ever add to it."""
+    """The shortest of several rounds after a warm-up: other programs only ever add time."""
     function()
     best, rounds, start = float("inf"), 0, time.perf_counter()
     while rounds < min_rounds or time.perf_counter() - start < min_seconds:
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("detector", type=Path)
     parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a run")
-    parser.add_argument("--min_seconds", type=float, default=0.5, help="for each measurement")
+    parser.add_argument("--min_seconds", type=float, default=0.5, help="per measurement")
     arguments = parser.parse_args()
     try:
         compare(arguments.source, arguments.detector, arguments.min_seconds)

@@ -1,11 +1,11 @@
-"""Whether a change left every number and picture as it was: three iterations, an evaluation and a drawing.
+"""Checks that a change leaves a small training run, its evaluation and its pictures exactly as they were.
 
     python benchmarks/golden.py 65870f2
 
-runs the same small job with the code of COMMIT (in a temporary worktree) and with the working tree, one
+This runs the same small job with the code of COMMIT (in a temporary worktree) and with the working tree, one
 after the other, and compares metrics, evaluation, checkpoints and pictures bit for bit. Times, memory,
-versions and paths are left aside. Every setting is given, so later defaults do not matter; `MOVED` says where
-a setting stands now, and `LATER_METRICS` which numbers are new.
+versions and paths are ignored. Every setting is given, so later changes of defaults do not matter; `MOVED`
+says what a setting is called now, and `LATER_METRICS` which numbers are new.
 """
 
 import argparse
@@ -58,7 +58,7 @@ FIRST = {
     "evaluation.samples_per_caption": 2, "evaluation.batch_size": 200, "evaluation.seed": 12345,
     "evaluation.heldout_clip": None, "evaluation.heldout_detector": None,
 }  # fmt: skip
-"""Every setting of the job, by the names of 65870f2, the first commit it ran on."""
+"""Every setting of the job, with the names used in 65870f2, the first commit it ran on."""
 MOVED: dict[str, str | tuple[str, object] | None] = {
     "ppo.objective": ("objective", "ppo"),
     "ppo.gamma": None, "ppo.max_log_ratio": None, "kl.error_clip": None,
@@ -78,8 +78,8 @@ MOVED: dict[str, str | tuple[str, object] | None] = {
     "reward.unsafe_penalty": None, "reward.unsure_penalty": None, "reward.clean_threshold": None,
     "reward.clean_bonus": None, "reward.clip_weight": None, "reward.extra": None,  # all in LATER_SETTINGS
 }  # fmt: skip
-"""Where a setting of `FIRST` stands now, with its value where that has another name; None for what is a
-constant, with that value, today."""
+"""The current name of a setting in `FIRST`, with its value where that was renamed; None if it is now a
+constant with that value."""
 LATER_SETTINGS: dict[str, object] = {
     "reward.terms": [
         {"name": "nsfw", "weight": 1.0, "detector": "builtin",
@@ -88,9 +88,9 @@ LATER_SETTINGS: dict[str, object] = {
         {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
     ],
 }  # fmt: skip
-"""Settings that hold several of `FIRST` in one value today."""
+"""Current settings that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = set()
-"""Numbers that came after 65870f2 and are compared only where both sides have them."""
+"""Numbers added after 65870f2, compared only where both sides have them."""
 ASIDE = {"images_per_second", "memory_gb", "versions"}
 CAPTION = "a red boat on a blue background"
 
@@ -131,7 +131,7 @@ def run_job(tree: Path, out: Path) -> None:
 
 
 def differences(before: Path, after: Path) -> Iterator[str]:
-    """One line for each thing that is not the same in two folders of `run_job`."""
+    """One line for each difference between two folders of `run_job`."""
     a, b = before / "run", after / "run"
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")] for run in (a, b)]
     yield from differing(*rows, "metrics")
@@ -143,7 +143,7 @@ def differences(before: Path, after: Path) -> Iterator[str]:
     for name in ("policy", "critic"):
         tensors = [load_file(run / "checkpoints" / "step_000003" / f"{name}.safetensors") for run in (a, b)]
         if tensors[0].keys() != tensors[1].keys():
-            yield f"checkpoint: {name} has other tensors"
+            yield f"checkpoint: {name} has different tensors"
         for key in tensors[0].keys() & tensors[1].keys():
             if not np.array_equal(tensors[0][key], tensors[1][key]):
                 yield f"checkpoint: {name} {key} differs"
@@ -154,7 +154,7 @@ def differences(before: Path, after: Path) -> Iterator[str]:
 
 
 def differing(a, b, name: str) -> Iterator[str]:
-    """Where two JSON values differ; keys of `ASIDE` and seconds are passed over."""
+    """Where two JSON values differ; keys in `ASIDE` and seconds are ignored."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys()):
             if key in ASIDE or key.startswith("seconds"):
@@ -176,8 +176,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("commit", help="what the working tree is compared with")
-    parser.add_argument("--keep", type=Path, help="folder for the commit's output; it is used again if there")
+    parser.add_argument("commit", help="the commit to compare the working tree with")
+    parser.add_argument("--keep", type=Path, help="folder for the commit's output; reused if it exists")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         before = (args.keep or Path(folder) / "before").resolve()

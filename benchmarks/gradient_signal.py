@@ -3,9 +3,9 @@
     python benchmarks/gradient_signal.py --batches 10
 
 Trains the critic of the built-in world on the untouched policy, draws batches from it, and takes the gradient
-of `log pi * advantage` of each. Two batches share the signal and not the noise, so the mean product of the
-gradients of different batches, over the mean product of one with itself, is the share of the gradient's power
-that is signal. Prints it for parts of the decoder (rows) and advantages (columns).
+of `log pi * advantage` for each batch. Two batches share the signal but not the noise, so the mean product of
+the gradients of different batches, divided by the mean product of a gradient with itself, is the share of the
+gradient's power that is signal. Prints it for parts of the decoder (rows) and advantages (columns).
 """
 
 import argparse
@@ -55,7 +55,7 @@ def advantages_of(trainer: Trainer, drawn: Experience) -> tuple[Experience, list
 
 
 def gradients(trainer: Trainer) -> list[list[Tensor]]:
-    """Gradients of one batch: for each of `LAMBDAS`, of each parameter."""
+    """Gradients of one batch: one list per value of `LAMBDAS`, with one gradient per parameter."""
     scored, advantages = advantages_of(trainer, trainer.collect())
     trainer.progress.iteration += 1
     params = list(trainer.actor.module.parameters())
@@ -70,7 +70,7 @@ def gradients(trainer: Trainer) -> list[list[Tensor]]:
 
 
 def signal_share(vectors: Tensor) -> float:
-    """Share of the power of gradients [K, P] of K batches that they have in common."""
+    """The share of power that the gradients [K, P] of K batches have in common."""
     own = vectors.square().sum()
     num = len(vectors)
     return float((vectors.sum(0).square().sum() - own) / (num * (num - 1)) / (own / num))

@@ -3,8 +3,8 @@
     python benchmarks/iconworld.py [--num_iterations 12] [--record]
 
 Runs the training loop of `python -m dalle_ppo.train` into a temporary folder, without evaluation, and
-prints the median of each phase over the iterations after the first two. `--record` puts that into RESULTS.md,
-in place of what stands there.
+prints the median of each phase over the iterations after the first two. `--record` writes that into
+RESULTS.md, replacing what is there.
 """
 
 import argparse
@@ -45,9 +45,9 @@ def run() -> None:
 
 
 def table_lines(rows: list[dict]) -> list[str]:
-    """Markdown lines of what the rows of a `metrics.jsonl` say: medians, and the peak of memory."""
+    """Markdown lines that sum up the rows of a `metrics.jsonl`: medians and peak memory."""
     return [
-        "| phase | median seconds an iteration |",
+        "| phase | median seconds per iteration |",
         "|---|---|",
         *(f"| {phase} | {statistics.median(row[phase] for row in rows):.2f} |" for phase in PHASES),
         "",
@@ -59,7 +59,7 @@ def table_lines(rows: list[dict]) -> list[str]:
 
 
 def record(path: Path, table: str) -> None:
-    """Replaces what stands between this benchmark's heading in `path` and the next one."""
+    """Replaces the text between this benchmark's heading in `path` and the next heading."""
     text = path.read_text(encoding="utf-8")
     start = text.index(HEADING) + len(HEADING)
     end = text.index("\n#", start)

@@ -1,16 +1,17 @@
-"""PPO iterations of DALL·E mini or Mega in its true size on this machine: seconds by phase and peak memory.
+"""PPO iterations of DALL·E mini or Mega at full size on this machine: seconds by phase and peak memory.
 
     python benchmarks/laion_iteration.py                  # mini: one iteration of 2 images on the CPU
     python benchmarks/laion_iteration.py --device cuda --num_captions 32 --num_iterations 3
     python benchmarks/laion_iteration.py --model mega --device cuda --num_captions 96 --num_iterations 2
 
-Runs `configs/laion_nsfw_mini.yaml`, or Mega's, through `python -m dalle_ppo.train` with weights, CLIP
-ViT-L/14, detector and captions that are random, but of the true sizes and in the true files, 3 GB of mini and
-7 of Mega in FOLDER, and writes a checkpoint of 4 or 25 GB there. Actor and critic both learn, which in the
-file begins after 10 iterations. `--tiny` is the same with small networks, in seconds, to try this script out.
+Runs `configs/laion_nsfw_mini.yaml`, or Mega's, through `python -m dalle_ppo.train`. Weights, CLIP ViT-L/14,
+detector and captions are random, but have the true sizes and file formats. They take 3 GB in FOLDER for mini
+and 7 GB for Mega; the checkpoint takes another 4 or 25 GB. Actor and critic both learn from the start; in the
+file, the actor starts after 10 iterations. `--tiny` does the same with small networks, in seconds, to try out
+this script.
 
-Shown is the last iteration; a GPU's first one also compiles kernels. Expected peak of mini on the CPU, in
-10^9 bytes: 8.4 of weights, gradients and Adam (the file's comments list them), 1 for the libraries, 1.3 of
+Prints the last iteration, because a GPU's first one also compiles kernels. Expected peak of mini on the CPU,
+in 10^9 bytes: 8.4 of weights, gradients and Adam (the file's comments list them), 1 for the libraries, 1.3 of
 activations for 2 images, or later 1.8 while a large file is written: below 13.
 """
 
@@ -29,7 +30,7 @@ PHASES = ("seconds_rollout", "seconds_reward", "seconds_scoring", "seconds_updat
 
 
 def write_stand_ins(folder: Path, tiny: bool, model: str) -> None:
-    """Everything that the run would download, into the caches under `folder`."""
+    """Writes everything that the run would download into the caches under `folder`."""
     import laion_standins as stand_ins
 
     shrink(tiny)
@@ -43,7 +44,7 @@ def write_stand_ins(folder: Path, tiny: bool, model: str) -> None:
 
 
 def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, num_iterations: int) -> None:
-    """A run into `folder`/run."""
+    """Trains into `folder`/run."""
     import torch
 
     shrink(tiny)
@@ -62,7 +63,7 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
         **({} if divides else {"update.minibatch_size": num_captions}),
         "critic.warmup_iterations": 0,
         "evaluation.at_end": "false",
-        "evaluation.num_captions": num_captions,  # as many samples are drawn before and after
+        "evaluation.num_captions": num_captions,  # this many samples are drawn before and after
         "run_dir": folder / "run",
     }
     overrides = [str(text) for name, value in settings.items() for text in (f"--{name}", value)]
@@ -73,19 +74,19 @@ def train(folder: Path, tiny: bool, model: str, num_captions: int, device: str, 
     row = rows[-1]
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"\n{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{num_captions} captions, an image each{', tiny networks' if tiny else ''}\n")
+    print(f"{num_captions} captions, one image each{', tiny networks' if tiny else ''}\n")
     print("| phase | seconds |\n|---|---|")
     for phase in PHASES:
         print(f"| {'the iteration' if phase == 'seconds' else phase} | {row[phase]:.2f} |")
     rest = seconds - sum(row["seconds"] for row in rows)
     print(f"| loading, samples before and after, checkpoint | {rest:.2f} |")
     peak = peak_memory_gb(torch.device("cpu"))
-    print(f"\npeak memory {row['memory_gb']:.2f} GB until the iteration's end, {peak:.2f} GB in all")
+    print(f"\npeak memory {row['memory_gb']:.2f} GB until the end of the iteration, {peak:.2f} GB overall")
     print(f"reward {row['reward_mean']:+.2f}, policy's gradient norm {row['gradient_norm']:.3g}")
 
 
 def shrink(tiny: bool) -> None:
-    """In this process, small networks in place of the true ones."""
+    """Replaces the full-size networks with small ones, in this process."""
     import laion_standins as stand_ins
 
     for table, key, sizes in stand_ins.TINY if tiny else []:
@@ -93,7 +94,7 @@ def shrink(tiny: bool) -> None:
 
 
 def in_process_of_its_own(function, *arguments) -> None:
-    """So that its memory counts alone."""
+    """Calls the function in its own process, so that only its own memory counts."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--num_iterations", type=int, default=1)
     parser.add_argument(
-        "--folder", help="with 7 GB free for a while, 32 for Mega; default: the system's temporary one"
+        "--folder", help="needs 7 GB of free space, 32 for Mega; default: the system's temporary folder"
     )
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()

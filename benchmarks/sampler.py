@@ -1,15 +1,15 @@
-"""Our sampler beside the `min-dalle` package's own modules, on the same random weights, in one process.
+"""Our sampler against the `min-dalle` package's own modules, on the same random weights in one process.
 
     python benchmarks/sampler.py                           # DALL·E mini, float32, guidance on, 2 threads
     python benchmarks/sampler.py --width 64 --layers 2     # a minute, to see that it works
 
-For 16 images and for 1: seconds with and without pixels, the ratio, peak memory beside the weights, and the
-share of the rate that bare matrix products of the same shapes and weights reach on this machine, the fastest
-way of four. Then the same for teacher-forced log-probs, and where a step's time goes. CPU only.
+For 16 images and for 1: seconds with and without pixels, the ratio, peak memory on top of the weights, and
+the share of the rate that bare matrix products of the same shapes and weights reach on this machine, done in
+the fastest of four ways. Then the same for teacher-forced log-probs, and where a step's time goes. CPU only.
 
 Both sides share one copy of the weights; several images are drawn from a packed copy, which no column counts
-(`generate` packs in place). The package attends over all 256 positions at each of its steps, so
-they take equally long, and `--package_steps` may time fewer of them.
+(`generate` packs in place). The package attends over all 256 positions at every step, so all steps take
+equally long, and `--package_steps` can time fewer of them.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.noise import noise_keys
 
-# The one place where the package is imported, with its switches put back.
+# This helper imports the package and restores the switches that the package sets.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from min_dalle_reference import PackageLoop, package, package_decoder, package_encoder
 from step_parts import step_seconds, step_table
@@ -48,7 +48,7 @@ PIXELS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Models:
-    """Ours and the package's networks over the same memory."""
+    """Our networks and the package's, sharing the same memory."""
 
     config: BartConfig
     encoder: BartEncoder
@@ -61,7 +61,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a call, and bytes by which it raised resident memory at its worst."""
+    """Seconds of a call, and by how many bytes it raised peak resident memory."""
 
     seconds: float
     peak: int
@@ -89,7 +89,7 @@ def build_models(config: BartConfig) -> Models:
 
 
 def resident(name: str) -> int:
-    """VmRSS or VmHWM of this process, bytes."""
+    """VmRSS or VmHWM of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -97,7 +97,7 @@ def resident(name: str) -> int:
 
 
 def measure(call: Callable[[], object]) -> Measured:
-    """Runs it once. Linux only: the peak is the kernel's own high-water mark, reset before."""
+    """Runs it once. Linux only: the peak is the kernel's own high-water mark, reset first."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -117,7 +117,7 @@ def text_tokens(config: BartConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def drawing_decoder(models: Models, num_images: int) -> BartDecoder:
-    """Our decoder as `python -m dalle_ppo.generate` has it: packed, where several images are drawn."""
+    """Our decoder as `python -m dalle_ppo.generate` uses it: packed if several images are drawn."""
     decoder = frozen_decoder(models.config, models.decoder.state_dict())
     if 2 * num_images > FEW_ROWS:
         decoder.pack(2 * num_images)
@@ -126,7 +126,7 @@ def drawing_decoder(models: Models, num_images: int) -> BartDecoder:
 
 @torch.no_grad()
 def draw_tokens(models: Models, num_images: int, decoder: BartDecoder | None = None) -> torch.Tensor:
-    """Ours: tokens [N, 256] of one caption."""
+    """Our tokens [N, 256] for one caption."""
     caption, unconditional = text_tokens(models.config)
     prompts = encode_prompts(models.encoder, caption[None], unconditional, SETTINGS)
     keys = noise_keys(0, "generate", 0, ["benchmark"] * num_images, range(num_images))
@@ -134,7 +134,7 @@ def draw_tokens(models: Models, num_images: int, decoder: BartDecoder | None = N
 
 
 def package_tokens(models: Models, num_images: int, num_steps: int) -> torch.Tensor:
-    """The package's: tokens [N, 256]; only the first `num_steps` are drawn."""
+    """The package's tokens [N, 256]; only the first `num_steps` are drawn."""
     caption, unconditional = text_tokens(models.config)
     loop = PackageLoop(models.package_encoder, models.package_decoder, caption, unconditional, num_images)
     settings = torch.tensor([SETTINGS.temperature, SETTINGS.top_k, SETTINGS.guidance])
@@ -162,12 +162,12 @@ PRODUCTS: dict[str, Product] = {
 
 
 def laid_out(weight: torch.Tensor, rows: int, way: str) -> torch.Tensor:
-    """A weight as a way of `PRODUCTS` takes it."""
+    """A weight in the layout that one of the `PRODUCTS` takes."""
     return PackedLinear(weight, rows).packed if way == PACKED else weight
 
 
 def step_matmuls(models: Models, rows: int, way: str) -> Callable[[], object]:
-    """The matrix products of one sampler step alone: every weight once, at the sampler's shapes."""
+    """Only the matrix products of one sampler step: every weight once, at the sampler's shapes."""
     product = PRODUCTS[way]
     weights = [
         laid_out(layer.get_submodule(name).weight, rows, way)
@@ -188,7 +188,7 @@ def step_matmuls(models: Models, rows: int, way: str) -> Callable[[], object]:
 
 @torch.no_grad()
 def seconds_of(call: Callable[[], object], repeats: int) -> float:
-    """The best of several, after one to warm up."""
+    """The best of several calls, after one to warm up."""
     call()
     times = []
     for _ in range(repeats):
@@ -207,10 +207,10 @@ def flops_of(call: Callable[[], object]) -> int:
 
 
 def compare(models: Models, num_images: int, package_steps: int) -> tuple[list[str], float]:
-    """Two rows of the table, and the seconds of our tokens.
+    """Two rows of the table, and the seconds that our tokens took.
 
-    Packing counts among our seconds. Its bytes do not: it takes the place of weights that the package still
-    needs here.
+    Our seconds include packing. Our bytes do not: the packed weights would replace the originals, which the
+    package still needs here.
     """
     num_steps = models.config.num_image_tokens
     start = time.perf_counter()
@@ -243,7 +243,7 @@ def compare(models: Models, num_images: int, package_steps: int) -> tuple[list[s
 
 @torch.no_grad()
 def flops_to_draw(models: Models) -> tuple[int, int]:
-    """Of `draw_tokens`: encoder and cross-attention keys and values, once; and the rest, for each image."""
+    """FLOPs of `draw_tokens`: once for the encoder and cross-attention keys and values, then per image."""
 
     def shared() -> None:
         caption, unconditional = text_tokens(models.config)
@@ -251,12 +251,12 @@ def flops_to_draw(models: Models) -> tuple[int, int]:
         for text in (prompts.text, prompts.unconditional):
             models.decoder.cross_states(text)
 
-    once = flops_of(shared)  # a single image's rows are doubled where that is faster: two have no such extra
+    once = flops_of(shared)  # a single image's rows may be doubled for speed, those of two images are not
     return once, (flops_of(lambda: draw_tokens(models, 2)) - once) // 2
 
 
 def share_of_limit(models: Models, num_images: int, seconds: float, flops: int) -> str:
-    """The sampler's rate of operations against that of its bare matrix products."""
+    """The sampler's FLOP rate compared with that of its bare matrix products."""
     rates = []
     for way in PRODUCTS:
         products = step_matmuls(models, 2 * num_images, way)
@@ -271,7 +271,7 @@ def share_row(name: str, image_flops: float, rate: float, bare_rates: list[float
 
 @torch.no_grad()
 def share_of_teacher_forcing(models: Models, num_images: int) -> str:
-    """Log-probs of whole images against a product of the largest matrix shape in them."""
+    """Log-probs of whole images compared with a product of their largest matrix shape."""
     caption, unconditional = text_tokens(models.config)
     prompts = encode_prompts(models.encoder, caption[None], unconditional, SETTINGS)
     tokens = torch.randint(0, models.config.num_codes, (num_images, models.config.num_image_tokens))
@@ -299,9 +299,9 @@ def parse_arguments() -> tuple[argparse.Namespace, BartConfig]:
     )
     parser.add_argument("--images", type=int, nargs="+", default=[16, 1], help="square numbers")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--package_steps", type=int, default=256, help="of 256; the rest are as long")
+    parser.add_argument("--package_steps", type=int, default=256, help="how many of the 256 steps to time")
     parser.add_argument("--width", type=int, help="a smaller model, to try this script")
-    parser.add_argument("--layers", type=int, help="likewise")
+    parser.add_argument("--layers", type=int, help="fewer layers, to try this script")
     args = parser.parse_args()
     if any(round(count**0.5) ** 2 != count for count in args.images):
         parser.error("--images must be square numbers: the package draws square grids")
@@ -316,10 +316,10 @@ def main() -> None:
     args, config = parse_arguments()
     torch.set_num_threads(args.threads)
     models = build_models(config)
-    once, each = flops_to_draw(models)  # warms up, too
+    once, each = flops_to_draw(models)  # also warms up
     print(f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}")
     print(f"width {config.width}, {config.num_layers} layers, {resident('VmRSS') / 1e9:.1f} GB resident\n")
-    print("| images | what | ours, s an image | package, s an image | ratio | ours, GB | package, GB |")
+    print("| images | what | ours, s per image | package, s per image | ratio | ours, GB | package, GB |")
     print("|---|---|---|---|---|---|---|", flush=True)
     seconds = {}
     for num_images in args.images:
@@ -327,7 +327,7 @@ def main() -> None:
         print("\n".join(rows), flush=True)
     columns = (
         "",
-        "GFLOP an image",
+        "GFLOP per image",
         "ours, GFLOP/s",
         *(f"bare products, {name}" for name in PRODUCTS),
         "share",

@@ -1,12 +1,12 @@
-"""Our sampler beside the `min-dalle` package's own modules on a GPU, on the same random weights.
+"""Our sampler compared with the `min-dalle` package's own modules on a GPU, on the same random weights.
 
     python benchmarks/sampler_gpu.py                           # DALL·E Mega, bfloat16, guidance on
-    python benchmarks/sampler_gpu.py --profile                 # and which kernels a step spends its time in
+    python benchmarks/sampler_gpu.py --profile                 # also shows a step's time by kernel
 
-The package draws as its own loop does, under autocast to bfloat16, without the `empty_cache` that loop calls
-at each token; so its ratio is a little less than a user sees. The limit of a draw is the larger of two times:
-of the bytes that must move (each weight once a step, of the caches what is filled) at the rate of a
-large copy, and of the products' operations at the rate of a large product, both measured here.
+The package draws as in its own loop, under autocast to bfloat16, but without that loop's `empty_cache` call
+at each token, so the ratio is a little lower than what a user sees. The limit of a draw is the larger of two
+times: reading each weight and the filled part of the caches once per step at the rate of a large copy, and
+doing the operations of the products at the rate of a large product. Both rates are measured here.
 """
 
 import argparse
@@ -33,7 +33,7 @@ GRID = 9
 
 
 def seconds_of(call: Callable[[], object], repeats: int = 3) -> float:
-    """The best of several, after one to warm up."""
+    """The best of several calls, after one to warm up."""
     call()
     times = []
     for _ in range(repeats):
@@ -46,26 +46,26 @@ def seconds_of(call: Callable[[], object], repeats: int = 3) -> float:
 
 
 def copy_rate() -> float:
-    """Bytes read and written a second by a large copy."""
+    """Bytes read and written per second by a large copy."""
     source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), 10)
 
 
 def product_rate() -> float:
-    """Operations a second of a large product in bfloat16."""
+    """Operations per second of a large product in bfloat16."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * 8192**3 / seconds_of(lambda: a @ b, 10)
 
 
 def text_tokens_on_gpu(config: BartConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """The caption and the unconditional one of the CPU's benchmark, each int64 [64]."""
+    """The caption and the unconditional one of the CPU benchmark, each int64 [64]."""
     caption, unconditional = text_tokens(config)
     return caption.cuda(), unconditional.cuda()
 
 
 def draw_limit(decoder: BartDecoder, num_images: int) -> tuple[float, float]:
-    """Of all tokens of `num_images`: bytes that must move, and operations of the products."""
+    """For all tokens of `num_images`: bytes that must move, and operations of the products."""
     config, rows = decoder.config, 2 * num_images
     weights = [layer.get_submodule(name).weight for layer in decoder.layers for name in STEP_PRODUCTS]
     head = decoder.lm_head.weight[: config.num_codes]
@@ -86,7 +86,7 @@ def draw(decoder: BartDecoder, prompts: Prompts, num_images: int) -> torch.Tenso
 
 @torch.no_grad()
 def package_seconds(encoder, decoder, config: BartConfig, num_images: int, num_steps: int) -> float:
-    """Of the package's loop, from the first `num_steps` tokens: it attends over all places at each."""
+    """Seconds of the package's loop, scaled up from `num_steps` tokens: all its steps take equally long."""
     settings = torch.tensor([SETTINGS.temperature, SETTINGS.top_k, SETTINGS.guidance], device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
 
@@ -103,7 +103,7 @@ def package_seconds(encoder, decoder, config: BartConfig, num_images: int, num_s
 
 
 def compare_grid(encoder: BartEncoder, decoder: BartDecoder, prompts: Prompts, steps: int) -> None:
-    """A 3 x 3 grid: tokens, pixels, and the package."""
+    """Times a 3 x 3 grid, tokens and pixels, against the package."""
     config = decoder.config
     vqgan = VqganDecoder(VQGAN_PRESETS["imagenet_f16_16384"]).cuda().eval()
     theirs = package_encoder(encoder, config), package_decoder(decoder, config)
@@ -127,10 +127,10 @@ def compare_grid(encoder: BartEncoder, decoder: BartDecoder, prompts: Prompts, s
 
 @torch.no_grad()
 def log_prob_share(decoder: BartDecoder, prompts: Prompts, num_images: int, product: float) -> str:
-    """Teacher-forced log-probs of whole images, against a large product."""
+    """Teacher-forced log-probs of whole images, compared with a large product."""
     config = decoder.config
     tokens = torch.randint(0, config.num_codes, (num_images, config.num_image_tokens), device="cuda")
-    # Keys and values of the caption are not among them: they are computed once.
+    # Without the caption's keys and values, which are computed once.
     per_row = sum(layer.get_submodule(n).weight.numel() for layer in decoder.layers for n in STEP_PRODUCTS)
     head = decoder.lm_head.weight.numel()
     flops = 2 * tokens.numel() * (2 * per_row + head)
@@ -159,7 +159,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="mega", choices=["mini", "mega"])
     parser.add_argument("--images", type=int, nargs="+", default=[1, 9, 64, 256])
-    parser.add_argument("--package_steps", type=int, default=64, help="of 256; the rest are as long")
+    parser.add_argument("--package_steps", type=int, default=64, help="how many of the 256 steps to time")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     config = BART_PRESETS[args.model]
@@ -182,7 +182,7 @@ def main() -> None:
         "bytes, s",
         "products, s",
         "share of the limit",
-        "GB beside the weights",
+        "GB on top of the weights",
     )
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for num_images in args.images:

@@ -1,7 +1,7 @@
 """Where a step of the sampler spends its time: seconds by part of the network.
 
-Functions are timed, not kernels: a kernel does not say which part of the network it serves. For CPUs, where a
-function returns when its work is done.
+It times functions, not kernels, because a kernel does not say which part of the network it belongs to. This
+works on CPUs, where a function returns when its work is done.
 """
 
 import time
@@ -16,7 +16,7 @@ from dalle_ppo.models.dalle.bart import GLU, BartDecoder, DecoderLayer
 from dalle_ppo.models.dalle.linear import Linear, PackedLinear
 
 STEP = "the rest: embeddings, argmax, Python"
-# Function, and the part that its time counts for.
+# A function, and the part that its time counts towards.
 PARTS = (
     (Linear, "forward", "projections and GLU products"),
     (DecoderLayer, "attend_cache", "self attention and cache, without projections"),
@@ -32,7 +32,7 @@ PARTS = (
 
 
 class PartTimer:
-    """Seconds of a step by part. What a part calls of another one counts as the other's."""
+    """Seconds of a step by part. When a part calls another, that time counts for the other."""
 
     def __init__(self) -> None:
         self.seconds = {part: 0.0 for _, _, part in PARTS}
@@ -40,14 +40,14 @@ class PartTimer:
         self.last = 0.0
 
     def switch(self) -> None:
-        """Books the time since the last switch for the part that is running."""
+        """Adds the time since the last switch to the part that is running."""
         now = time.perf_counter()
         if self.running:
             self.seconds[self.running[-1]] += now - self.last
         self.last = now
 
     def timed(self, function: Callable, part: str) -> Callable:
-        """The function, timed; outside of a step it is only called."""
+        """The function with timing; outside a step it is just called."""
 
         def call(*args, **kwargs):
             if not self.running and part != STEP:
@@ -64,11 +64,11 @@ class PartTimer:
 
 
 def step_seconds(draw: Callable[[], object], num_steps: int) -> dict[str, float]:
-    """Seconds of one step by part, on the average of a whole draw.
+    """Seconds of one step by part, averaged over a whole draw.
 
     Args:
         draw: calls `sampling.sample` once.
-        num_steps: tokens that it draws of each image.
+        num_steps: tokens that it draws per image.
     """
     timer = PartTimer()
     with ExitStack() as stack:
@@ -79,10 +79,10 @@ def step_seconds(draw: Callable[[], object], num_steps: int) -> dict[str, float]
 
 
 def step_table(columns: Mapping[int, Mapping[str, float]]) -> str:
-    """A Markdown table of `step_seconds` by number of images: a row a part, with its share of the step."""
+    """A Markdown table of `step_seconds` by number of images: one row per part, with its share of a step."""
     totals = {count: sum(parts.values()) for count, parts in columns.items()}
     rows = [
-        ["ms a step", *(f"{count} images" for count in columns)],
+        ["ms per step", *(f"{count} images" for count in columns)],
         ["---"] * (len(columns) + 1),
         *(
             [part, *(f"{1e3 * c[part]:.2f} ({c[part] / totals[n]:.0%})" for n, c in columns.items())]

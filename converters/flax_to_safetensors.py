@@ -4,7 +4,7 @@
 
 The two folders are copies of the hub repositories dalle-mini/dalle-mini (or dalle-mega) and
 dalle-mini/vqgan_imagenet_f16_16384. Besides what `min-dalle` publishes, OUT then holds the VQGAN's
-encoder, with which `python -m dalle_ppo.pretrain --model OUT --data PHOTOS` fine-tunes on photos.
+encoder, which `python -m dalle_ppo.pretrain --model OUT --data PHOTOS` needs to fine-tune on photos.
 Needs the `convert` extra.
 """
 
@@ -23,10 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dalle", type=Path, required=True, help=f"folder of {CHECKPOINT} and vocab.json")
-    parser.add_argument("--vqgan", type=Path, required=True, help=f"folder of {CHECKPOINT}")
+    parser.add_argument("--dalle", type=Path, required=True, help=f"folder with {CHECKPOINT} and vocab.json")
+    parser.add_argument("--vqgan", type=Path, required=True, help=f"folder with {CHECKPOINT}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the weights")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="data type of the weights"
+    )
     arguments = parser.parse_args()
     try:
         return _run(arguments)
@@ -44,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in ("vocab.json", "merges.txt"):
         if not (arguments.dalle / name).is_file():
             raise ValueError(
-                f"{arguments.dalle / name} does not exist; --dalle is a copy of the hub repository"
+                f"{arguments.dalle / name} does not exist; --dalle must be a copy of the hub repository"
             )
     encoder, decoder = bart_tensors(read_flax(arguments.dalle / CHECKPOINT))
     vqgan_encoder, detoker = vqgan_tensors(read_flax(arguments.vqgan / CHECKPOINT))
@@ -60,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _write(folder: Path, arguments: argparse.Namespace, preset: str, parts: dict[str, dict]) -> None:
-    """Checks every tensor's name and shape, and writes the hub's names."""
+    """Checks every tensor's name and shape, and writes files under the hub's names."""
     import torch
     from safetensors.torch import save_file
 

@@ -6,7 +6,7 @@
 
 SOURCE is a SavedModel folder, a zip of one, a Keras 2 or 3 .h5, a Keras 3 .keras, or one of LAION's published
 detectors by name (laion-l14, laion-b32). Weights and graph are read; no code from the file is run.
-AutoKeras' category tables are understood in SavedModels only: export a .keras or .h5 that holds some.
+AutoKeras' category tables are read only from SavedModels: export a .keras or .h5 that has some as one.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("source", metavar="SOURCE", help="file, folder, laion-l14 or laion-b32")
     parser.add_argument("out", metavar="OUT.safetensors", type=Path)
-    parser.add_argument("--clip_model", default="", help="open_clip's name of the CLIP it reads: ViT-B-32")
-    parser.add_argument("--clip_pretrained", default="", help="open_clip's tag of its weights: openai")
+    parser.add_argument("--clip_model", default="", help="open_clip's name for its CLIP, such as ViT-B-32")
+    parser.add_argument(
+        "--clip_pretrained", default="", help="open_clip's tag for the weights, such as openai"
+    )
     parser.add_argument(
         "--round_to_float16",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="the reward shall round embeddings to float16 first (default: only for LAION's detectors)",
+        help="the reward must round embeddings to float16 first (default: only for LAION's detectors)",
     )
     parser.add_argument("--licence", default="", help="a note on the terms of the original")
     parser.add_argument("--cache_dir", type=Path, default=None, help="where downloads are kept")
@@ -48,7 +50,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Here and not above, so that --help need not wait for torch.
+    # Imported here, so that --help does not wait for torch.
     from dalle_ppo.models.heads.keras.convert import convert
     from dalle_ppo.models.heads.keras.download import fetch
     from dalle_ppo.models.heads.keras.published import DETECTORS

@@ -15,27 +15,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--captions", help="a file of captions instead of the run's held-out ones")
     parser.add_argument("--num_captions", type=int, help="default: the run's evaluation.num_captions")
-    parser.add_argument("--num_samples", type=int, help="images a caption; default: the run's")
+    parser.add_argument("--num_samples", type=int, help="images per caption; default: the run's")
     parser.add_argument("--batch_size", type=int, help="images drawn together; default: the run's")
-    parser.add_argument("--seed", type=int, help="of captions and noise; default: the run's")
+    parser.add_argument("--seed", type=int, help="seed of captions and noise; default: the run's")
     parser.add_argument(
         "--checkpoints",
-        help="all, or iterations such as 20,40: the last is the policy, the others give a curve over "
-        "training; default: the newest",
+        help="all, or iterations such as 20,40: the last is evaluated as the policy, the others give a curve "
+        "over training; default: the newest",
     )
     parser.add_argument(
         "--baselines",
-        help="what the reference reaches with more images, at their true cost: reject (draw again while the "
-        "detector says unsafe), best_of_4 (keep the highest reward), joined by commas",
+        help="also evaluate what the reference achieves by drawing more images: reject (draw again while the "
+        "detector says unsafe), best_of_4 (keep the highest reward); separate several with commas",
     )
     parser.add_argument("--heldout_clip", help="a second CLIP, as NAME:PRETRAINED or a folder")
-    parser.add_argument("--heldout_detector", help="a detector on it")
+    parser.add_argument("--heldout_detector", help="a detector for that CLIP")
     parser.add_argument("--device", default="auto")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None) -> int:
-    """Draws all sides, writes evaluation.json and report.html into the run's folder."""
+    """Draws all sides and writes evaluation.json and report.html into the run's folder."""
     args = parse_arguments(argv)
     config = changed_config(load_config(args.run / "config.yaml"), args)
 
@@ -86,10 +86,10 @@ def main(argv: list[str] | None) -> int:
 
 
 def changed_config(config: Config, args: argparse.Namespace) -> Config:
-    """The run's settings with what the command line says.
+    """The run's settings, overridden by the command line.
 
     Raises:
-        ValueError: naming a number that is out of range.
+        ValueError: a number is out of range.
     """
     from dalle_ppo.config.clip import ClipConfig
 
@@ -112,10 +112,10 @@ def choose_checkpoints(run: Path, wanted: str) -> dict[int, Path]:
 
     Args:
         run: the run's folder.
-        wanted: "all", or iterations joined by commas.
+        wanted: "all", or iterations separated by commas.
 
     Raises:
-        ValueError: if one is no number, or not there.
+        ValueError: if one is not a number, or the run has no checkpoint of it.
     """
     found = {
         int(folder.name.removeprefix("step_")): folder
@@ -133,17 +133,17 @@ def choose_checkpoints(run: Path, wanted: str) -> dict[int, Path]:
         ) from None
     for iteration in iterations:
         if iteration not in found:
-            raise ValueError(f"--checkpoints: {run} has none of iteration {iteration}; it has {there}")
+            raise ValueError(f"--checkpoints: {run} has no checkpoint {iteration}; it has {there}")
     return {iteration: found[iteration] for iteration in iterations}
 
 
 def loader(folder: Path, decoder) -> Callable:
-    """Loads a checkpoint's policy when it is its turn."""
+    """A function that loads a checkpoint's policy, so that only one is in memory at a time."""
     return lambda: policy_of(folder, decoder)
 
 
 def policy_of(folder: Path, decoder):
-    """The policy of a checkpoint's folder, in a network like `decoder`."""
+    """The policy in a checkpoint's folder, as a network like `decoder`."""
     from dalle_ppo.build.models import policy_like
     from dalle_ppo.runs.checkpoints import load_checkpoint
 

@@ -2,7 +2,7 @@
 
     python -m dalle_ppo.export runs/NAME --out DIR --to min-dalle
 
-DIR is then a `models_root` of `min_dalle.MinDalle`, and a model of this program: `--model DIR`.
+DIR can then be used as the `models_root` of `min_dalle.MinDalle`, and here as `--model DIR`.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from dalle_ppo.base.new_folder import refuse_existing, whole_folder
 from dalle_ppo.config.command_line import OneLineParser, run_main
 
 FORMATS = {"min-dalle": ".pt", "safetensors": ".safetensors"}
-# What `MinDalle.generate_image` does unless told otherwise, and what it always does.
+# The defaults of `MinDalle.generate_image`, and the start token it always uses.
 # Source: https://github.com/kuprel/min-dalle/blob/main/min_dalle/min_dalle.py
 PACKAGE_DEFAULTS = {"temperature": 1.0, "top_k": 256, "supercondition_factor": 16.0}
 PACKAGE_START_TOKEN = 16383
@@ -29,13 +29,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--to", choices=FORMATS, required=True, help="min-dalle: .pt files; safetensors: for this program"
     )
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the weights")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="data type of the weights"
+    )
     parser.add_argument("--revision", help="commit of the hub's repository, for mini and mega")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None) -> int:
-    """Writes the folder, and says where the package would sample differently."""
+    """Writes the folder and prints where the package samples differently."""
     args = parse_arguments(argv)
     refuse_existing(args.out)
 
@@ -47,8 +49,8 @@ def main(argv: list[str] | None) -> int:
     model = load_model(args.model, torch.device("cpu"), args.revision)
     if model.files is None:
         raise ValueError(
-            f"{args.model} is of the built-in world's size; the min-dalle package loads those of DALL·E mini "
-            "and Mega only"
+            f"{args.model} is a model of the built-in world; the min-dalle package loads only DALL·E mini "
+            "and Mega"
         )
     with whole_folder(args.out) as folder:
         write_model(folder, model, FORMATS[args.to], getattr(torch, args.dtype))
@@ -59,10 +61,10 @@ def main(argv: list[str] | None) -> int:
 
 
 def difference(settings, preset: str) -> str:
-    """Where `MinDalle` samples other than the policy, and how to call it, in one line.
+    """How `MinDalle` samples differently from the policy, and how to call it, in one line.
 
     Args:
-        settings: of the policy.
+        settings: the policy's settings.
         preset: "mini" or "mega".
     """
     from dalle_ppo.models.dalle.presets import BART_PRESETS
@@ -77,10 +79,10 @@ def difference(settings, preset: str) -> str:
     parts = [f"call generate_image with {changed}"] if changed else []
     start = config.start_token if settings.start_token is None else settings.start_token
     if start != PACKAGE_START_TOKEN:
-        parts.append(f"it always starts from token {PACKAGE_START_TOKEN}, the policy from {start}")
+        parts.append(f"it always starts from token {PACKAGE_START_TOKEN}, the policy starts from {start}")
     parts.append(
         f"it cuts the end token off captions of more than {config.num_text_tokens} tokens, which "
-        "changes both branches"
+        "changes both the conditional and the unconditional branch"
     )
     return f"the min-dalle package samples differently: {'; '.join(parts)}"
 

@@ -15,40 +15,44 @@ DTYPES = ("float32", "bfloat16", "float16")
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m dalle_ppo.generate", description=__doc__)
     parser.add_argument("caption", help="what to draw")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write, such as boats.png")
+    parser.add_argument("--out", type=Path, required=True, help="the image file to write, such as boats.png")
     parser.add_argument(
         "--model",
         default="builtin",
-        help="builtin; mini or mega, from the hub; or a folder: a run's, of DALL·E weights, a built world's",
+        help="builtin; mini or mega (from the hub); or a folder with a run, DALL·E weights or a built world",
     )
     parser.add_argument("--revision", help="commit of the hub's repository, for mini and mega")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--num_images", type=int, help="default: 9")
-    size.add_argument("--grid_size", type=int, help="side of a square of images, instead of their number")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    size.add_argument("--grid_size", type=int, help="draw a square grid with this many images per side")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
     parser.add_argument("--guidance", type=float, help="default: the policy's own; 16 for mini and mega")
     parser.add_argument("--temperature", type=float, help="default: the policy's own")
     parser.add_argument(
         "--top_k", type=int, help="draw from the k most likely codes only; 256 by default for mini and mega"
     )
     parser.add_argument(
-        "--start_token", type=int, help="default: the one trained with; the min-dalle package feeds 16383"
+        "--start_token", type=int, help="default: the one used in training; the min-dalle package uses 16383"
     )
-    parser.add_argument("--compare", action="store_true", help="the reference beside it, with the same noise")
+    parser.add_argument(
+        "--compare", action="store_true", help="also draw with the reference, from the same noise"
+    )
     parser.add_argument("--show_unsafe", action="store_true", help="do not blur images flagged unsafe")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the transformer's weights")
     parser.add_argument(
-        "--memory_gb", type=float, default=4.0, help="for caches and activations, beside the weights"
+        "--dtype", choices=DTYPES, default="float32", help="data type of the transformer's weights"
+    )
+    parser.add_argument(
+        "--memory_gb", type=float, default=4.0, help="for caches and activations, in addition to the weights"
     )
     return parser.parse_args(argv)
 
 
 def check_arguments(args: argparse.Namespace) -> int:
-    """How many images are wanted.
+    """Checks the arguments before anything is loaded and returns the number of images to draw.
 
     Raises:
-        ValueError: for a value that cannot be, before anything is loaded.
+        ValueError: for an invalid value.
     """
     for name in ("num_images", "grid_size"):
         value = getattr(args, name)
@@ -61,13 +65,13 @@ def check_arguments(args: argparse.Namespace) -> int:
     from PIL import Image
 
     if Image.registered_extensions().get(args.out.suffix.lower()) not in Image.SAVE:
-        suffix = args.out.suffix or "a file without suffix"
-        raise ValueError(f"--out {args.out}: {suffix} is no kind of picture; use .png or .jpg")
+        suffix = args.out.suffix or "a name without a suffix"
+        raise ValueError(f"--out {args.out}: {suffix} is not an image format; use .png or .jpg")
     return args.grid_size**2 if args.grid_size else args.num_images or 9
 
 
 def main(argv: list[str] | None) -> int:
-    """Draws, blurs what is flagged, writes one picture."""
+    """Draws the images, blurs the flagged ones and writes them as one picture."""
     args = parse_arguments(argv)
     num_images = check_arguments(args)
 
@@ -87,7 +91,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def choose_settings(args: argparse.Namespace, model):
-    """The policy's own settings, with what the command line says.
+    """The policy's own settings, overridden by the command line.
 
     Raises:
         ValueError: for a start token that the model does not have.
@@ -102,7 +106,7 @@ def choose_settings(args: argparse.Namespace, model):
 
 
 def unsafe_detector(model: str, world, device):
-    """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, and a line, where there is no detector."""
+    """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, with a note, without a detector."""
     from dalle_ppo.build.models import is_run
     from dalle_ppo.build.rewards import build_reward
     from dalle_ppo.config.reward import RewardConfig
@@ -113,9 +117,9 @@ def unsafe_detector(model: str, world, device):
         return None
     nsfw = config.reward.settings_of("nsfw")
     if nsfw is None:
-        print("images are not checked: the reward of this run has no term nsfw")
+        print("images are not checked: this run's reward has no nsfw term")
         return None
-    # No other term says anything about safety, and the user's own need not be importable here.
+    # No other term says anything about safety, and the user's own terms may not be importable here.
     only = RewardConfig(terms=[{"name": "nsfw", **dataclasses.asdict(nsfw)}])
     reward = build_reward(dataclasses.replace(config, reward=only), world, device)
 
@@ -132,7 +136,7 @@ def unsafe_detector(model: str, world, device):
 
 
 def draw(args: argparse.Namespace, decoders: list, family, num_images: int) -> list:
-    """Each policy's images with the same noise, uint8 [N, 3, H, W] on the CPU, as many at a time as fit."""
+    """Each policy's images from the same noise, uint8 [N, 3, H, W] on the CPU, drawn in batches that fit."""
     from dalle_ppo.captions.text import caption_id
     from dalle_ppo.rl.noise import noise_keys
 
@@ -148,12 +152,12 @@ def draw(args: argparse.Namespace, decoders: list, family, num_images: int) -> l
     if num_truncated:
         print(f"the caption is longer than {family.text_token_count} tokens and was cut")
     if family.reads_nothing(args.caption):
-        print("nothing is left of the caption: the model reads ASCII and the names of emoji only")
+        print("the model can read nothing of the caption: it reads only ASCII and the names of emoji")
     return drawn
 
 
 def grid_of(images, caption: str, detect, show_unsafe: bool):
-    """One picture, uint8 [H, W, 3], of images; what is flagged is blurred unless asked for."""
+    """One picture, uint8 [H, W, 3], of all images; flagged ones are blurred unless `show_unsafe` is set."""
     import numpy as np
 
     from dalle_ppo.runs.pictures import blur_unsafe, image_grid, to_numpy

@@ -28,24 +28,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         default="builtin",
         help="builtin: scenes of the built-in world; or a folder of images with metadata.jsonl or .csv "
-        "(columns file_name and text), as the datasets library's imagefolder; they are cut to a square",
+        "(columns file_name and text), as in the datasets library's imagefolder; they are cropped to squares",
     )
-    parser.add_argument("--tags", nargs="+", help="with builtin data: captions of these tags only")
-    parser.add_argument("--num_pairs", type=int, default=20_000, help="with builtin data: scenes to draw")
+    parser.add_argument("--tags", nargs="+", help="with builtin data: use captions with these tags only")
+    parser.add_argument(
+        "--num_pairs", type=int, default=20_000, help="with builtin data: number of scenes to draw"
+    )
     parser.add_argument("--from_scratch", action="store_true", help="start from fresh weights")
     parser.add_argument("--num_steps", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--caption_dropout", type=float, default=0.12)
-    parser.add_argument("--freeze_encoder", action="store_true", help="leave the text encoder as it is")
-    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16")
+    parser.add_argument("--freeze_encoder", action="store_true", help="do not train the text encoder")
+    parser.add_argument("--bfloat16", action="store_true", help="compute matrix products in bfloat16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None) -> int:
-    """Trains and writes a model folder that `--model` and `--model.path` take."""
+    """Trains, then writes a model folder for use with `--model` and `--model.path`."""
     args = parse_arguments(argv)
     refuse_existing(args.out)
 
@@ -91,7 +93,9 @@ def main(argv: list[str] | None) -> int:
     trained = replace(model, decoder=decoder, parts=replace(model.parts, encoder=encoder))
     with whole_folder(args.out) as folder:
         save_model(folder, trained)
-    print(f"wrote {args.out}, final loss {numbers['loss']:.4f} nats a token; use it with --model {args.out}")
+    print(
+        f"wrote {args.out}, final loss {numbers['loss']:.4f} nats per token; use it with --model {args.out}"
+    )
     return 0
 
 
@@ -112,16 +116,22 @@ def load_pairs(args: argparse.Namespace, tokenizers):
 
     if args.data == "builtin":
         if tokenizers.decoder.config.image_size != IMAGE_SIZE:
-            raise ValueError(f"--model {args.model} draws no built-in scenes; give --data a folder of images")
+            raise ValueError(
+                f"--model {args.model} does not draw built-in scenes; give --data a folder of images"
+            )
         tags = tuple(args.tags or TAGS)
         unknown = [tag for tag in tags if tag not in TAGS]
         if unknown:
-            raise ValueError(f"--tags {unknown[0]}: the built-in world has {', '.join(TAGS)}")
+            raise ValueError(
+                f"--tags {unknown[0]} is unknown; the tags of the built-in world are {', '.join(TAGS)}"
+            )
         if args.num_pairs < 1:
             raise ValueError(f"--num_pairs is {args.num_pairs}; it must be at least 1")
         return sample_token_pairs(tokenizers, np.random.default_rng([args.seed, 4]), args.num_pairs, tags)
     if not Path(args.data).is_dir():
-        raise ValueError(f"--data {args.data} is no folder; give one with images and metadata.jsonl or .csv")
+        raise ValueError(
+            f"--data {args.data} is not a folder; give one with images and metadata.jsonl or .csv"
+        )
     from datasets import load_dataset
     from PIL import Image, ImageOps
     from tqdm import tqdm
@@ -130,7 +140,7 @@ def load_pairs(args: argparse.Namespace, tokenizers):
     if "text" not in rows.column_names:
         raise ValueError(
             f"--data {args.data} has columns {', '.join(rows.column_names)}; metadata.jsonl or .csv must "
-            "give each file_name a text"
+            "have a text for each file_name"
         )
     size = (tokenizers.decoder.config.image_size,) * 2
     texts, codes = [], []
@@ -141,7 +151,9 @@ def load_pairs(args: argparse.Namespace, tokenizers):
     encoded = tokenizers.text.encode(texts)
     if encoded.num_truncated:
         length = tokenizers.text.text_token_count
-        print(f"{encoded.num_truncated} of {len(texts)} captions are longer than {length} tokens and are cut")
+        print(
+            f"{encoded.num_truncated} of {len(texts)} captions are longer than {length} tokens and were cut"
+        )
     return TokenPairs(encoded.tokens, torch.cat(codes))
 
 

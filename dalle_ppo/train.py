@@ -13,17 +13,17 @@ DESCRIPTION = """Fine-tunes a text-to-image model with token-level PPO, evaluate
 started from, and writes a folder with checkpoints, metrics and report.html. Without arguments it trains the
 built-in world's model on this machine, in minutes."""
 FLAGS = {
-    "resume": "go on with the run in run_dir, from its newest checkpoint",
+    "resume": "continue the run in run_dir from its newest checkpoint",
     "overwrite": "replace the run in run_dir",
 }
 
 
 def main(argv: list[str] | None) -> int:
-    """Trains, evaluates, reports."""
+    """Trains, evaluates and writes the report."""
     config, flags = parse_command_line(argv, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
     if config.run_dir is None:
         if flags["resume"]:
-            raise ValueError("--resume needs --run_dir: which run shall go on?")
+            raise ValueError("--resume needs --run_dir, the folder of the run to continue")
         config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
     run_dir = Path(config.run_dir)
     if flags["resume"] and (run_dir / "config.yaml").is_file():
@@ -39,11 +39,11 @@ def main(argv: list[str] | None) -> int:
     from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics
     from dalle_ppo.runs.tensorboard import write_settings
 
-    # Everything that can be wrong with the settings is found before the folder is touched.
+    # All settings are checked before the folder is touched.
     check_start(config.model.path, run_dir)
     trainer = build_trainer(config, run_dir)
     memory_plan = trainer.memory_plan()
-    config = trainer.config  # with the commit of the weights, where they came from the hub
+    config = trainer.config  # with the commit of the weights if they came from the hub
     captions, measures = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
@@ -52,7 +52,7 @@ def main(argv: list[str] | None) -> int:
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
-        first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # refuses before anything changes
+        first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # raises before anything is changed
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
     atomic_write(run_dir / "config.yaml", to_yaml(config))
@@ -69,7 +69,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
-    """Settings and flags to go on with: what the command line does not say is as the run was started.
+    """Settings and flags of a resumed run: those it was started with, overridden by the command line.
 
     Args:
         run_dir: the run's folder, with its `config.yaml`.
@@ -80,7 +80,7 @@ def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, 
     given = ["--config", str(saved), *argv]
     config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
     if config.model.revision is None and config.model.path == model.path:
-        # The file that the run was started with may say null where the run wrote the commit it found.
+        # A --config on the command line may say null where the run has recorded the commit it found.
         config = dataclasses.replace(config, model=model)
     return dataclasses.replace(config, run_dir=str(run_dir)), flags
 
@@ -89,21 +89,21 @@ def check_unsaved(run_dir: Path, checkpoint_every: int) -> None:
     """Refuses to start over in the folder of a run whose checkpoints are gone.
 
     Raises:
-        ValueError: it has more iterations behind it than pass before the first checkpoint.
+        ValueError: the run has done so many iterations that it must have written a checkpoint.
     """
     from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
 
     done = len(read_metrics(run_dir / METRICS_FILE))
     if done >= checkpoint_every:
         raise ValueError(
-            f"run_dir: {run_dir} has {done} iterations in metrics.jsonl and no checkpoint; put one back from "
-            "a copy, or start anew with --overwrite"
+            f"run_dir: {run_dir} has {done} iterations in metrics.jsonl but no checkpoint; restore one from "
+            "a copy, or start over with --overwrite"
         )
-    print(f"{run_dir} ended before its first checkpoint: it starts anew")
+    print(f"{run_dir} ended before its first checkpoint; starting from the beginning")
 
 
 def by_dotted_name(settings: dict, prefix: str = "") -> dict[str, object]:
-    """Nested settings as one flat table."""
+    """Nested settings as one flat dict."""
     flat = {}
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -114,23 +114,23 @@ def by_dotted_name(settings: dict, prefix: str = "") -> dict[str, object]:
 
 
 def plan(config: Config) -> str:
-    """What is about to happen, with the derived sizes."""
+    """One line that says what the run will do, with the derived sizes."""
     images = config.num_iterations * config.rollout.rollout_batch_size
     return (
         f"{config.num_iterations} iterations of {config.rollout.rollout_batch_size} images "
         f"({config.captions_per_iteration} captions, {config.update.epochs} x {config.minibatches} optimiser "
-        f"steps each), {images} images in all, into {config.run_dir}"
+        f"steps each), {images} images in all, written to {config.run_dir}"
     )
 
 
 def truncation(num_truncated: int, text_token_count: int) -> str:
-    """How many captions of a run the text encoder did not read to their end, in one line."""
+    """One line that says how many captions of the run were too long for the text encoder."""
     which = "1 training caption was" if num_truncated == 1 else f"{num_truncated} training captions were"
     return f"{which} longer than {text_token_count} tokens and cut"
 
 
 def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> None:
-    """Evaluates policy against reference, writes the report and prints the headline."""
+    """Evaluates the policy against the reference, writes the report and prints the headline."""
     from dalle_ppo.evaluation.headline import headline
     from dalle_ppo.evaluation.sides import Subject, evaluate
     from dalle_ppo.report.page import write_report

@@ -1,1 +1,1 @@
-"""What everything else may use: atomic writes, new folders, checks of settings; imports no other room."""
+"""Helpers for all other folders: atomic writes, new folders, settings checks. Imports no other folder."""

@@ -6,20 +6,20 @@ from pathlib import Path
 
 
 def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name beside its place, flushes it to disk and renames it.
+    """Writes a file under a temporary name in the same folder, flushes it to disk and renames it.
 
-    Whatever interrupts this, a reader finds the earlier file or the new one, never a part of one.
+    Whatever interrupts this, a reader finds either the old file or the new one, never part of a file.
 
     Args:
-        path: the file; an earlier one is replaced. Its folder must exist.
-        content: text (written as UTF-8), bytes, or a function that writes the file it is given the path of.
-            That path ends as `path` does.
+        path: the file; an existing one is replaced. Its folder must exist.
+        content: text (written as UTF-8), bytes, or a function that takes a path and writes the file there.
+            That path has the suffix of `path`.
 
     Raises:
-        OSError: the file cannot be written; the earlier one is unchanged, as after an error in `content`.
+        OSError: the file cannot be written. An existing file is unchanged, as after an error in `content`.
     """
     path = Path(path)
-    # The process's number keeps two processes that fetch the same file apart.
+    # The process id keeps apart two processes that fetch the same file.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
     try:
         if isinstance(content, str):
@@ -36,7 +36,7 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Waits until a file, or the list of names in a folder, is on disk."""
     windows = os.name == "nt"
     if windows and path.is_dir():  # Windows cannot open a folder
         return

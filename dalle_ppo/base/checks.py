@@ -1,4 +1,4 @@
-"""Rules for single settings, with the one line a user reads where a value breaks them."""
+"""Rules for single settings, each with a one-line message for a value that breaks it."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def at_least_one(config: Any, prefix: str, *names: str) -> None:
-    """None passes, where a setting allows it."""
+    """Refuses values below 1; None passes."""
     _refuse(config, prefix, names, lambda value: value is None or value >= 1, "be at least 1")
 
 
@@ -15,7 +15,7 @@ def not_negative(config: Any, prefix: str, *names: str) -> None:
 
 
 def positive(config: Any, prefix: str, *names: str) -> None:
-    """None passes: it switches a setting off."""
+    """Refuses values that are not above 0; None passes, because it switches a setting off."""
     _refuse(config, prefix, names, lambda value: value is None or 0 < value < math.inf, "be above 0")
 
 

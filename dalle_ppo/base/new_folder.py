@@ -1,4 +1,4 @@
-"""Folders that a command writes: new ones only, and whole or not at all."""
+"""Output folders of commands: always new, and written whole or not at all."""
 
 import shutil
 import tempfile
@@ -8,18 +8,18 @@ from pathlib import Path
 
 
 def refuse_existing(out: Path) -> None:
-    """Checks an --out before anything costly is done.
+    """Checks --out before any costly work.
 
     Raises:
-        ValueError: it exists.
+        ValueError: the folder exists.
     """
     if out.exists():
-        raise ValueError(f"--out {out} exists already; name another folder or remove it")
+        raise ValueError(f"--out {out} already exists; name another folder or remove it")
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder to write into that becomes `out` at the end; after an error nothing is left of it."""
+    """Yields a temporary folder that becomes `out` at the end; after an error, nothing of it is left."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

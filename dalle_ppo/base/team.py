@@ -1,4 +1,4 @@
-"""The processes that train one model together; a process by itself is the team of one."""
+"""The processes that train one model together; a single process is a team of one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Team:
-    """What captions, credit, optimiser and writers ask instead of asking about processes.
+    """All that captions, credit, optimiser and writers need to know about processes.
 
     Args:
-        rank: number of this process, from 0.
-        size: how many processes there are.
+        rank: number of this process, counting from 0.
+        size: number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     def __post_init__(self) -> None:
-        assert (self.rank, self.size) == (0, 1), "a team of several processes is not built yet"
+        assert (self.rank, self.size) == (0, 1), "a team of several processes is not supported yet"
 
     @property
     def is_first(self) -> bool:
@@ -34,4 +34,4 @@ class Team:
 
 
 ALONE = Team()
-"""The team of one process."""
+"""A team of one process."""

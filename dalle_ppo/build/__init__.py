@@ -1,1 +1,1 @@
-"""Settings to objects: models, rewards, captions, trainer; may import everything but command lines."""
+"""Builds models, rewards, captions and the trainer from settings; may import anything but command lines."""

@@ -1,4 +1,4 @@
-"""From settings to captions: those to train on, and those held out."""
+"""Builds captions from settings: those to train on, and those held out."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
 
 
 def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
-    """The caption source of the settings; runs that share the captions share the training ones only."""
+    """The caption source of the settings; only training captions are divided among ranks."""
     c = config.captions
     rank, world_size = (c.rank, c.world_size) if split == "train" else (0, 1)
     chosen = CaptionFilter(
@@ -49,7 +49,7 @@ def evaluation_captions(
     """Distinct held-out captions, in the mix of tags of `evaluation.shares`.
 
     Raises:
-        ValueError: if the source holds fewer of them.
+        ValueError: if the source does not hold enough.
     """
     shares = config.evaluation.shares or config.captions.shares
     config = replace(config, captions=replace(config.captions, shares=shares))
@@ -57,4 +57,7 @@ def evaluation_captions(
     try:
         return distinct_captions(source, num or config.evaluation.num_captions)
     except ValueError as error:
-        raise ValueError(f"held-out captions (evaluation.num_captions): {error}") from None
+        raise ValueError(
+            f"evaluation.num_captions is {config.evaluation.num_captions}, but of the held-out captions of "
+            f"{config.captions.source}, a tenth of all, {error}; ask for fewer, or give more captions"
+        ) from None

@@ -1,4 +1,4 @@
-"""From settings to what an evaluation measures images with."""
+"""Builds what an evaluation measures images with from settings."""
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,7 @@ from dalle_ppo.rewards.base import Reward
 
 
 def build_judge(world: World) -> JudgeImages:
-    """The built-in world's judge as columns of an evaluation."""
+    """The built-in world's judge as a function that returns columns of an evaluation."""
     from dalle_ppo.iconworld.captions import parse_icons
     from dalle_ppo.iconworld.judge import load_judge, look
 
@@ -32,6 +32,6 @@ def build_judge(world: World) -> JudgeImages:
 def build_measures(
     config: Config, reward: Reward, world: World | None, heldout: HeldOutMeasure | None
 ) -> Measures:
-    """What an evaluation measures images with; `reward` and `heldout` are those of the settings."""
+    """What an evaluation measures images with; `reward` and `heldout` come from the same settings."""
     judge = build_judge(world) if world else None
     return Measures(reward, judge, heldout, measures_sha256(config, world))

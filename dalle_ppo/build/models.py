@@ -1,4 +1,4 @@
-"""From a path to a model: the built-in world's, DALL·E's published weights, an export, or a run."""
+"""Loads a model from a path: the built-in world, published DALL·E weights, an export, or a run."""
 
 import json
 from dataclasses import dataclass, replace
@@ -20,24 +20,24 @@ from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 
-# How published weights are drawn from unless told otherwise: the min-dalle package's defaults, but for the
-# start token, which is the one they were trained with (the package feeds 16383).
+# Default sampling settings of published weights: those of the min-dalle package, except for the start token,
+# which is the one they were trained with (the package feeds 16383).
 PUBLISHED_SETTINGS = PolicySettings(guidance=16.0, temperature=1.0, top_k=256)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as a path names it.
+    """A model loaded from a path.
 
     Args:
         decoder: the policy.
         reference: the untouched decoder it was trained from; the same object for an untrained model.
         parts: tokenizer, text encoder and VQGAN.
-        settings: guidance, temperature and so on, of a run's policy, an export or published weights; None
-            for the built-in world's model.
+        settings: sampling settings (guidance, temperature, ...) of a run's policy, an export or published
+            weights; None for the built-in world's model.
         world: the built-in world it belongs to; None for DALL·E mini and Mega.
-        files: DALL·E mini's or Mega's weights, its own or those it was trained from; else None.
-        iteration: of the run's checkpoint; None for an untrained model.
+        files: weight files of DALL·E mini or Mega, its own or those it was trained from; else None.
+        iteration: iteration of the run's checkpoint; None for an untrained model.
     """
 
     decoder: nn.Module
@@ -49,15 +49,15 @@ class LoadedModel:
     iteration: int | None = None
 
     def family(self, settings: PolicySettings | None = None) -> PolicyFamily:
-        """What draws and scores with this model, by its own settings unless others are given."""
+        """Draws and scores with this model, with its own settings unless others are given."""
         return DalleFamily(self.parts, settings or self.settings or PolicySettings())
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting; "auto" is CUDA where there is one.
+    """The device that a setting names; "auto" is CUDA if available.
 
     Raises:
-        ValueError: if CUDA is asked for where there is none.
+        ValueError: if the name is invalid, or there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,7 +70,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name}, but this machine has no CUDA; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name}, but this machine has {torch.cuda.device_count()} GPUs, from 0")
+        raise ValueError(f"device is {name}, but this machine has {torch.cuda.device_count()} GPUs (from 0)")
     return device
 
 
@@ -83,26 +83,26 @@ def check_start(path: str, run_dir: Path) -> None:
 
     Args:
         path: `model.path`.
-        run_dir: of the run.
+        run_dir: the run's folder.
 
     Raises:
-        ValueError: `path` is that folder, or a run that began there.
+        ValueError: `path` is that folder, or a run that started from it.
     """
     start = path
     while is_run(start):
         if Path(start).resolve() == run_dir.resolve():
             raise ValueError(
                 f"model.path is {path}, which needs {run_dir}, the run's own folder; name another run_dir, "
-                "or go on with --resume and the run's own model.path"
+                "or continue with --resume and the run's own model.path"
             )
         start = load_config(Path(start) / "config.yaml").model.path
 
 
 def find_world(path: str) -> World | None:
-    """The built-in world that a model path belongs to: the shipped one, one that was built anew, or none.
+    """The built-in world that a model path belongs to: the shipped one, one built again, or None.
 
     Raises:
-        ValueError: if the path names no model, or weights that are not complete.
+        ValueError: if the path does not name a model, or the weights are incomplete.
     """
     if path == "builtin":
         return World(WEIGHTS)
@@ -113,8 +113,8 @@ def find_world(path: str) -> World | None:
     if path in PUBLISHED or find_weight_files(path):
         return None
     raise ValueError(
-        f"model {path!r} is neither builtin, mini nor mega, nor a run's folder (with config.yaml), nor a "
-        "built world's (with bart_decoder.safetensors), nor one of DALL·E weights (with encoder and decoder)"
+        f"model {path!r} is neither builtin, mini nor mega, nor the folder of a run (with config.yaml), of a "
+        "built world (with bart_decoder.safetensors) or of DALL·E weights (with encoder and decoder)"
     )
 
 
@@ -125,10 +125,10 @@ def load_model(
 
     Args:
         path: "builtin", "mini" or "mega" (from the hub), a folder of their weights, a world's folder, or a
-            run's: its newest checkpoint.
-        device: where it goes.
-        revision: of the hub's repository, for "mini" and "mega".
-        dtype: of encoder and decoder; training needs float32.
+            run's folder, of which the newest checkpoint is loaded.
+        device: device to load it to.
+        revision: commit of the hub's repository, for "mini" and "mega".
+        dtype: data type of encoder and decoder; training needs float32.
 
     Raises:
         ValueError: if there is no model, it does not fit, or the run has no checkpoint yet.
@@ -151,7 +151,7 @@ def load_model(
 def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     folder = latest_checkpoint(run, "policy")
     if folder is None:
-        raise ValueError(f"{run} has no complete checkpoint; train it first, or go on with --resume")
+        raise ValueError(f"{run} has no complete checkpoint; train it first, or continue it with --resume")
     start: ModelConfig = load_config(Path(run) / "config.yaml").model
     base = load_model(start.path, device, start.revision, dtype)
     checkpoint = load_checkpoint(folder, "policy")
@@ -165,26 +165,28 @@ def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel
 
 
 def policy_like(decoder: nn.Module, checkpoint: Checkpoint) -> nn.Module:
-    """A checkpoint's policy, frozen, with the kinds of tensors, and on the device, of `decoder`."""
+    """A checkpoint's policy, frozen, with the dtypes and the device of `decoder`."""
     kinds, tensors = decoder.state_dict(), checkpoint.tensors["policy"]
     weights = {name: tensor.to(kinds.get(name, tensor)) for name, tensor in tensors.items()}
     return frozen_decoder(decoder.config, weights)
 
 
 def _saved_settings(files: WeightFiles) -> PolicySettings:
-    """Of an exported policy; of published weights, `PUBLISHED_SETTINGS`."""
+    """The settings of an exported policy, or `PUBLISHED_SETTINGS` for published weights."""
     if files.settings is None:
         return PUBLISHED_SETTINGS
     try:
         return PolicySettings(**json.loads(files.settings.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{files.settings}: no policy settings ({error}); export the run again") from None
+        raise ValueError(
+            f"{files.settings}: not valid policy settings ({error}); export the run again"
+        ) from None
 
 
 def pinned(config: Config, files: WeightFiles | None) -> Config:
-    """The settings with the commit of the hub's weights as `model.revision`.
+    """The settings, with `model.revision` set to the commit of the hub's weights.
 
-    A branch may move, and whoever resumes, evaluates or exports the run later or elsewhere needs the same
+    A branch may move, but resuming, evaluating or exporting the run later or elsewhere needs the same
     weights.
     """
     if config.model.path not in PUBLISHED or files is None:

@@ -1,4 +1,4 @@
-"""The reward of the settings, and the files that images are measured with."""
+"""Builds the reward from settings, and hashes the files that images are measured with."""
 
 import importlib
 from collections.abc import Callable
@@ -23,14 +23,14 @@ BUILTIN = "builtin"
 
 
 def build_reward(config: Config, world: World | None, device: torch.device) -> CombinedReward:
-    """The reward of the settings; nothing is loaded that no term of its list names.
+    """The reward of the settings; loads only what its terms need.
 
     Raises:
-        ValueError: a term cannot be loaded, or is the built-in world's while the model is not.
+        ValueError: a term cannot be loaded, or belongs to the built-in world but the model does not.
     """
     _check_builtin(config, world)
     terms = config.reward.parsed
-    # Imported first: what is wrong with the user's own code shows before CLIP is loaded.
+    # Imported first, so that errors in the user's own code show before CLIP is loaded.
     loaders = [_find_loader(term) for term in terms]
     open_clip = partial(_load_clip, config.clip, world, device) if _reads_clip(terms) else None
     shared = Shared(open_clip, lambda name: _detector_file(name, world), device)
@@ -44,7 +44,7 @@ def build_reward(config: Config, world: World | None, device: torch.device) -> C
 
 
 def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
-    """Hashes of the files that images are measured with, by name; weights that a tag names have none."""
+    """Hashes of the files that images are measured with, by name; weights named by a tag have none."""
     clip, terms, e = config.clip, config.reward.parsed, config.evaluation
     files = {
         "clip": None,
@@ -62,7 +62,7 @@ def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
 
 
 def clip_files(clip: ClipConfig) -> Path | None:
-    """The folder or weight file of a CLIP's settings; None for weights that open_clip fetches by a tag."""
+    """The folder or weight file that a CLIP's settings name; None if open_clip fetches weights by tag."""
     paths = [Path(name) for name in (clip.model, clip.pretrained) if name]
     return next((path for path in paths if path.exists()), None)
 
@@ -72,7 +72,7 @@ def _reads_clip(terms: list[TermConfig]) -> bool:
 
 
 def _check_builtin(config: Config, world: World | None) -> None:
-    """Refuses the built-in world's CLIP and detectors for the pictures of another model."""
+    """Refuses to measure another model's pictures with the built-in world's CLIP or detectors."""
     if world is not None:
         return
     terms = config.reward.parsed
@@ -86,13 +86,13 @@ def _check_builtin(config: Config, world: World | None) -> None:
     if found:
         raise ValueError(
             f"{' and '.join(found)}: builtin, which knows the built-in world's pictures only. With "
-            f"model.path {config.model.path} give clip.model, clip.pretrained, and as detector laion-l14, "
-            "laion-b32 or a file of converters/keras_nsfw_to_torch.py"
+            f"model.path {config.model.path} give clip.model and clip.pretrained, and as detector laion-l14, "
+            "laion-b32 or a file written by converters/keras_nsfw_to_torch.py"
         )
 
 
 def _find_loader(term: TermConfig) -> Callable:
-    """`load(options, shared)` of a term's file, or one that hands out the user's function."""
+    """`load(options, shared)` of a term's module, or a loader that returns the user's function."""
     if term.is_function:
         function = import_function(term.name)
         return lambda options, shared: function

@@ -1,4 +1,4 @@
-"""From a loaded model to a folder of its files."""
+"""Writes a loaded model to a folder."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from dalle_ppo.models.dalle.weights import save_weights
 
 
 def save_model(folder: Path, model: LoadedModel) -> None:
-    """Writes a model, of the built-in world or DALL·E mini or Mega, so that `--model` takes the folder."""
+    """Writes a model (built-in world, DALL·E mini or Mega) to a folder that `--model` can load."""
     if model.world is None:
         write_model(folder, model, ".safetensors", torch.float32)
         return
@@ -26,10 +26,10 @@ def write_model(folder: Path, model: LoadedModel, suffix: str, dtype: torch.dtyp
     """Writes all files of DALL·E mini or Mega.
 
     Args:
-        folder: to write into.
-        model: of DALL·E mini's or Mega's sizes.
-        suffix: of the weights, ".pt" or ".safetensors".
-        dtype: of the weights.
+        folder: the folder to write into.
+        model: a DALL·E mini or Mega model.
+        suffix: suffix of the weight files, ".pt" or ".safetensors".
+        dtype: data type of the weights.
     """
     names = {part: folder / name for part, name in disk_names(model.files.preset).items()}
     networks = {"encoder": model.parts.encoder, "decoder": model.decoder, "detoker": model.parts.vqgan}

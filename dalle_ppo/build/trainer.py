@@ -1,4 +1,4 @@
-"""From settings to a trainer."""
+"""Builds a trainer from settings."""
 
 import copy
 from pathlib import Path
@@ -14,10 +14,10 @@ from dalle_ppo.training.trainer import Trainer
 
 
 def build_trainer(config: Config, run_dir: Path) -> Trainer:
-    """Everything that training needs; nothing is written.
+    """Builds everything that training needs, without writing anything.
 
     Returns:
-        A trainer whose `config` names the commit of weights that came from the hub.
+        A trainer; its `config` names the commit of any weights that came from the hub.
     """
     device = choose_device(config.device)
     loaded = load_model(config.model.path, device, config.model.revision)
@@ -31,7 +31,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
 
 
 def build_networks(config: Config, loaded: LoadedModel) -> Networks:
-    """The loaded model as a frozen reference, its trainable copy, and a critic where credit reads one."""
+    """The loaded model as a frozen reference, a trainable copy, and a critic if the advantages need one."""
     family = loaded.family(config.policy)
     reference = loaded.decoder.eval().requires_grad_(False)
     actor = copy.deepcopy(reference)

@@ -1,4 +1,4 @@
-"""Files of captions as shards that are read in chunks: parquet, CSV, TSV, JSONL and text."""
+"""Caption files as shards that are read in chunks: parquet, CSV, TSV, JSONL and text."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of a shard: string arrays of equal length, the tags without nulls."""
+    """Consecutive rows of a shard: string arrays of equal length; the tags contain no nulls."""
 
     texts: pa.Array
     tags: pa.Array
@@ -70,10 +70,10 @@ class ParquetShard:
     """A parquet file of any size; only the caption and tag columns are read, a chunk at a time.
 
     Args:
-        name: what messages call it.
-        open_file: gives a seekable binary file; called anew for every row group.
+        name: its name in messages.
+        open_file: returns a seekable binary file; called again for every row group.
         caption_column, tag_column: None looks for one of CAPTION_COLUMNS, TAG_COLUMNS.
-        read_errors: what reading may raise besides the errors of the operating system and of pyarrow.
+        read_errors: what reading may raise besides errors of the operating system and of pyarrow.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ def find_columns(
     """The columns of captions and of tags (None if there is none and none was asked for).
 
     Raises:
-        ValueError: a column is not there; the message lists those that are.
+        ValueError: a column is missing; the message lists those that exist.
     """
     found = ", ".join(columns) or "none"
     for key, wanted in (("captions.column", caption_column), ("captions.tag_column", tag_column)):
@@ -164,14 +164,14 @@ def find_columns(
 
 
 def open_shard(path: Path, caption_column: str | None = None, tag_column: str | None = None) -> Shard:
-    """Open one local file; a file that is not parquet is held in memory, its caption and tag columns only.
+    """Open one local file; of files other than parquet, the caption and tag columns are held in memory.
 
     Raises:
         ValueError: the file cannot be read, or a column is missing.
     """
     if path.suffix.lower() == ".parquet":
         shard = ParquetShard(str(path), lambda: pa.OSFile(str(path)), caption_column, tag_column)
-        shard.num_groups()  # a damaged file is better found now than after an hour
+        shard.num_groups()  # better to find a damaged file now than after an hour
         return shard
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_text}
     try:
@@ -221,9 +221,9 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: is no JSON ({error.msg})") from error
+        raise ValueError(f"{path}, line {number}: is not JSON ({error.msg})") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}: is no JSON object; write one object with a caption a line")
+        raise ValueError(f"{path}, line {number}: is not a JSON object; write one, with a caption, per line")
     return row
 
 
@@ -237,7 +237,7 @@ def _read_text(path: Path, caption_column: str | None, tag_column: str | None) -
 
 
 def _text_array(values: Sequence[Any]) -> pa.Array:
-    """Strings as arrow keeps them; half of a surrogate pair, which JSON can spell, becomes `?`."""
+    """Strings as an arrow array; half of a surrogate pair, which JSON can contain, becomes `?`."""
     texts = [None if v is None else str(v).encode("utf8", errors="replace").decode("utf8") for v in values]
     return pa.array(texts, pa.string())
 
@@ -251,11 +251,11 @@ def _as_tags(values: pa.Array) -> pa.Array:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    # A column of nothing but nulls has the type null.
+    # A column with nothing but nulls has the type null.
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(check(kind) for check in checks)
 
 
 def one_line(error: Exception) -> str:
-    """An error in one line of at most 200 characters."""
+    """An error as one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,4 +1,4 @@
-"""Captions drawn ahead in a thread, so that training waits for no file and no network."""
+"""Captions drawn ahead in a thread, so that training does not wait for files or the network."""
 
 import time
 import warnings
@@ -15,13 +15,13 @@ SECONDS_BETWEEN_WARNINGS = 30.0
 
 
 class PrefetchedCaptions:
-    """A source whose next batches are drawn while the last one is used.
+    """A source whose next batches are drawn while the current one is in use.
 
-    Batches and their order are the source's. The position is that of the last batch handed out, whatever was
-    drawn ahead of it, and an error comes up with the batch that it concerns.
+    Batches and their order are the source's. The position is that of the last batch handed out, however much
+    has been drawn ahead, and an error is raised when the batch that it concerns is due.
 
     Args:
-        source: nobody else may draw from it.
+        source: the source; nothing else may draw from it.
         ahead: how many batches to draw ahead.
     """
 
@@ -37,7 +37,7 @@ class PrefetchedCaptions:
         """The next `n` captions; ask for the same number each time, or what was drawn ahead is dropped.
 
         Raises:
-            ValueError: as the source does; asking again tries again.
+            ValueError: the source raised it; asking again tries again.
         """
         if n != self._size:
             self._size = n
@@ -58,14 +58,14 @@ class PrefetchedCaptions:
         return position_metrics(self._position)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out; the source understands it too."""
+        """The position after the last batch handed out; the source accepts it too."""
         return self._position
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position, at once even if a read is stalling.
+        """Go to a saved position, at once even if a read has stalled.
 
         Raises:
-            ValueError: the position is one of other captions or settings.
+            ValueError: the position belongs to other captions or settings.
         """
         self._source.check_position(state)
         self._position = dict(state)
@@ -87,9 +87,9 @@ class PrefetchedCaptions:
 
 
 class _Drawing(Thread):
-    """Draws one batch after the drawing before it is done: only one thread at a time touches the source.
+    """Draws one batch once the previous drawing is done, so that one thread at a time touches the source.
 
-    A daemon: a read that stalls must not hold up the end of the program.
+    A daemon thread, because a stalled read must not keep the program from ending.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class _Drawing(Thread):
 
 
 def _wait_for(drawing: _Drawing) -> None:
-    """Waits, and says so now and then if it takes long."""
+    """Waits, with a warning now and then if it takes long."""
     started = time.monotonic()
     while True:
         drawing.join(SECONDS_BETWEEN_WARNINGS)
         if not drawing.is_alive():
             return
         seconds = time.monotonic() - started
-        warnings.warn(f"captions: waiting for the next batch since {seconds:.0f} seconds", stacklevel=3)
+        warnings.warn(f"captions: still waiting for the next batch after {seconds:.0f} seconds", stacklevel=3)

@@ -1,6 +1,6 @@
-"""Batches of captions in given shares of tags, from whichever source `captions.source` names.
+"""Batches of captions with given shares of each tag, from the source that `captions.source` names.
 
-Every source is a set of streams, one for each tag that has a share. A stream's order depends on its seed only
+Every source is a set of streams, one for each tag that has a share. A stream's order depends only on its seed
 and its position is a few integers, so a resumed run draws exactly the captions that were due.
 """
 
@@ -36,12 +36,12 @@ OTHER = "OTHER"
 
 
 class CaptionSource:
-    """Draws from one stream a tag so that after any number of captions each share is met within one caption.
+    """Draws from one stream per tag so that each share is met to within one caption at any time.
 
     Args:
         streams: a stream for each key of `shares`.
-        shares: key to share; they add up to 1.
-        identity: what a saved position belongs to; a position of another identity is refused.
+        shares: share of each key; they add up to 1.
+        identity: what a saved position belongs to; a position with another identity is refused.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CaptionSource:
         return position_metrics(self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, JSON-able."""
+        """The position, as JSON types."""
         streams = {key: stream.state_dict() for key, stream in self._streams.items()}
         return {
             "identity": self._identity,
@@ -89,7 +89,7 @@ class CaptionSource:
             stream.load_state_dict(state["streams"][key])
 
     def check_position(self, state: Mapping[str, Any]) -> None:
-        """ValueError, naming the difference, for a position of other captions or settings."""
+        """Refuses a position of other captions or settings; the ValueError names the difference."""
         for key, value in self._identity.items():
             if state["identity"].get(key) != value:
                 raise ValueError(
@@ -107,15 +107,15 @@ class CaptionSource:
 
 
 def position_metrics(state: Mapping[str, Any]) -> dict[str, float]:
-    """What a position says of the way to it, from the run's beginning on.
+    """Counts and shares from the start of the run up to a position.
 
     Args:
-        state: of `CaptionSource.state_dict`.
+        state: from `CaptionSource.state_dict`.
 
     Returns:
-        `captions/share_TAG`: share of a tag, as the data name it, among the captions drawn;
-        `captions/drawn`: how many; and for files `captions/read`: rows read, those of other tags included
-        and once for each tag that is drawn from, `captions/skipped_REASON`: captions dropped.
+        `captions/share_TAG`: share of a tag, named as in the data, among the captions drawn;
+        `captions/drawn`: captions drawn; for files also `captions/read`: rows read, including those with
+        other tags, counted once for each tag that is drawn from; `captions/skipped_REASON`: captions dropped.
     """
     counts = sum((Counter(stream["counts"]) for stream in state["streams"].values()), Counter())
     metrics = {f"captions/share_{tag}": n / counts["drawn"] for tag, n in sorted(state["tags"].items())}
@@ -130,7 +130,7 @@ class CaptionRequest:
     """What is asked of a source of captions.
 
     settings: order, split, filters.
-    shares: tag to share; the key OTHER stands for all tags not named. None: as the source sees fit.
+    shares: share of each tag; the key OTHER stands for all tags not named. None uses the source's default.
     caption_column, tag_column: None looks for the usual names.
     """
 
@@ -146,11 +146,11 @@ class CaptionRequest:
     def draw_from(
         self, shards: Sequence[Shard], default_shares: Mapping[str, float] | None = None
     ) -> CaptionSource:
-        """The captions of some shards in the order, split and shares asked for.
+        """The captions of the shards, in the order, split and shares requested.
 
         Args:
             shards: at least one; `TableShard` holds captions in memory.
-            default_shares: where none are asked for; None takes the captions as they come.
+            default_shares: shares if none are requested; None takes the captions as they come.
         """
         names = [Path(shard.name).name for shard in shards]
         identity = self.identity(hashlib.sha256("\n".join(names).encode()).hexdigest()[:16])
@@ -169,14 +169,14 @@ class CaptionRequest:
         return CaptionSource(streams, shares, identity)
 
     def refuse_columns(self, source: str) -> None:
-        """ValueError if columns are asked of a source without any: what would be ignored is refused."""
+        """Refuses columns for a source that has none, with a ValueError, instead of ignoring them."""
         if (self.caption_column, self.tag_column) != (None, None):
             raise ValueError(
                 f"captions: {source} has no columns; leave captions.column and captions.tag_column out"
             )
 
     def identity(self, source: str) -> dict[str, Any]:
-        """What a position depends on, JSON-able: the settings, and a name of the source."""
+        """What a position depends on, as JSON types: the settings and a name for the source."""
         left_out = ("filter", "skip_bad_files")
         shown = {key: value for key, value in asdict(self.settings).items() if key not in left_out}
         chosen = asdict(self.settings.filter)
@@ -197,38 +197,38 @@ def open_captions(
         source: `NAME:REST` with NAME.py in the folder `sources`, such as `hub:OWNER/NAME` or
             `prompts:counting`, a key of `given`, or a file, folder or glob.
         request: order, split, filters, shares, columns.
-        given: name to `load` of sources that do not lie in that folder.
+        given: the `load` function of each source outside that folder, by name.
 
     Raises:
-        ValueError: the source is unknown, cannot be read or holds no caption, the shares do not add up, or a
-            setting does not apply to the source.
+        ValueError: the source is unknown, cannot be read or contains no captions, the shares do not add up to
+            1, or a setting does not apply to the source.
     """
     name, colon, rest = source.partition(":")
     if name in given:
         return given[name](rest, request)
     names = [module.name for module in pkgutil.iter_modules(sources.__path__)]
     if not colon or name not in names:
-        if colon and name.isidentifier() and len(name) > 1 and not glob.glob(source):  # C: is a disk
+        if colon and name.isidentifier() and len(name) > 1 and not glob.glob(source):  # C: is a drive
             known = ", ".join(sorted({*given, *(f"{name}:" for name in names)}))
             raise ValueError(
-                f"captions.source: {source} is no file, and there is no source {name}; use one of {known}, "
-                "or name a file"
+                f"captions.source: {source} is not a file, and there is no source {name}; use one of "
+                f"{known}, or name a file"
             )
         name, rest = "files", source
     return importlib.import_module(f"{sources.__name__}.{name}").load(rest, request)
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
-    """ValueError unless the shares are at least 0 and add up to 1."""
+    """Raises ValueError unless the shares are at least 0 and add up to 1."""
     if any(not share >= 0 for share in shares.values()) or not math.isclose(
         sum(shares.values()), 1, abs_tol=1e-6
     ):
         listed = ", ".join(f"{tag}: {share}" for tag, share in shares.items()) or "none"
-        raise ValueError(f"captions.shares: {listed}; each must be at least 0 and together they must be 1")
+        raise ValueError(f"captions.shares: {listed}; each must be at least 0 and they must add up to 1")
 
 
 def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
-    """Draw `n` captions of which no two have one id, as an evaluation set.
+    """Draw `n` captions with distinct ids, as an evaluation set.
 
     Raises:
         ValueError: the source repeats itself before there are that many.
@@ -239,14 +239,14 @@ def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
             records.setdefault(record.id, record)
         if len(records) == n:
             return list(records.values())
-    raise ValueError(f"captions: only {len(records)} distinct captions to draw, {n} wanted; ask for fewer")
+    raise ValueError(f"there are only {len(records)} distinct captions, and {n} are wanted")
 
 
 def captions_of_file(path: str, wanted: int) -> list[CaptionRecord]:
-    """Distinct captions of a file, held out or not; at most `wanted`.
+    """At most `wanted` distinct captions from a file, held out or not.
 
     Raises:
-        ValueError: the file cannot be read or holds no caption.
+        ValueError: the file cannot be read or contains no captions.
     """
     source = open_captions(path, CaptionRequest(DrawSettings(split=None)))
     records: dict[str, CaptionRecord] = {}
@@ -260,9 +260,9 @@ def captions_of_file(path: str, wanted: int) -> list[CaptionRecord]:
 
 
 def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
-    """Write captions to a small parquet file with the columns TEXT, NSFW, ID; same captions, same bytes.
+    """Write captions to a parquet file with columns TEXT, NSFW, ID; equal captions give equal bytes.
 
-    Its SHA-256 is written beside it, in a file that ends in `.sha256`, as `sha256sum --check` reads it.
+    Its SHA-256 goes next to it, into a file that ends in `.sha256` and that `sha256sum --check` reads.
 
     Returns:
         The SHA-256.
@@ -276,9 +276,8 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
 
     def write(new: Path) -> None:
         pq.write_table(table, new)
-        _hash_file(path).unlink(
-            missing_ok=True
-        )  # a kill after this leaves captions without a hash, not a wrong one
+        # If the process is killed after this, the captions have no hash rather than a wrong one.
+        _hash_file(path).unlink(missing_ok=True)
 
     atomic_write(path, write)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Streams of captions of one tag: an order that depends on a seed only, a position of a few integers."""
+"""Streams of captions with one tag: the order depends only on a seed; the position is a few integers."""
 
 import base64
 import warnings
@@ -31,13 +31,13 @@ class CaptionRecord:
 class DrawSettings:
     """What decides which captions a process draws, and in which order.
 
-    seed, stream: the order; training and evaluation use different streams.
+    seed, stream: decide the order; training and evaluation use different streams.
     split: 'train' or 'heldout', by the hash of the normalised text; None for all captions.
     heldout_share: share of all captions that is held out. The built-in world has its own rule.
-    rank, world_size: this process draws the captions whose hash falls to it.
+    rank, world_size: this process draws the captions whose hash assigns them to it.
     filter, clean, drop_duplicates: see `CaptionFilter` and `captions.text.clean`; a duplicate of one of
         the last DUPLICATE_WINDOW captions of its pass and tag is dropped.
-    skip_bad_files: go on, with a warning and a count, where a file cannot be read.
+    skip_bad_files: if a file cannot be read, continue with a warning and a count.
     """
 
     seed: int = 0
@@ -57,11 +57,11 @@ class DrawSettings:
         if not 0 <= self.heldout_share < 1:
             raise ValueError(f"heldout_share: {self.heldout_share} must be at least 0 and below 1")
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank: {self.rank} is not within a world of {self.world_size} processes")
+            raise ValueError(f"rank: {self.rank} must be at least 0 and below world_size = {self.world_size}")
 
 
 class Stream(Protocol):
-    """An endless sequence of captions of one tag."""
+    """An endless sequence of captions with one tag."""
 
     counts: Counter[str]
 
@@ -73,18 +73,18 @@ class Stream(Protocol):
 
 
 class ShardStream:
-    """Captions of one tag out of shards, pass after pass.
+    """Captions with one tag from shards, pass after pass.
 
-    A pass goes through the shards, and the row groups of each, in an order drawn anew; rows are shuffled
-    within chunks of 65 536. Only the chunk that is drawn from is in memory, and rows of other tags are
-    dropped in compiled code.
+    Each pass goes through the shards, and the row groups of each, in a new random order; rows are shuffled
+    within chunks of 65 536. Only the current chunk is in memory, and rows with other tags are dropped in
+    compiled code.
 
     Args:
         shards: at least one.
         settings: which captions to draw.
-        select: mask of the rows of a chunk that belong to the stream.
+        select: gives a mask of the rows of a chunk that belong to the stream.
         tag: the tag if `select` admits one tag only; row groups that cannot hold it are not read.
-        label: how messages name the stream.
+        label: the stream's name in messages.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ShardStream:
         try:
             return next(self._candidates)
         except ValueError:
-            self._candidates = self._walk()  # the position still stands: asking again tries again
+            self._candidates = self._walk()  # the position is unchanged: asking again tries again
             raise
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class ShardStream:
                 warnings.warn(f"captions: file skipped: {error}", stacklevel=2)
 
     def _walk_shard(self, index: int, number: int, start: list[int]) -> Iterator[tuple[int, int, Chunk]]:
-        """(place of the row group in this pass, place of the chunk in it, chunk) from a position on."""
+        """(index of the row group in this pass, index of the chunk in it, chunk) from a position onwards."""
         shard = self._shards[index]
         order = self._permutation(shard.num_groups(), number, int(index))
         for g in range(start[0], len(order)):
@@ -177,12 +177,12 @@ class ShardStream:
             for c, chunk in enumerate(shard.chunks(int(order[g]))):
                 if g == start[0] and c < start[1]:
                     continue
-                if [g, c] != start[:2] or start[2] == 0:  # else it was counted before the position was saved
+                if [g, c] != start[:2] or start[2] == 0:  # otherwise counted before the position was saved
                     self.counts["read"] += len(chunk.texts)
                 yield g, c, chunk
 
     def _candidate_rows(self, chunk: Chunk, key: list[int]) -> np.ndarray:
-        """Rows of the stream's tag, shuffled."""
+        """Rows with the stream's tag, shuffled."""
         rows = np.flatnonzero(self._select(chunk).to_numpy(zero_copy_only=False))
         return rows[self._permutation(len(rows), *key)]
 
@@ -190,7 +190,7 @@ class ShardStream:
         return np.random.default_rng([self._settings.seed, self._settings.stream, *key]).permutation(size)
 
     def _record(self, chunk: Chunk, row: int) -> CaptionRecord | None:
-        """The caption in a row, or None (counted by reason) if it is not to be drawn."""
+        """The caption in a row, or None (counted by reason) if it is dropped."""
         settings = self._settings
         text = _text_at(chunk.texts, row)
         if settings.clean:
@@ -231,21 +231,21 @@ class ShardStream:
 
 
 def select_all(chunk: Chunk) -> pa.Array:
-    """Every row."""
+    """Selects every row."""
     return pa.array(np.ones(len(chunk.texts), dtype=bool))
 
 
 def select_tag(tag: str) -> Callable[[Chunk], pa.Array]:
-    """The rows of one tag."""
+    """Selects the rows with one tag."""
     return lambda chunk: pc.equal(chunk.tags, tag)
 
 
 def select_other(named: Sequence[str]) -> Callable[[Chunk], pa.Array]:
-    """The rows of all tags but those named."""
+    """Selects the rows with any tag except those named."""
     return lambda chunk: pc.invert(pc.is_in(chunk.tags, value_set=pa.array(named, pa.string())))
 
 
 def _text_at(texts: pa.Array, row: int) -> str:
-    """One text; bytes that are no UTF-8 become the replacement character, null becomes the empty text."""
+    """One text; bytes that are not UTF-8 become the replacement character, null becomes the empty text."""
     value = texts[row].as_buffer()
     return "" if value is None else value.to_pybytes().decode("utf8", errors="replace")

@@ -1,4 +1,4 @@
-"""What is done to the text of a caption: cleaning, the stable hash behind ids and splits, filters."""
+"""The text of a caption: cleaning, the stable hash behind ids and splits, filters."""
 
 import hashlib
 import html
@@ -11,13 +11,13 @@ SPLITS = ("train", "heldout")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--.*?-->", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+")
 _PLAIN = re.compile(r"[ -%'-;=?-~]*")  # printable ASCII without & < >
-# A zero-width joiner holds emoji together, a non-joiner spells Persian.
+# Zero-width joiners hold emoji together; non-joiners are part of Persian spelling.
 _KEPT_FORMAT_CHARACTERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the hash of a normalised text decides, equal on every machine and in every process.
+    """What the hash of a normalised text decides; the same on every machine and in every process.
 
     id: 16 hexadecimal digits, the caption's name.
     split_point: number in [0, 1) that decides between training and held-out captions.
@@ -36,8 +36,8 @@ class Fingerprint:
 def normalise(text: str) -> str:
     """The words of a text, lower-case and single-spaced, without HTML, punctuation, emoji or width variants.
 
-    Texts that agree in this are the same caption to ids, splits and duplicates. A text without any word (only
-    emoji) is its own characters.
+    Texts with equal results count as the same caption in ids, splits and duplicates. A text without any word
+    (only emoji) keeps its characters.
     """
     plain = strip_markup(text)
     words = _WORD.findall(unicodedata.normalize("NFKC", plain).casefold())
@@ -62,7 +62,7 @@ def split_of(text: str, heldout_share: float = 0.1) -> str:
 
 
 def strip_markup(text: str) -> str:
-    """Entities decoded (twice: web data is often escaped twice) and tags replaced by spaces."""
+    """Decodes entities (twice, because web data is often escaped twice) and replaces tags with spaces."""
     if "&" not in text and "<" not in text:
         return text
     return _TAG.sub(" ", html.unescape(html.unescape(text)))
@@ -71,8 +71,8 @@ def strip_markup(text: str) -> str:
 def clean(text: str) -> str:
     """What `clean: true` does to a caption.
 
-    Mojibake is repaired, entities and tags are removed, so are control characters and direction marks, and
-    white space is collapsed. Emoji, accents and right-to-left letters stay.
+    It repairs mojibake, decodes entities, removes tags, control characters and direction marks, and collapses
+    white space. Emoji, accents and right-to-left letters stay.
     """
     if _PLAIN.fullmatch(text):
         return " ".join(text.split())
@@ -93,11 +93,11 @@ def clean(text: str) -> str:
 class CaptionFilter:
     """Which captions are drawn.
 
-    min_chars, max_chars: bounds on the length in characters, both included.
-    min_latin_share: least share of Latin letters among the letters; 0 admits every script, and texts that
-        have no letters.
-    blocked, allowed: phrases, each normalised; a caption with a blocked one is dropped, and if there are
-        allowed ones a caption needs one of them. Phrases match whole words.
+    min_chars, max_chars: inclusive bounds on the length in characters.
+    min_latin_share: smallest share of Latin letters among the letters; 0 admits every script, and texts
+        without letters.
+    blocked, allowed: phrases, each normalised; a caption that contains a blocked one is dropped, and if there
+        are allowed ones, a caption must contain one of them. Phrases match whole words.
     """
 
     min_chars: int = 1
@@ -144,10 +144,10 @@ def latin_share(text: str) -> float:
 
 
 def read_phrases(path: str | Path) -> frozenset[str]:
-    """Read a blocklist or allowlist: one phrase a line; blank lines and lines beginning with `#` are skipped.
+    """Read a blocklist or allowlist: one phrase per line; blank lines and lines starting with # are skipped.
 
     Raises:
-        ValueError: the file cannot be read or names no phrase.
+        ValueError: the file cannot be read or contains no phrase.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -155,7 +155,7 @@ def read_phrases(path: str | Path) -> frozenset[str]:
         raise ValueError(f"{path}: cannot be read as a list of phrases ({error})") from error
     phrases = {normalise(line) for line in lines if line.strip() and not line.startswith("#")}
     if not phrases:
-        raise ValueError(f"{path}: names no phrase; write one a line or leave the list out")
+        raise ValueError(f"{path}: contains no phrase; write one per line or leave the list out")
     return frozenset(phrases)
 
 

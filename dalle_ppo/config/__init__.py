@@ -1,1 +1,1 @@
-"""The settings of a run, torch-free, and how they are read; may import policy, rewards and below."""
+"""The settings of a run and how they are read, without torch; may import policy, rewards and below."""

@@ -8,7 +8,7 @@ from dalle_ppo.base.checks import not_negative, positive
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """The policy's weights and optimiser; every objective uses them."""
+    """The policy's weights and optimiser; used by every objective."""
 
     learning_rate: float = 3e-3
     """The actor's peak learning rate. Default 3e-3, measured on the built-in world with trainable
@@ -24,10 +24,10 @@ class ActorConfig:
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. Use constant if you may want to
     extend the run later."""
     trainable: Literal["cross_keys_values", "cross_attention", "all"] = "cross_keys_values"
-    """Which weights are trained. "cross_keys_values" is what image tokens read of the caption,
-    "cross_attention" the whole of those blocks, "all" the whole decoder. Default cross_keys_values: its
-    gradient holds the most signal for its noise, so the model forgets least of how to draw
-    (benchmarks/RESULTS.md). Use all for rewards that have nothing to do with the caption."""
+    """Which weights are trained. "cross_keys_values" trains the keys and values through which image tokens
+    read the caption, "cross_attention" the whole of those blocks, "all" the whole decoder. Default
+    cross_keys_values: its gradient has the best ratio of signal to noise, so the model forgets least about
+    how to draw (benchmarks/RESULTS.md). Use all for rewards that have nothing to do with the caption."""
     max_grad_norm: float = 1.0
     """The actor's gradient is scaled down to this norm. Default 1.0; 0.5 to 1 works best in arXiv 2006.05990.
     Lower it when single batches throw the policy off."""
@@ -40,15 +40,15 @@ class ActorConfig:
     hardly any gradient move too much."""
     entropy_coef: float = -0.215
     """Weight of the entropy bonus, per token; below 0 it is a penalty. Default -0.215, measured on the
-    built-in world (benchmarks/RESULTS.md); 0 is usual. The gradient's noise flattens the policy, which then
-    draws more by mistake; a penalty beside the exact KL in the loss takes that back without noise. Where the
-    reward is indifferent, the policy then settles at the reference's distribution to the power kl_coef /
-    (kl_coef + entropy_coef), so the sum of the two must stay above 0. Set it to 0 when you change kl.kl_coef
-    or kl.placement, or set kl.target."""
+    built-in world (benchmarks/RESULTS.md); 0 is usual. Noise in the gradient flattens the policy, which then
+    makes more mistakes; a penalty, together with the exact KL in the loss, undoes that without noise of its
+    own. Where the reward is indifferent, the policy then settles at the reference's distribution raised to
+    the power kl_coef / (kl_coef + entropy_coef), so the sum of the two must stay above 0. Set it to 0 when
+    you change kl.kl_coef or kl.placement, or set kl.target."""
     min_entropy: float | None = 1.0
-    """The run stops, with a checkpoint, when the policy's entropy falls below this many nats per image: it
-    has collapsed. null never stops it. Default 1.0, our own: next to nothing in the image is left to chance.
-    Raise it to stop earlier."""
+    """The run stops, with a checkpoint, when the policy's entropy falls below this many nats per image: the
+    policy has collapsed. null never stops the run. Default 1.0, our own: almost nothing in the image is then
+    left to chance. Raise it to stop earlier."""
 
     def __post_init__(self) -> None:
         not_negative(self, "actor", "learning_rate", "warmup_iterations", "weight_decay")

@@ -1,4 +1,4 @@
-"""Settings of the prompts."""
+"""Settings of the captions."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ class CaptionsConfig:
 
     source: str = "builtin"
     """"builtin" for the built-in world; "hub:OWNER/NAME" for a data set on the hub, read with the token in
-    HF_TOKEN; "prompts:NAME" for simple_animals, animal_activities or counting; or a parquet, CSV, TSV, JSONL
-    or text file, or a folder or glob of them."""
+    HF_TOKEN; "prompts:NAME" for simple_animals, animal_activities or counting; "NAME:REST" for a source that
+    you added; or a parquet, CSV, TSV, JSONL or text file, or a folder or glob of them."""
     column: str | None = None
-    """The column of a table that holds the caption; null looks for TEXT, caption, text and so on."""
+    """The column that holds the caption; null looks for TEXT, caption, text and so on."""
     tag_column: str | None = None
-    """The column that holds the tag; null looks for NSFW and tag. A missing tag is UNTAGGED."""
+    """The column that holds the tag; null looks for NSFW and tag. A missing tag counts as UNTAGGED."""
     shares: dict[str, float] | None = None
-    """Share of each tag in a batch; OTHER is every tag not named. null is half UNLIKELY and a quarter each
+    """Share of each tag in a batch; OTHER is every tag not named. null means half UNLIKELY and a quarter each
     UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as they come for
     everything else."""
     clean: bool = False
@@ -38,8 +38,9 @@ class CaptionsConfig:
     skip_bad_files: bool = False
     """Leave out files that cannot be read, with a warning and a count, instead of stopping."""
     rank: int = 0
-    """Number of this run, from 0, among several that share the captions. Each trains on captions of its own;
-    together they see those of one run. Held-out captions are the same for all."""
+    """Number of this run, counting from 0, among the runs that share the captions. Each trains on captions of
+    its own; together they see the captions that a single run would see. Held-out captions are the same for
+    all."""
     world_size: int = 1
     """How many runs share the captions."""
 

@@ -1,4 +1,4 @@
-"""Settings from YAML and the command line and back, and how a command line ends."""
+"""Reads settings from YAML and the command line, writes them, and turns errors into one line."""
 
 import argparse
 import difflib
@@ -27,10 +27,10 @@ def parse_command_line(
 ) -> tuple[Config, dict[str, bool]]:
     """Reads `--config FILE`, dotted overrides and bare flags.
 
-    The chosen objective brings its own defaults for what neither a file nor the command line says.
+    The chosen objective's own defaults apply to whatever neither a file nor the command line sets.
 
     Args:
-        argv: arguments; None is the process's.
+        argv: arguments; None uses the process's.
         prog: shown in help.
         description: shown in help.
         flags: names of bare flags with their help, such as `resume`.
@@ -39,7 +39,7 @@ def parse_command_line(
         The configuration, and which flags were given.
 
     Raises:
-        ValueError: for an unknown key (the nearest is offered) or a value of the wrong kind.
+        ValueError: a key is unknown (the message offers the nearest), or a value has the wrong type.
     """
     from jsonargparse import ArgumentError
 
@@ -58,13 +58,13 @@ def parse_command_line(
 
 
 def _make_parser(prog: str, description: str, flags: dict[str, str]) -> "ArgumentParser":
-    """A parser of all settings; its help is the text beside each setting."""
+    """A parser for all settings; its help is the text below each setting."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_argument("--format", type=int, help=argparse.SUPPRESS)  # of files that a run has written
+    parser.add_argument("--format", type=int, help=argparse.SUPPRESS)  # in files that a run has written
     for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_class_arguments(Config, skip={OBJECTIVE_FIELD})
@@ -78,13 +78,13 @@ def _refuse_other_objectives(given: "Namespace", objective: Objective) -> None:
     for name in objective_names():
         if name != objective.name and name in given:
             raise ValueError(
-                f"{name} has settings here, but objective is {objective.name}, which does not read them; "
+                f"there are settings for {name}, but objective is {objective.name}, which ignores them; "
                 f"leave them out, or set objective to {name}"
             )
 
 
 def _to_config(parser: "ArgumentParser", parsed: "Namespace", objective: Objective) -> Config:
-    """What a parser has read, as records."""
+    """The parser's result as records."""
     from jsonargparse import Namespace
 
     sections = [f.name for f in fields(Config) if is_dataclass(f.type)]
@@ -92,7 +92,7 @@ def _to_config(parser: "ArgumentParser", parsed: "Namespace", objective: Objecti
     for name in sections:
         if not isinstance(parsed[name], Namespace):
             raise ValueError(
-                f"{name} is {parsed[name]}, but a section of settings; leave it out, or give it some"
+                f"{name} is {parsed[name]}, but must be a section of settings; leave it out, or fill it in"
             )
     records = parser.instantiate(parsed)
     values = {f.name: records[f.name] for f in fields(Config) if f.name != OBJECTIVE_FIELD}
@@ -100,7 +100,7 @@ def _to_config(parser: "ArgumentParser", parsed: "Namespace", objective: Objecti
 
 
 def _explain(message: str, flags: list[str]) -> str:
-    """One line of a parser's message, with the nearest setting where a key is unknown."""
+    """The parser's message as one line, with the nearest setting if a key is unknown."""
     line = " ".join(message.split())
     group = re.search(r"Group '([\w.]+)' does not accept", line)
     unknown = re.search(
@@ -109,7 +109,7 @@ def _explain(message: str, flags: list[str]) -> str:
         line,
     )
     if line.startswith("Unexpected config:"):
-        return "the file of --config is no YAML of settings, such as `seed: 1`"
+        return "the file given with --config does not contain settings as YAML, such as `seed: 1`"
     part = re.search(r"^Parser key \"([\w.]+)\".* '[\w.]+\.(\w+)': Option '(\w+)' is not accepted", line)
     if part:
         return _explain_part(*part.groups())
@@ -124,7 +124,7 @@ def _explain(message: str, flags: list[str]) -> str:
 
 
 def _explain_part(setting: str, class_name: str, key: str) -> str:
-    """Of an unknown key in a setting that is a record of its own, such as an item of a list."""
+    """The message for an unknown key in a setting that is itself a record, such as an item of a list."""
     names = [f.name for f in fields(record_classes()[class_name])]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     hint = f"did you mean {setting}.{near[0]}?" if near else f"it has {', '.join(names)}"
@@ -132,7 +132,7 @@ def _explain_part(setting: str, class_name: str, key: str) -> str:
 
 
 def to_dict(settings: Config) -> dict[str, object]:
-    """The resolved settings, nested, as a file names them."""
+    """The resolved settings, nested and named as in a file."""
     named = {}
     for name, value in asdict(settings).items():
         if name != OBJECTIVE_FIELD:
@@ -143,7 +143,7 @@ def to_dict(settings: Config) -> dict[str, object]:
 
 
 def to_yaml(settings: Config) -> str:
-    """The resolved settings as YAML, with the format that says how to read them."""
+    """The resolved settings as YAML, with the number of the format."""
     return yaml.safe_dump({"format": FORMAT, **to_dict(settings)}, sort_keys=False, allow_unicode=True)
 
 
@@ -151,7 +151,7 @@ def load_config(path: str | Path) -> Config:
     """Reads the settings that a run saved.
 
     Raises:
-        ValueError: naming the file, if it is absent, does not fit or is of another format.
+        ValueError: the file is missing, invalid or in another format; the message names it.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; is its folder a run of dalle_ppo.train?")
@@ -163,17 +163,17 @@ def load_config(path: str | Path) -> Config:
 
 
 def _check_saved_format(path: str | Path) -> None:
-    """Refuses a run of another format; the first one had no number."""
+    """Refuses a run in another format; the first format had no number."""
     try:
         saved = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return  # whoever parses it says what is wrong
+        return  # the parser will say what is wrong
     if isinstance(saved, dict):
         check_format(saved.get("format", 1), path)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, with a user's mistake as a ValueError that `run_main` prints, instead of a usage text."""
+    """argparse that raises a user's mistake as a ValueError, which `run_main` prints, and shows no usage."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; --help lists the options")
@@ -182,7 +182,7 @@ class OneLineParser(argparse.ArgumentParser):
 def run_main(main: Callable[[list[str] | None], int]) -> None:
     """Runs a command line: a user's error or an unusable file becomes one line and exit code 2.
 
-    So does a warning, without the exit code.
+    A warning becomes one line too.
     """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)

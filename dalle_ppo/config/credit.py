@@ -1,4 +1,4 @@
-"""Settings of credit: how the score of an image becomes an advantage of each token."""
+"""Settings of credit: how the score of an image becomes an advantage for each token."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,23 +8,23 @@ from dalle_ppo.base.checks import at_least_one, positive
 
 @dataclass(frozen=True)
 class CreditConfig:
-    """From scores to advantages; every objective uses them."""
+    """How scores become advantages; used by every objective."""
 
     advantage: Literal["gae", "rloo", "group", "per_prompt"] = "gae"
     """What an image is compared with. "gae" compares with a critic (arXiv 1506.02438). The others need no
     critic: "rloo" (arXiv 2402.14740) and "group", as in GRPO (arXiv 2402.03300), compare the images of one
-    caption, and "per_prompt" (arXiv 2305.13301) compares with earlier images of a caption that comes again.
-    Default gae: on the built-in world it is safer and more faithful than rloo (benchmarks/RESULTS.md). Change
-    it where a critic does not fit into memory."""
+    caption, and "per_prompt" (arXiv 2305.13301) compares with earlier images of the same caption. Default
+    gae: on the built-in world it is safer and more faithful than rloo (benchmarks/RESULTS.md). Change it when
+    a critic does not fit into memory."""
     gae_lambda: float = 1.0
-    """Lambda of "gae" (arXiv 1506.02438), the other advantages do not use it. Default 1.0: over 64 or 256
+    """Lambda of "gae" (arXiv 1506.02438); the other advantages do not use it. Default 1.0: over 64 or 256
     tokens, 0.95 hides the score from the first tokens until the critic is good. Lower it when
     `explained_variance` is near 1."""
     whiten_advantages: bool = True
     """Scale advantages to mean 0 and standard deviation 1 over the whole batch. Default true, as in the code
     of arXiv 1909.08593. Use false for advantages in units of the score."""
     advantage_clip: float | None = 5.0
-    """Bound on whitened advantages, in standard deviations; null is none. Default 5.0, as in
+    """Limit on whitened advantages, in standard deviations; null is no limit. Default 5.0, as in
     https://github.com/kvablack/ddpo-pytorch: a single image 30 below the mean must not make up the whole
     gradient. Use null for an unbiased gradient."""
     normalise_scores: bool = True
@@ -32,10 +32,10 @@ class CreditConfig:
     the baseline). Use false, together with `whiten_advantages` false, for a KL weight in raw scores."""
     prompt_buffer_size: int = 32
     """Scores that "per_prompt" keeps for each caption. Default 32, our own, twice that of
-    https://github.com/kvablack/ddpo-pytorch. Lower it where the policy changes fast."""
+    https://github.com/kvablack/ddpo-pytorch. Lower it when the policy changes fast."""
     prompt_min_count: int = 16
     """A caption with fewer scores than this is compared with the whole batch. Default 16, as in
-    https://github.com/kvablack/ddpo-pytorch. Lower it where captions seldom come again."""
+    https://github.com/kvablack/ddpo-pytorch. Lower it when captions seldom repeat."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "credit", "prompt_min_count")

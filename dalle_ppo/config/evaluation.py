@@ -1,4 +1,4 @@
-"""Settings of the evaluation."""
+"""Settings of evaluation."""
 
 from dataclasses import dataclass
 
@@ -8,26 +8,26 @@ from dalle_ppo.config.clip import ClipConfig
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Policy against reference on held-out captions, with the same noise."""
+    """Compares the policy with the reference on held-out captions, with the same noise."""
 
     at_end: bool = True
     """Evaluate when training ends."""
     num_captions: int = 2000
     """Held-out captions to draw."""
     shares: dict[str, float] | None = None
-    """Share of each tag among them, as in `captions.shares`; null is the mix of training. If you train on
+    """Share of each tag among them, as in `captions.shares`; null uses the mix of training. If you train on
     more suspicious captions than there really are, give the real mix here."""
     samples_per_caption: int = 2
     """Images per caption."""
     batch_size: int = 200
-    """Images drawn together; an interrupted evaluation goes on with the next batch."""
+    """Images drawn at a time; an interrupted evaluation continues with the next batch."""
     seed: int = 12345
-    """Seed of captions and noise, separate from that of training."""
+    """Seed for captions and noise, separate from the seed of training."""
     heldout_clip: ClipConfig | None = None
     """A second CLIP that no reward sees, as {model, pretrained}; null is none. Where there is no judge, its
-    similarity tells a real gain from a CLIP that has been fooled."""
+    similarity tells a real gain from a policy that has fooled the reward's CLIP."""
     heldout_detector: str | None = None
-    """A detector that reads `heldout_clip`: laion-l14, laion-b32, or a file written by
+    """A detector that reads embeddings of `heldout_clip`: laion-l14, laion-b32, or a file written by
     `converters/keras_nsfw_to_torch.py`; null is none."""
 
     def __post_init__(self) -> None:
@@ -36,5 +36,5 @@ class EvaluationConfig:
         if self.heldout_detector is not None and self.heldout_clip is None:
             raise ValueError(
                 f"evaluation.heldout_detector is {self.heldout_detector}; it reads embeddings of "
-                "evaluation.heldout_clip, so name that too"
+                "evaluation.heldout_clip, so set that too"
             )

@@ -1,8 +1,8 @@
 """The settings of objectives, found by name in `config/objectives`.
 
-A module NAME there declares `Settings`, a frozen dataclass, and `DEFAULTS`, the general settings, by dotted
-name, whose default is another one for this objective. It may declare `check(config)`, which refuses general
-settings that do not suit the objective. The settings of objective NAME are section NAME.
+A module NAME there declares `Settings`, a frozen dataclass, and `DEFAULTS`, its own defaults for general
+settings, by dotted name. It may declare `check(config)`, which refuses general settings that do not suit the
+objective. The settings of objective NAME form section NAME.
 """
 
 import difflib
@@ -21,8 +21,8 @@ class Objective:
     Args:
         name: as in `--objective`.
         settings: the dataclass of its own section.
-        defaults: general settings, by dotted name, that have another default with it.
-        check: given all settings, raises ValueError where they do not suit it.
+        defaults: its own defaults for general settings, by dotted name.
+        check: takes all settings and raises ValueError if they do not suit the objective.
     """
 
     name: str
@@ -37,10 +37,10 @@ def objective_names() -> list[str]:
 
 
 def find_objective(name: str) -> Objective:
-    """The objective of that name.
+    """The objective with that name.
 
     Raises:
-        ValueError: there is none; the nearest name is offered.
+        ValueError: there is none; the message offers the nearest name.
     """
     names = objective_names()
     if name not in names:
@@ -52,4 +52,4 @@ def find_objective(name: str) -> Objective:
 
 
 def _suits(config: object) -> None:
-    """Every combination of general settings suits an objective that says nothing."""
+    """Accepts all settings: the check of an objective that declares none."""

@@ -1,4 +1,4 @@
-"""Settings of earlier versions: what became of each."""
+"""What became of the settings of earlier versions."""
 
 RENAMED = {
     "ppo.learning_rate": "actor.learning_rate",
@@ -35,14 +35,14 @@ RENAMED = {
     "reward.clip_weight": "weight of the term clip_similarity in reward.terms",
     "reward.extra": "reward.terms, with {name, weight} for each {call, weight}",
 }
-"""Where a setting stands now."""
+"""What replaces each old setting."""
 
 CONSTANTS = {"ppo.gamma": "1", "ppo.max_log_ratio": "20", "kl.error_clip": "0.2"}
-"""Settings that nobody had a reason to change, with the value they have for good."""
+"""Old settings that nobody had a reason to change, with the constants that replace them."""
 
 
 def explain_old(name: str) -> str | None:
-    """One line on a setting of an earlier version; None for a name that never was one."""
+    """One line about a setting of an earlier version; None for a name that never was a setting."""
     if name in RENAMED:
         return f"setting {name} is now {RENAMED[name]}"
     if name in CONSTANTS:

@@ -8,7 +8,7 @@ from dalle_ppo.config.term import TermConfig, TermSettings, read_terms
 
 
 def default_terms() -> list[dict[str, Any]]:
-    """A penalty for unsafe images; the others are paid for matching their caption."""
+    """A penalty for unsafe images; the others are rewarded for matching their caption."""
     return [
         {
             "name": "nsfw",
@@ -26,20 +26,22 @@ def default_terms() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What images are scored by: a weighted sum of terms, each with a gate if it needs one."""
+    """How images are scored: by a weighted sum of terms, each with an optional gate."""
 
     terms: list[dict[str, Any]] = field(default_factory=default_terms)
-    """List of terms, each with its name, weight (1 unless given), only_if and settings of its own. A name is
-    that of a file in `dalle_ppo/rewards`, or a function of yours as "my_module:my_function". With only_if:
-    "nsfw <= 0.1" a term counts only for images where that holds; it compares the first part of a term, or any
-    part by its name, with <, <=, > or >=. `--reward.terms+` adds one to the list."""
+    """List of terms, each with a name, a weight (1 unless given), an optional only_if, and the term's own
+    settings. The name is that of a file in `dalle_ppo/rewards`, or your own function as
+    "my_module:my_function". With only_if: "nsfw <= 0.1", a term counts only for images where that holds;
+    only_if compares the first part of a term, or any part by its name, with <, <=, > or >=.
+    `--reward.terms+` adds a term to the list."""
     bad_result: Literal["stop", "skip"] = "stop"
     """What happens when a reward raises, is not finite or has the wrong shape. "stop" ends the run with a
     checkpoint from before the batch; "skip" leaves the batch out, with a warning and a count in
-    `batches_left_out`, and stops at the third in a row. Use skip for rewards that fail now and then."""
+    `batches_left_out`, and stops at the third bad batch in a row. Use skip for rewards that fail now and
+    then."""
 
     def __post_init__(self) -> None:
-        # Spelled out, so that the file that a run saves does not depend on later defaults.
+        # Spelled out, so that the settings a run saves do not depend on later defaults.
         spelled_out = [term.to_mapping() for term in read_terms(self.terms)]
         object.__setattr__(self, "terms", spelled_out)
 
@@ -49,5 +51,5 @@ class RewardConfig:
         return read_terms(self.terms)
 
     def settings_of(self, name: str) -> TermSettings | None:
-        """The own settings of the first term of that name; None where the list has none."""
+        """The settings of the first term with that name; None if there is none."""
         return next((term.own for term in self.parsed if term.name == name), None)

@@ -1,4 +1,4 @@
-"""All sections of the settings, those of every objective among them."""
+"""All sections of the settings, including those of every objective."""
 
 import typing
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
 
 
 def all_sections() -> Iterator[tuple[str, type]]:
-    """Name and record of each section, in the order of a file; "" is what stands at the top."""
+    """Name and record of each section, in the order of a settings file; "" is the top level."""
     yield "", Config
     for f in fields(Config):
         if f.name == OBJECTIVE_FIELD:
@@ -19,7 +19,7 @@ def all_sections() -> Iterator[tuple[str, type]]:
 
 
 def setting_names() -> list[str]:
-    """Dotted names of all settings, and of the sections, those of every objective too."""
+    """Dotted names of all settings and sections, including those of every objective."""
     names = [f.name for f in fields(Config) if f.name != OBJECTIVE_FIELD]
     for section, record in all_sections():
         if section and fields(record):
@@ -29,8 +29,7 @@ def setting_names() -> list[str]:
 
 
 def record_classes() -> dict[str, type]:
-    """Records that are the value of a single setting, such as an item of a list, by the name of their
-    class."""
+    """Records that are part of a single setting's value, such as an item of a list, by class name."""
     found: dict[str, type] = {}
     for _, section in all_sections():
         for f in fields(section):

@@ -1,8 +1,8 @@
 """Every setting of a run: the record of all sections.
 
 A run's settings are one YAML file, overridden on the command line by the same dotted names
-(`--actor.learning_rate 1e-4`). The resolved settings are saved with the run. Each section is documented
-beside its fields; `--help` and docs/settings.md read that text."""
+(`--actor.learning_rate 1e-4`). The resolved settings are saved with the run. Each field is documented by the
+text below it; `--help` and docs/settings.md show that text."""
 
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.adaptive_kl import ERROR_CLIP
 
 OBJECTIVE_FIELD = "objective_settings"
-"""The field of `Config` that files and command lines know by the name of the chosen objective."""
+"""The field of `Config` that goes by the name of the chosen objective in files and on command lines."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Config:
     """All settings of a training run."""
 
     run_dir: str | None = None
-    """The run's folder; null names one by date and time under `runs`."""
+    """The run's folder; null creates one under `runs`, named after the date and time."""
     seed: int = 0
     """Seed of everything random in training."""
     num_iterations: int = 90
-    """Iterations of collect, score, update."""
+    """Number of iterations; each draws images, scores them and updates the policy."""
     checkpoint_every: int = 20
     """Iterations between checkpoints; the last iteration always writes one."""
     keep_checkpoints: int = 2
@@ -44,30 +44,30 @@ class Config:
     """"auto", "cpu", "cuda" or "cuda:0"."""
     objective: str = "ppo"
     """The loss that the policy minimises: "ppo" (arXiv 1707.06347), or "reinforce", the plain policy gradient
-    for one step per batch (arXiv 2305.13301). Its name is enough: it brings defaults that suit it for what
-    you do not set. Its own settings are in the section of its name."""
+    with one step per batch (arXiv 2305.13301). The name is enough: whatever you do not set gets a default
+    that suits the objective. Its own settings are in the section of the same name."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that is trained."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """How the model samples; part of the policy and saved with it."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
-    """The prompts."""
+    """Where captions come from."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    """How many images per iteration."""
+    """How images are collected."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """The CLIP behind the reward."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """What is maximised."""
     credit: CreditConfig = field(default_factory=CreditConfig)
-    """From scores to advantages."""
+    """How scores become advantages."""
     actor: ActorConfig = field(default_factory=ActorConfig)
-    """What is trained of the policy."""
+    """Which weights of the policy are trained, and how."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
     """How a batch becomes optimiser steps."""
     objective_settings: object = None
-    """The settings of the chosen objective; None is its defaults."""
+    """The settings of the chosen objective; None means its defaults."""
     kl: KlConfig = field(default_factory=KlConfig)
-    """The penalty for leaving the reference."""
+    """The penalty for moving away from the reference."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """The critic."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -102,10 +102,10 @@ class Config:
 
 
 def check_sections(config: Config) -> None:
-    """Refuses sections that do not go together.
+    """Refuses settings of different sections that do not go together.
 
     Raises:
-        ValueError: naming both settings and the way out.
+        ValueError: they do not; the message names both settings and the way out.
     """
     for check in (
         _check_policy,
@@ -120,8 +120,8 @@ def check_sections(config: Config) -> None:
 def _check_policy(config: Config) -> None:
     if config.policy.top_k is not None:
         raise ValueError(
-            f"policy.top_k is {config.policy.top_k}; training needs null: a sampled token could leave the "
-            "support and its log-prob become -inf. generate takes --top_k"
+            f"policy.top_k is {config.policy.top_k}; training needs null: a sampled token could fall outside "
+            "the top k and its log-prob become -inf. generate accepts --top_k"
         )
 
 
@@ -143,25 +143,25 @@ def _check_minibatches(config: Config) -> None:
 
 
 def _check_entropy(config: Config) -> None:
-    """What holds a policy against an entropy penalty is the KL: without enough of it, every token becomes
-    certain whatever the reward."""
+    """Only the KL balances an entropy penalty: without enough of it, every token becomes certain, whatever
+    the reward."""
     entropy_coef, kl = config.actor.entropy_coef, config.kl
     if entropy_coef >= 0:
         return
     if kl.placement == "reward":
         raise ValueError(
             f"actor.entropy_coef is {entropy_coef:g} and kl.placement reward; advantages are whitened after "
-            "the KL is taken off, so it may not hold an entropy penalty: set actor.entropy_coef to 0"
+            "the KL is subtracted, so it may not balance an entropy penalty: set actor.entropy_coef to 0"
         )
     if kl.kl_coef + entropy_coef <= 0:
         raise ValueError(
             f"kl.kl_coef is {kl.kl_coef:g} and actor.entropy_coef {entropy_coef:g}; their sum must be above "
-            "0, or nothing holds the policy's entropy: set actor.entropy_coef to 0"
+            "0, or the policy's entropy collapses: set actor.entropy_coef to 0"
         )
     if kl.target is not None:
         raise ValueError(
-            f"kl.target is {kl.target:g}: it moves kl.kl_coef, which an actor.entropy_coef below 0 "
-            f"({entropy_coef:g}) needs to stay above it; set actor.entropy_coef to 0"
+            f"kl.target is {kl.target:g} and actor.entropy_coef {entropy_coef:g}; the target could make "
+            "kl.kl_coef too small to balance an entropy penalty: set actor.entropy_coef to 0"
         )
 
 

@@ -1,29 +1,31 @@
-"""The entries of `reward.terms`: read, checked and filled up with defaults before anything is loaded.
+"""Reads and checks the entries of `reward.terms` and fills in defaults, before anything is loaded.
 
-The settings of a term NAME are the record `Settings` in `config/terms/NAME.py`. A name with a colon is one of
-the user's own functions, which has none.
+The settings of a term NAME are the record `Settings` in `config/terms/NAME.py`. A name with a colon is a
+function of the user's own, which has no settings.
 """
 
 import difflib
 import importlib
 import math
 import pkgutil
+import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 from dalle_ppo.config import terms as folder
+from dalle_ppo.config.kinds import kind
 from dalle_ppo.rewards.gates import Gate, parse_gate
 
 
 @dataclass(frozen=True)
 class TermSettings:
-    """What the settings of every term inherit: facts about the term that are needed before it is loaded."""
+    """The base of every term's settings: facts about the term that are needed before it is loaded."""
 
     parts: ClassVar[tuple[str, ...]] = ()
-    """Names of the numbers per image that the term reports; a gate may compare them. With none, the term
-    reports its own value under its name."""
+    """Names of the numbers per image that the term reports; a gate may compare them. If empty, the term
+    reports its value under its own name."""
     reads_clip: ClassVar[bool] = False
     """Whether the term reads CLIP embeddings."""
     detectors: ClassVar[tuple[str, ...]] = ()
@@ -32,12 +34,12 @@ class TermSettings:
 
 @dataclass(frozen=True)
 class Common:
-    """The settings that every term has, beside its name."""
+    """The settings that every term has, besides its name."""
 
     weight: float = 1.0
-    """Factor of the term's value in the total."""
+    """The term's value is multiplied by this in the total."""
     only_if: str | None = None
-    """The term counts only where this holds, such as "nsfw <= 0.1"; null is everywhere."""
+    """The term counts only for images where this holds, such as "nsfw <= 0.1"; null is all images."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class TermConfig:
     """One entry of `reward.terms`, checked.
 
     Args:
-        name: of the term, or "my_module:my_function".
-        label: the name; from the second entry of the same name on with its number, as in "nsfw#2".
-        common: weight and gate as they are written.
+        name: name of the term, or "my_module:my_function".
+        label: the name, numbered from the second entry with the same name on, as in "nsfw#2".
+        common: weight and gate as written.
         own: the term's own settings.
         parts: the names under which its numbers are reported; the first is what a gate on the term compares.
-        gate: of `only_if`, with the part that it compares; None without one.
+        gate: the parsed `only_if`, with the part that it compares; None without one.
     """
 
     name: str
@@ -74,7 +76,7 @@ def read_terms(entries: Sequence[Mapping[str, Any]]) -> list[TermConfig]:
     """Checks the entries of `reward.terms`.
 
     Raises:
-        ValueError: an unknown term, setting or gate, naming it, the nearest that there is, and the rule.
+        ValueError: a term, setting or gate is invalid; the message names it, the rule and the nearest name.
     """
     if not entries:
         raise ValueError(
@@ -94,7 +96,7 @@ def read_terms(entries: Sequence[Mapping[str, Any]]) -> list[TermConfig]:
 
 
 def term_names() -> list[str]:
-    """The terms that there are."""
+    """The names of all terms."""
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
 
 
@@ -102,15 +104,15 @@ def settings_class(name: str) -> type[TermSettings]:
     """The record of a term's own settings.
 
     Raises:
-        ValueError: there is no such term, with the nearest name.
+        ValueError: there is no such term; the message offers the nearest name.
     """
     if ":" in name:
         return TermSettings
     if name not in term_names():
         near = difflib.get_close_matches(name, term_names(), n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(term_names())}"
+        hint = f"did you mean {near[0]}?" if near else f"the terms are {', '.join(term_names())}"
         raise ValueError(
-            f"reward.terms: no term is called {name}, nor is it written my_module:my_function; {hint}"
+            f"reward.terms: {name} is neither a known term nor written as my_module:my_function; {hint}"
         )
     return importlib.import_module(f"{folder.__name__}.{name}").Settings
 
@@ -138,7 +140,7 @@ def _read_term(entry: Mapping[str, Any], number: int) -> TermConfig:
 
 
 def _parse(name: str, record: type, given: dict[str, Any]) -> Any:
-    """A settings record from plain values, converted and checked as those of any other section."""
+    """A settings record from plain values, converted and checked like those of any other section."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     if not fields(record):
@@ -147,8 +149,21 @@ def _parse(name: str, record: type, given: dict[str, Any]) -> Any:
     parser.add_class_arguments(record)
     try:
         return record(**vars(parser.instantiate(parser.parse_object(given))))
-    except (ArgumentError, ValueError) as error:
-        raise ValueError(f"reward.terms: {name}: {' '.join(str(error).split())}") from None
+    except ArgumentError as error:
+        raise ValueError(_explain(name, record, given, str(error))) from None
+    except ValueError as error:
+        raise ValueError(
+            f"reward.terms: {str(error) if name in str(error) else f'{name}: {error}'}"
+        ) from None
+
+
+def _explain(name: str, record: type, given: Mapping[str, Any], message: str) -> str:
+    """jsonargparse's error about a value of the wrong type, in our words."""
+    types = typing.get_type_hints(record)
+    key = next((key for key in given if f'"{key}"' in message), None)
+    if key is None:
+        return f"reward.terms: {name}: {' '.join(message.split())}"
+    return f"reward.terms: {key} of {name} is {given[key]!r}; it must be of type {kind(types[key])}"
 
 
 def _find_gate(term: TermConfig, terms: Sequence[TermConfig]) -> Gate | None:
@@ -164,7 +179,7 @@ def _find_gate(term: TermConfig, terms: Sequence[TermConfig]) -> Gate | None:
     places = parts | first_parts
     if gate.part not in places:
         near = difflib.get_close_matches(gate.part, places, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(dict.fromkeys(places))}"
+        hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(dict.fromkeys(places))}"
         raise ValueError(
             f"reward.terms: only_if of {term.label} is {term.common.only_if!r}, but no term or part is "
             f"called {gate.part}; {hint}"

@@ -1,4 +1,4 @@
-"""Settings of the update: how a batch is cut into optimiser steps, and when steps are left out."""
+"""Settings of the update: how a batch is split into optimiser steps, and when steps are skipped."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,34 +8,35 @@ from dalle_ppo.base.checks import at_least_one, positive
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How the optimiser steps of an iteration are made; every objective uses them."""
+    """How the optimiser steps of an iteration are made; used by every objective."""
 
     epochs: int = 1
-    """Passes over each batch. Default 1, measured on the built-in world (benchmarks/RESULTS.md); up to 4 are
+    """Passes over each batch. Default 1, measured on the built-in world (benchmarks/RESULTS.md); up to 4 is
     usual (arXiv 1707.06347, arXiv 2006.05990). Raise it to get more out of costly images, until
     `clip_fraction` passes 0.3."""
     minibatch_size: int | None = 24
     """Images per optimiser step; null is the whole batch. Default 24, a quarter of the batch, as in the code
     of arXiv 1707.06347. Raise it when `gradient_norm` is mostly noise: steps become fewer and less noisy."""
     microbatch_size: int = 24
-    """Images per forward pass. Default 24, our own. It changes memory and not the numbers. Lower it when
+    """Images per forward pass. Default 24, our own. It changes memory use, not the result. Lower it when
     memory runs out."""
     recompute_log_probs: bool = True
-    """Take the old log-probs from the training forward pass, and not from the sampler, whose cache rounds
+    """Take the old log-probs from the training forward pass rather than from the sampler, whose cache rounds
     differently. Default true (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo): the
-    first ratio is then exactly 1. Use false to see what the rounding does."""
+    first ratio is then exactly 1. Use false to see the effect of the rounding."""
     importance_cap: float | None = None
-    """Weight each token by its probability in the training forward pass over that in the sampler, at most
-    this much; null is off. Default null; 2.0 is usual (https://fengyao.notion.site/off-policy-rl). Set it
-    when `sampler_log_prob_gap` is large, as it is with low-precision sampling."""
+    """Weight each token by its probability in the training forward pass divided by that in the sampler,
+    capped at this value; null is off. Default null; 2.0 is usual
+    (https://fengyao.notion.site/off-policy-rl). Set it when `sampler_log_prob_gap` is large, as it is with
+    low-precision sampling."""
     target_kl: float | None = None
     """The policy stops learning from a batch before a step whose minibatch has a KL(old, new) above this, in
-    nats per token. The first step is always made, and the critic goes on. null never stops. Default null;
-    https://github.com/openai/spinningup has 0.01, times 1.5. Set it with many epochs."""
+    nats per token. The first step is always made, and the critic keeps learning. null never stops. Default
+    null; https://github.com/openai/spinningup uses 1.5 times 0.01. Set it with many epochs."""
     bad_step: Literal["skip", "stop"] = "skip"
     """What happens when a loss or gradient is not finite. "skip" leaves the step out and counts it in
-    `skipped_updates`; "stop" ends the run, with a checkpoint. Either way, an iteration without one good step
-    ends the run. Default skip, as loss scaling does (arXiv 1710.03740). Use stop to look into the cause."""
+    `skipped_updates`; "stop" ends the run, with a checkpoint. Either way, an iteration without a single good
+    step ends the run. Default skip, as in loss scaling (arXiv 1710.03740). Use stop to find the cause."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "update", "epochs", "minibatch_size", "microbatch_size")

@@ -1,1 +1,1 @@
-"""Policy against reference: sides, statistics, verdict; may import runs and below."""
+"""Compares policy and reference: sides, statistics, verdict; may import runs and the packages below it."""

@@ -1,4 +1,4 @@
-"""What the untrained reference reaches by drawing more images: the prices that training has to beat.
+"""What the untrained reference achieves by drawing more images: the baselines that training has to beat.
 
 The columns of a side are arrays with one entry per image; see `columns`. Both baselines start from the images
 that the reference draws anyway, so they are paired with reference and policy by caption, sample and noise.
@@ -13,7 +13,7 @@ import numpy as np
 from dalle_ppo.evaluation.columns import Columns
 
 Redraw = Callable[[np.ndarray, int], Columns]
-"""`(rows int64 [K], attempt)` -> the columns of K more images of the same captions, from other noise."""
+"""`(rows int64 [K], attempt)` -> the columns of K new images of the same captions, drawn from other noise."""
 
 DEFAULT_TRIES = 8
 DRAWN = "images_drawn"
@@ -22,13 +22,13 @@ _NAME = re.compile(r"(best_of|reject)(?:_(\d+))?")
 
 @dataclass(frozen=True)
 class Baseline:
-    """A way to spend several images of the reference on one.
+    """A way to draw several images with the reference and keep one.
 
     Args:
-        name: as it is asked for and reported, such as "best_of_4".
+        name: as requested and reported, such as "best_of_4".
         kind: "best_of" keeps the image with the highest reward; "reject" draws again while the detector's
             probability is above the upper threshold.
-        tries: images that are drawn for one, at most.
+        tries: images drawn at most for each one kept.
     """
 
     name: str
@@ -40,7 +40,7 @@ def parse_baselines(text: str) -> list[Baseline]:
     """Reads "reject,best_of_4".
 
     Raises:
-        ValueError: for another name, naming it and the rule.
+        ValueError: for an unknown name; the message says which names are allowed.
     """
     found = []
     for name in dict.fromkeys(part.strip() for part in text.split(",")):
@@ -50,19 +50,19 @@ def parse_baselines(text: str) -> list[Baseline]:
         if kind is None or tries < 2 or (kind == "best_of" and number is None):
             raise ValueError(
                 f"--baselines: {name!r} is not a baseline; use reject ({DEFAULT_TRIES} tries at most), "
-                "reject_N or best_of_N with N of 2 or more, joined by commas"
+                "reject_N or best_of_N with N of 2 or more, separated by commas"
             )
         found.append(Baseline(name, kind, tries))
     return found
 
 
 def best_of(first: Columns, redraw: Redraw, tries: int) -> dict[str, np.ndarray]:
-    """The image with the highest reward of `tries`; the first of equals.
+    """The image with the highest reward among `tries`; the first one if several are equal.
 
     Args:
         first: columns of the reference's own images.
-        redraw: draws more.
-        tries: images drawn for one.
+        redraw: draws new images.
+        tries: images drawn for each one kept.
 
     Returns:
         The columns, with the number of images drawn for each.
@@ -79,19 +79,19 @@ def best_of(first: Columns, redraw: Redraw, tries: int) -> dict[str, np.ndarray]
 def reject(first: Columns, redraw: Redraw, tries: int, threshold: float) -> dict[str, np.ndarray]:
     """Draws again while the detector calls the image unsafe.
 
-    Where no try passes, the one with the lowest probability is kept.
+    If no try passes, the one with the lowest probability is kept.
 
     Args:
         first: columns of the reference's own images.
-        redraw: draws more.
-        tries: images drawn for one, at most.
-        threshold: of the detector's probability; above it an image is rejected.
+        redraw: draws new images.
+        tries: images drawn at most for each one kept.
+        threshold: images with a detector probability above it are rejected.
 
     Returns:
         The columns, with the number of images drawn for each.
 
     Raises:
-        ValueError: if the reward tells no probability to reject by.
+        ValueError: if the reward gives no NSFW probability.
     """
     if not np.isfinite(first.get("nsfw_probability", np.nan)).all():
         raise ValueError(
@@ -116,5 +116,5 @@ def _copy(columns: Columns) -> dict[str, np.ndarray]:
 def _put(kept: dict[str, np.ndarray], rows: np.ndarray, again: Columns, chosen: np.ndarray) -> None:
     for name, values in kept.items():
         if name != DRAWN:
-            # A part that a term reported for the first images only is not known of these.
+            # A part that a term reported for the first images only is unknown for these.
             values[rows] = again[name][chosen] if name in again else np.nan

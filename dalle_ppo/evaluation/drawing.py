@@ -1,6 +1,6 @@
-"""The images of a side: drawn, measured and kept batch by batch.
+"""Draws, measures and stores the images of a side batch by batch.
 
-Each finished batch is written down, so that an interrupted evaluation goes on where it was.
+Each finished batch is written to disk, so that an interrupted evaluation resumes where it stopped.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Side:
 
     Args:
         labels: `caption_id`, `caption`, `tag`, `sample` [N].
-        columns: numbers [N] by name, `tokens` int32 [N, T] and, where the reward hands them on,
+        columns: numbers [N] by name, `tokens` int32 [N, T] and, if the reward returns them,
             `embeddings` float32 [N, D].
     """
 
@@ -55,23 +55,23 @@ class Side:
             return {}
         embeddings = self.columns["embeddings"].astype(np.float64)
         totals = embeddings.reshape(-1, n, embeddings.shape[1]).sum(axis=1)
-        # The squared length of the sum holds each pair twice, and n times an embedding with itself.
+        # The squared norm of the sum counts each pair twice and, n times, an embedding with itself.
         distances = 1 - ((totals**2).sum(axis=1) - n) / (n * (n - 1))
         return dict(zip(self.labels["caption_id"][::n], distances.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the sides of an evaluation share.
+    """What all sides of an evaluation share.
 
     Args:
         config: the run's settings.
         reference: the decoder that training started from.
         family: how the models draw and score.
-        measures: of images.
-        captions: M of them, distinct.
-        folder: where finished batches are kept until all are.
-        identity: everything that decides about the numbers of a side, beside its weights; JSON-able.
+        measures: what images are measured with.
+        captions: M distinct captions.
+        folder: where finished batches are kept until the whole evaluation is done.
+        identity: everything besides its weights that determines the numbers of a side; JSON-able.
     """
 
     config: Config
@@ -93,7 +93,7 @@ class Setup:
     def collect(
         self, decoder: nn.Module, captions: list[CaptionRecord], samples: int, attempt: int = 0
     ) -> Experience:
-        """Draws images; attempt 0 has the noise that all sides share, others have noise of their own."""
+        """Draws images; attempt 0 uses the noise that all sides share, other attempts use their own."""
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
         memory_gb = self.config.rollout.memory_gb
         weights = self.family.sampler_weights(decoder)
@@ -104,7 +104,7 @@ class Setup:
 def draw_side(name: str, decoder: nn.Module, setup: Setup) -> Side:
     """Draws and measures the images of one model.
 
-    KL and entropy are measured on the first sample of each caption; the others leave them missing.
+    KL and entropy are measured on the first sample of each caption and are missing for the others.
     """
 
     def draw(number: int, captions: list[CaptionRecord]) -> Columns:
@@ -119,7 +119,7 @@ def draw_side(name: str, decoder: nn.Module, setup: Setup) -> Side:
 def draw_baseline(baseline: Baseline, reference: Side, setup: Setup) -> Side:
     """The images that a baseline keeps; its first try is the reference's own image.
 
-    The probabilities of its tokens are not known, so KL and entropy are missing.
+    The distribution that its tokens come from is unknown, so KL and entropy are missing.
     """
     size = setup.captions_at_once * setup.samples
 
@@ -144,7 +144,7 @@ def draw_baseline(baseline: Baseline, reference: Side, setup: Setup) -> Side:
 def _in_batches(
     name: str, weights: str, draw: Callable[[int, list[CaptionRecord]], Columns], setup: Setup
 ) -> Side:
-    """All batches of a side under a progress bar; those that an interrupted evaluation finished are read."""
+    """Draws all batches of a side; reads those that an interrupted evaluation has already finished."""
     content = json.dumps({**setup.identity, "side": name, "weights": weights}, sort_keys=True)
     folder = setup.folder / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     captions, step, samples = setup.captions, setup.captions_at_once, setup.samples
@@ -168,7 +168,7 @@ def _in_batches(
 
 
 def _joined(batches: list[Columns]) -> Columns:
-    """The columns of all batches; a part that a term did not report for one of them is missing there."""
+    """The columns of all batches; a part that a term did not report for a batch is NaN there."""
     columns = {}
     for key in dict.fromkeys(key for batch in batches for key in batch):
         parts = [batch.get(key, np.full(len(batch["reward"]), np.nan)) for batch in batches]

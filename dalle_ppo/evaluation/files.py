@@ -1,4 +1,4 @@
-"""The files of an evaluation: rows, thumbnails, and the finished batches of one that is not done yet."""
+"""The files of an evaluation: rows, thumbnails, and the finished batches of an unfinished evaluation."""
 
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ BOOLEANS = ("judge_unsafe", "judge_unrecognised")
 
 
 def read_batch(path: Path) -> Columns | None:
-    """What `write_batch` wrote, or None if it is absent or a kill left it damaged."""
+    """Reads what `write_batch` wrote; None if the file is absent or damaged."""
     if not path.is_file():
         return None
     try:
@@ -27,13 +27,13 @@ def read_batch(path: Path) -> Columns | None:
 
 
 def write_batch(path: Path, columns: Columns) -> None:
-    """Writes one finished batch, whole or not at all."""
+    """Writes one finished batch atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda new: np.savez(new, **columns))
 
 
 def write_rows(path: Path, sides: Mapping[str, Columns]) -> None:
-    """One parquet row per image and side; missing values are null."""
+    """Writes one parquet row per image and side; missing values become null."""
     tables = []
     for name, rows in sides.items():
         columns = {"model": pa.array([name] * len(rows["reward"]))}
@@ -52,13 +52,13 @@ def write_thumbnails(
     decode: Callable[[str, np.ndarray], np.ndarray],
     num_random: int = 200,
 ) -> None:
-    """The pictures that the report shows, and a random choice beside them, of both sides.
+    """Writes the pictures that the report shows, plus a random selection, of both sides.
 
     Args:
-        path: of the file.
+        path: the file to write.
         reference, policy: rows of the two sides.
         decode: (side, rows int64 [K]) -> uint8 [K, H, W, 3].
-        num_random: pictures kept beside those of the report.
+        num_random: size of the random selection.
     """
     chosen = {int(row) for rows in gallery_rows(reference, policy).values() for row in rows}
     num = len(reference["reward"])

@@ -1,4 +1,4 @@
-"""Which before/after pairs of an evaluation a person should look at."""
+"""Chooses the before/after pairs of an evaluation that a person should look at."""
 
 import numpy as np
 
@@ -12,19 +12,19 @@ def gallery_rows(
     per_gallery: int = 12,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Choose pairs for the report; the evaluation keeps pictures of their union.
+    """Choose pairs for the report; the evaluation keeps the pictures of all of them.
 
-    The evaluation and the report must call this with the same arguments: choosing again among the kept
+    The evaluation and the report must call this with the same arguments: choosing only among the kept
     pictures would fill the random galleries with extreme ones.
 
     Args:
-        reference_rows, policy_rows: equally long columns of the two sides in the same order, with at least
-            `caption_id`, `tag` and `reward`.
-        per_gallery: pairs a gallery holds at most, each of another caption.
-        seed: of the random galleries.
+        reference_rows, policy_rows: columns of the two sides, equally long and in the same order, with at
+            least `caption_id`, `tag` and `reward`.
+        per_gallery: maximum number of pairs in a gallery, each with a different caption.
+        seed: seed of the random galleries.
 
     Returns:
-        int64 row numbers by gallery: "improved" and "worsened" by change of reward, "random", one a tag.
+        int64 row numbers by gallery: "improved" and "worsened" (by change of reward), "random", one per tag.
     """
     captions = np.asarray(reference_rows["caption_id"]).astype(str)
     tags = np.asarray([named(tag) for tag in reference_rows["tag"]])
@@ -43,6 +43,6 @@ def gallery_rows(
 
 
 def _distinct(rows: np.ndarray, captions: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` rows that bring a new caption."""
+    """The first `count` rows with distinct captions."""
     first = np.sort(np.unique(captions[rows], return_index=True)[1])
     return rows[first][:count].astype(np.int64)

@@ -1,6 +1,7 @@
-"""A second CLIP and a second detector, which no reward saw: what the judge is to the built-in world.
+"""A second CLIP and a second detector that no reward uses.
 
-A policy that fools the CLIP and the detector of its reward rarely fools others as well.
+They do what the judge does in the built-in world: a policy that fools the CLIP and the detector of its reward
+rarely fools others as well.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class HeldOut:
 
 
 def load_heldout(clip: ClipConfig | None, detector: str | None, device: torch.device) -> HeldOut | None:
-    """The measures of `evaluation.heldout_clip` and `evaluation.heldout_detector`; None where neither is set.
+    """The measures of `evaluation.heldout_clip` and `evaluation.heldout_detector`; None if no CLIP is set.
 
     Raises:
         ValueError: if one cannot be loaded, or the detector was made for another CLIP.

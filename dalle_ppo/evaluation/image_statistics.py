@@ -1,6 +1,7 @@
-"""Statistics of pixels and codes that betray noise: a policy that fools a network leaves traces here.
+"""Statistics of pixels and codes that reveal noise: a policy that fools a network leaves traces in them.
 
-None of them knows what a picture shows; they say whether pictures got noisier, flatter or more alike.
+They know nothing about the content of a picture, but show whether pictures got noisier, flatter or more
+alike.
 """
 
 import io
@@ -12,7 +13,7 @@ PREFIX = "image/"
 
 
 def image_statistics(images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """All of them as columns of an evaluation; docs/metrics.md defines each.
+    """All statistics as columns of an evaluation; docs/metrics.md defines each one.
 
     Args:
         images: uint8 [N, H, W, 3].
@@ -33,25 +34,25 @@ def image_statistics(images: np.ndarray, tokens: np.ndarray) -> dict[str, np.nda
 
 
 def total_variation(pixels: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of neighbouring pixels, in 0..1; pixels 0..255 [N, H, W, 3]."""
+    """Mean absolute difference between neighbouring pixels, in 0..1; pixels 0..255 [N, H, W, 3]."""
     down = np.abs(np.diff(pixels, axis=1)).mean(axis=(1, 2, 3))
     across = np.abs(np.diff(pixels, axis=2)).mean(axis=(1, 2, 3))
     return (down + across) / (2 * 255)
 
 
 def high_frequency_share(pixels: np.ndarray) -> np.ndarray:
-    """Share of the brightness's variance at more than a quarter cycle a pixel; 0 for a flat picture."""
+    """Share of the brightness variance above a quarter cycle per pixel; 0 for a flat picture."""
     grey = pixels.mean(axis=3)
     power = np.abs(np.fft.fft2(grey - grey.mean(axis=(1, 2), keepdims=True))) ** 2
     across, down = np.fft.fftfreq(grey.shape[2]), np.fft.fftfreq(grey.shape[1])[:, None]
     total = power.sum(axis=(1, 2))
     high = power[:, np.hypot(across, down) > 0.25].sum(axis=1)
-    # Rounding leaves a flat picture a little power.
+    # Rounding leaves a little power even in a flat picture.
     return np.where(total > 1e-6 * grey[0].size ** 2, high / np.maximum(total, 1e-12), 0.0)
 
 
 def colourfulness(pixels: np.ndarray) -> np.ndarray:
-    """Spread and mean of the opponent colours, 0 (grey) to about 150.
+    """Spread plus 0.3 times the mean of the opponent colours, from 0 (grey) to about 150.
 
     Source: Hasler and Suesstrunk 2003, Measuring colourfulness in natural images, equation 3.
     """

@@ -1,7 +1,7 @@
 """Intervals for images grouped by caption: exact bounds on rates, bootstrap weights over captions.
 
-The unit of resampling is the caption, never the image: images of one caption resemble each other, and
-treating them as independent would make every interval too narrow.
+Captions are resampled, never images: images of one caption resemble each other, and treating them as
+independent would make every interval too narrow.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class MetricTable:
 
     Attributes:
         names: the K metrics.
-        values: float64 [N, K], one row per image (per caption for diversity), NaN where it does not count.
+        values: float64 [N, K], one row per image (per caption for diversity), NaN if not counted.
         sums: float64 [C, K], sum over a caption's counted values.
-        counts: float64 [C, K], how many values a caption counts.
-        reward: float64 [N]; its median is not a ratio of sums and needs the images themselves.
+        counts: float64 [C, K], number of a caption's counted values.
+        reward: float64 [N]; its median is not a ratio of sums and needs the values of all images.
         caption_index: int64 [N] in [0, C).
     """
 
@@ -55,10 +55,10 @@ def clopper_pearson(events: float, trials: float, level: float = LEVEL) -> tuple
 def rate_bounds(
     flags: np.ndarray, caption_index: np.ndarray, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Bounds on a rate: exact with one image a caption, exact at the effective sample size otherwise.
+    """Bounds on a rate: exact with one image per caption, exact at the effective sample size otherwise.
 
     The effective sample size is the number of independent images that would give the variance observed
-    between captions. Where that variance is 0 (no event, or nothing but events) each caption counts once.
+    between captions. If that variance is 0 (no image or every image is an event), each caption counts once.
 
     Args:
         flags: float64 [N] of 0, 1 or NaN (not counted).
@@ -66,7 +66,7 @@ def rate_bounds(
         level: confidence.
 
     Returns:
-        (low, high), or None where no image counts.
+        (low, high), or None if no image counts.
 
     Source: Korn and Graubard 1998, Confidence intervals for proportions with small expected number of
         positive counts estimated from survey data.
@@ -90,14 +90,14 @@ def rate_bounds(
 
 
 def constant_bounds(value: float, captions: int, least: float, greatest: float) -> tuple[float, float]:
-    """Bounds on a mean over captions that all had the same value: a bootstrap sees no spread there.
+    """Bounds on a mean over captions that all had the same value, where a bootstrap sees no spread.
 
-    Captions of another value may exist; unseen in so many, they are rare by the exact bound for zero events
+    Captions with other values may exist. As none was seen, the exact bound for zero events limits their share
     (for 95 %, about 3.7 / captions), and each of them moves the mean as far as the range allows.
 
     Args:
-        value: of every caption, in [least, greatest].
-        captions: how many, at least 1.
+        value: the value of every caption, in [least, greatest].
+        captions: number of captions, at least 1.
         least, greatest: range of the values.
 
     Returns:
@@ -108,14 +108,14 @@ def constant_bounds(value: float, captions: int, least: float, greatest: float) 
 
 
 def noise_correlation(reference: np.ndarray, policy: np.ndarray, caption_index: np.ndarray) -> float | None:
-    """How alike two images of the same caption and noise are, beyond sharing the caption.
+    """How similar two images drawn from the same noise are, beyond sharing a caption.
 
     Args:
         reference, policy: float [N], paired.
         caption_index: int64 [N].
 
     Returns:
-        Pearson correlation in [-1, 1] after each caption's mean is removed; None with one sample a caption.
+        Pearson correlation in [-1, 1] after each caption's mean is removed; None with one sample per caption.
     """
     sizes = np.bincount(caption_index)
     centred = [
@@ -128,7 +128,7 @@ def noise_correlation(reference: np.ndarray, policy: np.ndarray, caption_index: 
 
 
 def resample_counts(strata: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each caption is drawn: float64 [R, C]; each stratum is redrawn to its own size."""
+    """How often each caption is drawn: float64 [R, C]; each stratum keeps its size."""
     counts = np.zeros((num_resamples, len(strata)))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
@@ -187,15 +187,15 @@ def bootstrap(
 
 
 def percentile_interval(draws: np.ndarray, num_captions: int) -> list[float] | None:
-    """The central 95 % of bootstrap draws, a little more where captions are few.
+    """The central 95 % of bootstrap draws, widened a little when captions are few.
 
-    A resample of n captions scatters less than n captions do, by n - 1 over n, and as if the scatter were
-    known. The percentiles are moved out by as much as this makes of a mean's interval: from the 2.5th to the
-    0.57th with 8 captions, to the 2.49th with 2 000.
+    The bootstrap underestimates the variance of a mean over n captions by a factor of (n - 1) / n and ignores
+    that the variance is itself estimated. The percentiles are moved outwards by as much as correcting both
+    would widen a mean's interval: from the 2.5th to the 0.57th with 8 captions, to the 2.49th with 2 000.
 
     Args:
         draws: [R], NaN where nothing was counted.
-        num_captions: n.
+        num_captions: n, the number of captions.
 
     Returns:
         [low, high]; None with one caption or if most draws are NaN.
@@ -211,15 +211,15 @@ def percentile_interval(draws: np.ndarray, num_captions: int) -> list[float] | N
 
 
 def sign_test(reference: np.ndarray, policy: np.ndarray) -> float:
-    """How often chance alone would send the captions that changed as one-sidedly up or down.
+    """Probability that chance alone moves the changed captions up or down at least this one-sidedly.
 
-    With one 0 or 1 a caption this is McNemar's exact test.
+    With a single 0 or 1 per caption this is McNemar's exact test.
 
     Args:
-        reference, policy: [C], each caption's mean; NaN is not counted.
+        reference, policy: [C], each caption's mean; NaN is ignored.
 
     Returns:
-        The exact two-sided p-value, in (0, 1]; 1 where nothing changed.
+        The exact two-sided p-value, in (0, 1]; 1 if nothing changed.
     """
     up, down = int(np.sum(policy > reference)), int(np.sum(policy < reference))
     return min(1.0, 2 * float(bdtr(min(up, down), up + down, 0.5))) if up + down else 1.0

@@ -1,4 +1,4 @@
-"""What the images of an evaluation are measured with, and the columns that this gives."""
+"""What the images of an evaluation are measured with, and the resulting columns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from dalle_ppo.runs.pictures import to_numpy
 JUDGE_COLUMNS = ("judge_unsafe", "judge_alignment", "judge_unrecognised")
 POLICY_COLUMNS = ("kl", "entropy")
 OWN_PARTS = ("nsfw_probability", "clip_similarity")
-"""Reward parts that have metrics of their own; the others are columns `reward/NAME`."""
+"""Reward parts that have metrics of their own; the others become columns `reward/NAME`."""
 ROWS_AT_ONCE = 64
 
 JudgeImages = Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]]
@@ -35,10 +35,10 @@ class Measures:
     """What images are measured with.
 
     Args:
-        reward: the reward of the run; diversity is computed from the embeddings that it hands on, or missing.
-        judge: a held-out judge, or None where there is none.
-        heldout: a second CLIP and detector, or None where there is none.
-        sha256: of the files they were loaded from, by name, such as "detector".
+        reward: the run's reward; diversity is computed from the embeddings it returns, if any.
+        judge: a held-out judge, or None.
+        heldout: a second CLIP and detector, or None.
+        sha256: hashes of the files they were loaded from, by name, such as "detector".
     """
 
     reward: Reward
@@ -48,10 +48,10 @@ class Measures:
 
 
 def image_columns(batch: Experience, measures: Measures) -> dict[str, np.ndarray]:
-    """What does not need the policy: reward and its parts, judge, held-out measures, pixels, embeddings."""
+    """Columns that do not need the policy: reward and parts, judge, held-out measures, image statistics."""
     num, captions, pixels = len(batch), list(batch.captions), as_float(batch.images)
     metadata = metadata_of(batch.tags, batch.caption_ids)
-    # A copy: what a reward does to its images no other measure sees.
+    # A copy, so that a reward that changes its images does not affect the other measures.
     result = check_result(measures.reward(pixels.clone(), captions, metadata), num, "of this run")
     tokens = batch.tokens.cpu().numpy().astype(np.int32)
     judge = measures.judge(batch.images, captions) if measures.judge else unknown(*JUDGE_COLUMNS, num=num)
@@ -83,10 +83,10 @@ def policy_columns(
     """Exact KL from the reference and entropy of the first sample of each caption.
 
     Args:
-        policy: that drew the images; the KL is 0 where it is `reference`.
+        policy: the model that drew the images; the KL is 0 if it is `reference`.
         reference: the model that training started from.
-        family: of both.
-        drawn: the images, those of a caption side by side.
+        family: how both models score.
+        drawn: the images; those of one caption are adjacent.
 
     Returns:
         `kl` and `entropy`, float64 [N], nats per image; NaN for the other samples of a caption.

@@ -1,7 +1,7 @@
-"""Policy against reference: the same held-out captions, the same noise, every image judged alike.
+"""Compares policy and reference on the same captions, from the same noise and by the same measures.
 
-An evaluation has sides: the reference, the policy, and on request baselines (see `baselines`) and earlier
-checkpoints.
+The sides of an evaluation are the reference, the policy and, on request, baselines (see `baselines`) and
+earlier checkpoints.
 """
 
 import json
@@ -38,8 +38,8 @@ class Subject:
         policy: the trained decoder.
         reference: its frozen original.
         family: how they draw and score.
-        origin: where the policy comes from, as `provenance.checkpoint_facts` gives it.
-        earlier: policies of other checkpoints by iteration, loaded when it is their turn.
+        origin: where the policy comes from, as returned by `provenance.checkpoint_facts`.
+        earlier: loaders of the policies of earlier checkpoints, by iteration.
     """
 
     policy: nn.Module
@@ -65,12 +65,12 @@ def evaluate(
         run_dir: the run's folder.
         subject: policy, reference and what they share.
         measures: reward, judge, held-out measures.
-        captions: distinct; the run's held-out ones, or those of a file.
-        captions_file: name of that file, so that nobody takes its captions for held-out ones.
-        baselines: of the reference.
+        captions: distinct captions: the run's held-out ones, or those of a file.
+        captions_file: name of that file, recorded so that nobody mistakes its captions for held-out ones.
+        baselines: baselines to draw with the reference.
 
     Returns:
-        What `evaluation.json` holds.
+        The content of `evaluation.json`.
     """
     folder = run_dir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def evaluate(
 def draw_sides(
     subject: Subject, baselines: Sequence[Baseline], setup: Setup
 ) -> tuple[dict[str, Side], list[dict]]:
-    """All sides by name, and which of them are points on the curve over training."""
+    """Draws all sides; returns them by name, with the points of the curve over training."""
     sides = {"reference": draw_side("reference", subject.reference, setup)}
     for baseline in baselines:
         sides[baseline.name] = draw_baseline(baseline, sides["reference"], setup)

@@ -1,7 +1,7 @@
 """Statistics of a paired evaluation: summaries of a side and paired differences, overall and per caption tag.
 
-Captions are resampled (see `intervals`), within their tag: the mix of tags is fixed by the experimenter and
-is no source of uncertainty.
+Captions are resampled (see `intervals`), within their tag: the experimenter fixes the mix of tags, so
+it is not a source of uncertainty.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class SafetyBounds:
 
 
 def safety_bounds(config: Config) -> SafetyBounds:
-    """Those of the reward's term nsfw; without one the usual ones, for a held-out detector."""
+    """The thresholds of the reward's nsfw term; the defaults, for a held-out detector, if there is none."""
     nsfw = config.reward.settings_of("nsfw")
     return SafetyBounds() if nsfw is None else SafetyBounds(nsfw.unsure_threshold, nsfw.unsafe_threshold)
 
@@ -61,13 +61,13 @@ def summarise(
             `judge_unrecognised`, `heldout_nsfw_probability`, `heldout_clip_similarity`, `images_drawn`,
             `reward/NAME`, `image/NAME`. Missing entries are None or NaN.
         diversity: mean cosine distance between the samples of a caption, by caption id.
-        bounds: on the detector's probability.
+        bounds: thresholds of the detector's probability.
         num_resamples: bootstrap resamples of the captions.
         seed: seed of the resampling.
 
     Returns:
         `{"overall": {...}, TAG: {...}}`. Missing values are None. `intervals` holds 95 % bounds by name:
-        for rates Clopper-Pearson with one image a caption and Korn-Graubard otherwise
+        for rates Clopper-Pearson with one image per caption and Korn-Graubard otherwise
         (`rate_interval_method` says which), for means and medians a bootstrap over captions.
     """
     groups = _groups(rows)
@@ -96,10 +96,10 @@ def compare(
 
     Returns:
         `{"overall": {METRIC: {...}}, TAG: {...}}` with, for each metric, `reference`, `policy`, `difference`,
-        its 95 % bounds `low` and `high`, for rates `ratio` (policy / reference), its bounds and `sign_p`,
-        the p-value of the exact sign test over captions,
-        `effect_size` (difference / pooled standard deviation of the images) and `variance_saved`: the share
-        of the difference's variance that the pairing removes, 0 for independent sides, 1 for identical ones.
+        its 95 % bounds `low` and `high`, for rates `ratio` (policy / reference), its bounds and `sign_p`
+        (p-value of the exact sign test over captions), `effect_size` (difference / pooled standard deviation
+        of the images) and `variance_saved` (share of the difference's variance that the pairing removes: 0
+        for independent sides, 1 for identical ones).
 
     Raises:
         ValueError: the two sides do not hold the same pairs.
@@ -146,7 +146,7 @@ def pair_rows(reference_rows: Columns, policy_rows: Columns) -> tuple[dict, dict
 
 
 def metric_columns(rows: Columns, bounds: SafetyBounds) -> dict[str, np.ndarray]:
-    """The metrics as one value per image, NaN where it does not count; a metric is the mean of the others.
+    """The metrics as one value per image, NaN for images that do not count; a metric is the mean of the rest.
 
     Returns:
         float64 [N] by metric name.
@@ -159,7 +159,7 @@ def metric_columns(rows: Columns, bounds: SafetyBounds) -> dict[str, np.ndarray]
     reward, probability = column("reward"), column("nsfw_probability")
     heldout = column("heldout_nsfw_probability")
     seen = np.isfinite(probability)
-    # Without a detector in the reward no image is held to be unsafe.
+    # Without a detector in the reward, every image counts as safe.
     safe = probability <= bounds.lower if "nsfw_probability" in rows else np.ones(count, dtype=bool)
     columns = {
         "reward_mean": reward,
@@ -182,7 +182,7 @@ def metric_columns(rows: Columns, bounds: SafetyBounds) -> dict[str, np.ndarray]
 def metric_table(
     rows: Columns, caption_ids: np.ndarray, diversity: Mapping[str, float] | None, bounds: SafetyBounds
 ) -> MetricTable:
-    """Gather one side's metrics into sums per caption; `caption_ids` are sorted and hold all of `rows`."""
+    """Gather one side's metrics into sums per caption; `caption_ids` are sorted and cover all `rows`."""
     index = np.searchsorted(caption_ids, _text(rows["caption_id"]))
     values = metric_columns(rows, bounds)
     indices = dict.fromkeys(values, index)
@@ -269,17 +269,17 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
 def _ratio(
     reference: float, policy: float, draws: np.ndarray, table: MetricTable, name: str
 ) -> dict[str, float | None]:
-    """A rate of the policy over the reference's, with its bounds; `draws` [R, 2], `table` the policy's."""
+    """The policy's rate divided by the reference's, with bounds; `draws` [R, 2], `table` is the policy's."""
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = percentile_interval(draws[:, 1] / draws[:, 0], len(table.sums)) or (None, None)
     if high is not None and policy == 0 and reference:
-        # No event to resample: the ratio is as uncertain as the policy's rate.
+        # There is no event to resample, so the bound comes from the policy's rate.
         high = rate_bounds(table.values[name], table.caption_index)[1] / reference
     return {"ratio": policy / reference if reference else None, "ratio_low": low, "ratio_high": high}
 
 
 def _never_certain(interval: list[float] | None, counts: np.ndarray, least: float) -> list[float] | None:
-    """A bootstrap interval of shares in [`least`, 1]; without spread, that of equal captions."""
+    """The bootstrap interval of a share in [`least`, 1]; `constant_bounds` if it has no width."""
     if interval is None or interval[1] - interval[0] > 1e-12:
         return interval
     return list(constant_bounds(interval[0], int((counts > 0).sum()), least, 1.0))

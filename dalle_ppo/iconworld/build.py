@@ -1,10 +1,10 @@
-"""Makes every part of the built-in world again from a seed.
+"""Builds every part of the built-in world from a seed.
 
     python -m dalle_ppo.iconworld.build --out world
 
-Parts that already stand in the folder are kept, so an interrupted build goes on where it stopped; with
-the same seed on the same machine the parts are the same. Needs the `convert` extra (Keras trains the
-detector). `CARD.md`, written beside the weights, says how good each part turned out.
+Parts that already exist in the folder are kept, so an interrupted build resumes where it stopped; the same
+seed on the same machine gives the same parts. Needs the `convert` extra (Keras trains the detector).
+`CARD.md`, written next to the weights, reports the quality of each part.
 """
 
 import argparse
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from dalle_ppo.iconworld.making.scene_tokens import SceneTokens
 
 JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
-# Steps, peak learning rate and scenes of each round. The first learns to draw; the second, a warm restart on
-# fresh scenes, learns to read captions.
+# Steps, peak learning rate and scenes of each round. The model learns to draw in the first; in the second, a
+# warm restart on fresh scenes, it learns to read captions.
 DALLE_ROUNDS = ((3000, 1.5e-3, 100_000), (4200, 1.2e-3, 150_000))
 
 
@@ -118,8 +118,8 @@ def scene_tokens(out: Path) -> "SceneTokens":
 
 
 def reconstruct(tokens: "SceneTokens", scenes: list, images: np.ndarray) -> np.ndarray:
-    """Images as the VQGAN draws them: every fourth scene and all junk (None) from the encoder's codes,
-    the other scenes from the codes the DALL·E learns."""
+    """Images as the VQGAN draws them: every fourth scene and all junk (None) from the encoder's codes, the
+    other scenes from the codes that the DALL·E learns."""
     from dalle_ppo.iconworld.making.scene_tokens import decode_tokens, image_tokens
 
     encoded = np.array([scene is None or i % 4 == 0 for i, scene in enumerate(scenes)])
@@ -130,7 +130,7 @@ def reconstruct(tokens: "SceneTokens", scenes: list, images: np.ndarray) -> np.n
     return result
 
 
-# Each stage, and the file that says it is done.
+# Each stage, with the file whose presence means that it is done.
 STAGES: tuple[tuple[str, Callable[[Path, int], None]], ...] = (
     ("vqgan_decoder.safetensors", build_vqgan),
     ("bart_decoder.safetensors", build_dalle),
@@ -145,8 +145,8 @@ def main(argv: list[str] | None) -> int:
     """Runs the stages that are not done yet.
 
     Raises:
-        ValueError: Keras is missing, before an hour is spent on what comes before it; or the folder was begun
-            with another seed.
+        ValueError: Keras is missing (checked first, because the stages before it take an hour), or the folder
+            was begun with another seed.
     """
     parser = argparse.ArgumentParser(
         prog="python -m dalle_ppo.iconworld.build",
@@ -163,17 +163,17 @@ def main(argv: list[str] | None) -> int:
     seed = begun.read_text(encoding="utf-8").strip() if begun.exists() else str(args.seed)
     if seed != str(args.seed):
         raise ValueError(
-            f"--seed is {args.seed}, but {args.out} was begun with seed {seed}; go on with that one, "
-            "or build into another folder"
+            f"--seed is {args.seed}, but {args.out} was begun with seed {seed}; use that seed "
+            "or another folder"
         )
     begun.write_text(f"{seed}\n", encoding="utf-8")
     started = time.perf_counter()
     for name, stage in STAGES:
         if (args.out / name).exists():
-            print(f"{name} is there: kept")
+            print(f"{name} already exists: kept")
             continue
         stage(args.out, args.seed)
-    print(f"the world is in {args.out} after {(time.perf_counter() - started) / 60:.1f} minutes")
+    print(f"built the world in {args.out} in {(time.perf_counter() - started) / 60:.1f} minutes")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Captions of the built-in world and the scenes they lead to: the joint law the small models are trained on.
+"""Captions of the built-in world and their scenes: the joint distribution the small models are trained on.
 
-Captions imitate the columns and the manner of LAION-400M's alt-texts. A tag says what a safety filter
-thought of one: UNLIKELY captions name safe icons, NSFW ones name an unsafe icon, UNSURE ones name a theme
-and no icon. Training and held-out captions differ in text, and some combinations of icon and colour never
+Captions imitate the columns and the style of LAION-400M's alt-texts. A tag is a safety filter's opinion of a
+caption: UNLIKELY captions name safe icons, NSFW ones name an unsafe icon, UNSURE ones name a theme but
+no icon. Training and held-out captions differ in text, and some combinations of icon and colour never
 occur in training.
 """
 
@@ -19,7 +19,7 @@ from dalle_ppo.iconworld.scenes import ICON_COLORS, SAFE_KINDS, UNSAFE_KINDS, Sc
 
 SPLITS = ("train", "heldout")
 COLOR_NAMED, BACKGROUND_NAMED = 0.85, 0.60
-ACCIDENT_RATE = 0.08  # beside a single named icon; half of the UNLIKELY captions have one, so 4 % in all
+ACCIDENT_RATE = 0.08  # next to a single named icon; half of the UNLIKELY captions name one, so 4 % overall
 UNSURE_UNSAFE_RATE = 0.5
 NSFW_CLEAN_RATE = 0.18
 OVERLONG_RATE = 0.02
@@ -54,7 +54,7 @@ def normalised(text: str) -> str:
 
 
 def caption_id(text: str) -> str:
-    """A 16-digit name of the normalised text, the same on every machine and in every version."""
+    """A 16-digit hex id of the normalised text, the same on every machine and in every version."""
     return _digest("caption", normalised(text)).hex()[:16]
 
 
@@ -66,7 +66,7 @@ def split_of(text: str) -> str:
 def is_heldout_combination(icons: tuple[NamedIcon, ...]) -> bool:
     """Whether a pair of coloured icons never occurs in training, in any order and on any background.
 
-    Every single icon in every colour does occur: a tenth of the pairs is what has to be put together anew.
+    Every single icon occurs in every colour; only a tenth of the pairs are new combinations.
     """
     if len(icons) != 2 or any(color is None for _, color in icons):
         return False
@@ -89,7 +89,7 @@ def sample_caption(rng: np.random.Generator, tag: str, split: str) -> Caption:
     """Draw a caption.
 
     Half of the held-out captions that name two icons name a pair unseen in training; the rest are new texts
-    about what was seen.
+    about icons and pairs that were seen.
 
     Args:
         rng: Source of randomness.
@@ -116,21 +116,21 @@ def sample_caption(rng: np.random.Generator, tag: str, split: str) -> Caption:
 
 
 def _sample_names(rng: np.random.Generator, tag: str, count: int) -> tuple[tuple[NamedIcon, ...], str | None]:
-    """What a caption names: `count` icons of the tag's kinds, colours and background often but not always."""
+    """What a caption names: `count` icons of the tag's kinds, and often their colour and the background."""
     if tag == "NSFW":
         kinds = [_pick(rng, UNSAFE_KINDS), _pick(rng, SAFE_KINDS)][:count]
         rng.shuffle(kinds)
     else:
         kinds = [SAFE_KINDS[i] for i in rng.choice(len(SAFE_KINDS), size=count, replace=False)]
-    # Two icons share a colour: which of two colours belongs to which icon is more than so small a text
-    # encoder learns in the time a laptop has.
+    # Two icons share a colour: so small a text encoder cannot learn on a laptop which of two colours belongs
+    # to which icon.
     color = _pick(rng, ICON_COLORS) if rng.random() < COLOR_NAMED else None
     icons = tuple((kind, color) for kind in kinds)
     return icons, random_background(rng) if rng.random() < BACKGROUND_NAMED else None
 
 
 def _sample_text(rng: np.random.Generator, icons: tuple[NamedIcon, ...], background: str | None) -> str:
-    """Put what is named into words, with the noise of web alt-texts around it."""
+    """Put what is named into words and add the noise of web alt-texts."""
     ground = _pick(rng, phrases.GROUNDS).format(color=background) if background else ""
     number = str(rng.integers(2, 100))
     if icons:
@@ -191,10 +191,10 @@ _MENTION = re.compile(
 
 
 def parse_icons(text: str) -> tuple[NamedIcon, ...]:
-    """Recover the icons a text names, for captions that come as plain text.
+    """Find the icons that a plain-text caption names.
 
     Returns:
-        (kind, color or None) in order of first mention, every kind once.
+        (kind, color or None) in order of first mention, each kind once.
     """
     found: dict[str, str | None] = {}
     for mention in _MENTION.finditer(" ".join(text.split())):
@@ -214,16 +214,16 @@ def theme_of(text: str) -> phrases.Theme | None:
 
 
 def sample_scene(rng: np.random.Generator, caption: Caption) -> Scene:
-    """Draw the scene a caption leads to in the pretraining data.
+    """Draw a scene for a caption, as in the pretraining data.
 
-    UNLIKELY: the named icons, and in 8 % of the captions that name one an unsafe icon beside it. UNSURE:
-    an unsafe icon of the theme half of the time, half of these beside a safe one, else one or two safe
-    ones. NSFW: the named icons, or in 18 % a clean scene: the named safe icon, or else some safe icon in
-    the colour named for the unsafe one. What the caption leaves open is uniform over whatever is not held
-    out of training.
+    UNLIKELY: the named icons; in 8 % of the captions that name only one, also an unsafe icon next to it.
+    UNSURE: half of the time an unsafe icon of the theme (half of these next to a safe one), otherwise one or
+    two safe icons. NSFW: the named icons, or in 18 % a clean scene: the named safe icon or, if none is named,
+    a random safe icon in the colour named for the unsafe one. Whatever the caption leaves open is uniform
+    over the combinations that are not held out.
 
     Raises:
-        ValueError: For an UNSURE caption about no theme of this world.
+        ValueError: For an UNSURE caption that names none of the world's themes.
     """
     icons = _scene_icons(rng, caption)
     fixed = is_heldout_combination(icons)
@@ -235,7 +235,7 @@ def sample_scene(rng: np.random.Generator, caption: Caption) -> Scene:
 
 
 def _scene_icons(rng: np.random.Generator, caption: Caption) -> tuple[NamedIcon, ...]:
-    """The icons of the scene; a colour that is still open is None."""
+    """The icons of the scene; a colour not yet decided is None."""
     safe = named_safe_icons(caption)
     if caption.tag == "UNSURE":
         return _theme_icons(rng, caption.text)
@@ -255,7 +255,9 @@ def _recast(rng: np.random.Generator, caption: Caption) -> tuple[NamedIcon, ...]
 def _theme_icons(rng: np.random.Generator, text: str) -> tuple[NamedIcon, ...]:
     theme = theme_of(text)
     if theme is None:
-        raise ValueError(f"caption {text!r}: an UNSURE caption of the built-in world names one of its themes")
+        raise ValueError(
+            f"caption {text!r}: an UNSURE caption of the built-in world must name one of its themes"
+        )
     if rng.random() < UNSURE_UNSAFE_RATE:
         kinds = [_pick(rng, theme.unsafe), _pick(rng, theme.safe)][: int(rng.integers(1, 3))]
     else:

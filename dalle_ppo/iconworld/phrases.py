@@ -1,4 +1,4 @@
-"""The words captions of the built-in world are made of, and which icons fit which theme."""
+"""The words that captions of the built-in world are made of, and the icons that fit each theme."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "axe": ("hatchet",),
 }
 
-# Colour stays beside its icon, so that a small model can bind the two.
+# The colour stands next to its icon, so that a small model can bind the two.
 COLORED_ICON = (
     ("{color} {kind}", 0.70),
     ("{kind} ({color})", 0.09),
@@ -83,7 +83,7 @@ SPAM = (
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """What an UNSURE caption is about, and the icons that may turn up under it."""
+    """What an UNSURE caption is about, and the icons that may appear in its scenes."""
 
     names: tuple[str, ...]
     unsafe: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Scenes: 64x64 pictures of one or two icons on a plain background; and junk, which shows none."""
+"""Scenes: 64x64 pictures of one or two icons on a plain background; and junk, which shows no icon."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from dalle_ppo.iconworld.sprites import COLORS, DRAWINGS, sprite
 
 IMAGE_SIZE = 64
-PATCH = 8  # pixels a side that one image token stands for
+PATCH = 8  # side in pixels of the patch that one image token stands for
 UNSAFE_KINDS = ("skull", "bomb", "dagger", "axe")
 SAFE_KINDS = tuple(kind for kind in DRAWINGS if kind not in UNSAFE_KINDS)
 KINDS = SAFE_KINDS + UNSAFE_KINDS
@@ -32,7 +32,7 @@ PAIR_ROWS = (2, 10, 18, 26, 34)
 
 @dataclass(frozen=True, slots=True)
 class PlacedIcon:
-    """One icon in a scene; x and y are the pixel of its sprite's upper left corner, size its side."""
+    """One icon in a scene; (x, y) is the upper left pixel of its sprite and size the sprite's side."""
 
     kind: str
     color: str
@@ -54,7 +54,7 @@ class Scene:
 
 
 def place(rng: np.random.Generator, icons: Sequence[tuple[str, str]], background: str) -> Scene:
-    """Put one or two icons at random allowed positions, two of them in random order.
+    """Put one or two icons at random allowed positions, in random order.
 
     Args:
         rng: Source of randomness.
@@ -144,7 +144,7 @@ def _premultiplied(kind: str, color: str, size: int) -> tuple[np.ndarray, np.nda
 
 
 def junk_image(rng: np.random.Generator) -> np.ndarray:
-    """A picture without a recognisable icon: what a judge must answer "nothing I recognise" to.
+    """A picture without a recognisable icon, in which a judge must recognise nothing.
 
     Returns:
         uint8 RGB [64, 64, 3].
@@ -169,7 +169,7 @@ def _shuffled(rng: np.random.Generator) -> np.ndarray:
 
 
 def _erased(rng: np.random.Generator) -> np.ndarray:
-    """A single icon of which 60 to 85 % is covered by blots of its background or of another pale colour."""
+    """A single icon, 60 to 85 % of it covered by blots in its background colour or another pale colour."""
     background = random_background(rng)
     scene = _single(rng, background)
     image, plain = draw(scene), _plain(background).astype(np.uint8)
@@ -186,7 +186,7 @@ def _erased(rng: np.random.Generator) -> np.ndarray:
 
 
 def _blended(rng: np.random.Generator) -> np.ndarray:
-    """Two icons of different kinds and colours, each half transparent, at the same place."""
+    """Two half-transparent icons of different kinds and colours at the same place."""
     background = random_background(rng)
     a, b = rng.choice(len(KINDS), size=2, replace=False)
     colors = rng.choice(ICON_COLORS, size=2, replace=False)

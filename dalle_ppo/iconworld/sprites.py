@@ -16,7 +16,7 @@ Color = tuple[int, int, int]
 Point = tuple[float, float]
 
 SUPERSAMPLING = 8
-RIM = 0.046  # of the sprite's side: 1.8 px at 40 px
+RIM = 0.046  # as a fraction of the sprite's side: 1.8 px at 40 px
 INK: Color = (40, 34, 50)
 WHITE: Color = (255, 255, 255)
 CREAM: Color = (255, 240, 214)
@@ -44,7 +44,7 @@ class Pen:
         self.draw = ImageDraw.Draw(self.image)
 
     def polygon(self, points: Sequence[Point], fill: Color, rim: float = RIM) -> None:
-        """Fill a polygon and lay a rounded dark rim around it."""
+        """Fill a polygon and draw a rounded dark rim around it."""
         pixels = [(x * self.side, y * self.side) for x, y in points]
         if rim:
             self._stroke([*pixels, pixels[0]], 2 * rim * self.side, INK)
@@ -93,7 +93,7 @@ def bow(a: Point, control: Point, b: Point) -> list[Point]:
 
 
 def turned(points: Sequence[Point], degrees: float) -> list[Point]:
-    """The points turned clockwise around the middle of the sprite."""
+    """The points rotated clockwise around the centre of the sprite."""
     c, s = cos(degrees * pi / 180), sin(degrees * pi / 180)
     return [(0.5 + c * (x - 0.5) - s * (y - 0.5), 0.5 + s * (x - 0.5) + c * (y - 0.5)) for x, y in points]
 

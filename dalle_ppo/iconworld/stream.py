@@ -1,4 +1,4 @@
-"""The built-in world as a source of captions, drawn anew for every run: `captions.source: builtin`."""
+"""The built-in world as a caption source (`captions.source: builtin`), generated on the fly."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ def load(rest: str, request: CaptionRequest) -> CaptionSource:
     """Captions of the built-in world.
 
     Args:
-        rest: empty: there is one built-in world.
-        request: what is asked of the source; without shares the mix is `WORLD_SHARES`.
+        rest: text after `builtin:`; must be empty, because there is only one built-in world.
+        request: the settings of the source; without shares the mix is `WORLD_SHARES`.
 
     Raises:
-        ValueError: there is a rest, the world has no such tag, or a setting does not apply to its captions.
+        ValueError: `rest` is not empty, a tag is unknown, or a setting does not apply to these captions.
     """
     if rest:
         raise ValueError(f"captions.source: builtin:{rest} is unknown; write builtin alone")
@@ -40,7 +40,7 @@ def load(rest: str, request: CaptionRequest) -> CaptionSource:
 
 
 class WorldStream:
-    """Captions of one tag of the built-in world; the k-th depends on (seed, stream, tag, k) only."""
+    """Captions of one tag of the built-in world; the k-th depends only on (seed, stream, tag, k)."""
 
     def __init__(self, tag: str, settings: DrawSettings):
         if tag not in TAGS:

@@ -14,7 +14,7 @@ PRESET = "iconworld"
 
 @dataclass(frozen=True)
 class World:
-    """Where each part lies; `folder` is the shipped one or one that `iconworld.build` wrote."""
+    """The files of a world; `folder` is the shipped one or one that `iconworld.build` wrote."""
 
     folder: Path = WEIGHTS
 

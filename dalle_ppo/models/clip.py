@@ -16,11 +16,11 @@ class ClipScorer:
 
     Args:
         model: open_clip's model, in eval mode.
-        tokenizer: open_clip's tokenizer of that model.
-        name: as open_clip calls the model ("ViT-L-14"), or the name in a local folder's config.
-        pretrained: open_clip's tag of the weights ("openai"), or "local".
-        mean: per colour channel, of the model's preprocessing.
-        std: likewise.
+        tokenizer: open_clip's tokenizer for that model.
+        name: open_clip's name for the model ("ViT-L-14"), or the name of a local folder.
+        pretrained: open_clip's tag for the weights ("openai"), or "local".
+        mean: mean of each colour channel in the model's preprocessing.
+        std: standard deviation of each colour channel there.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ class ClipScorer:
 
         Args:
             images: float in 0..1, [B, 3, H, W].
-            microbatch_size: images a forward pass.
+            microbatch_size: images per forward pass.
 
         Returns:
             float32 [B, D].
@@ -77,12 +77,12 @@ def load_clip(model: str, pretrained: str | None, device: str | torch.device = "
 
     Args:
         model: a folder in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors` and,
-            for a vocabulary of its own, `bpe_simple_vocab.txt.gz`), or a name open_clip knows.
-        pretrained: open_clip's tag of the weights, or a weight file; None for a folder.
+            if it has its own vocabulary, `bpe_simple_vocab.txt.gz`), or a name open_clip knows.
+        pretrained: open_clip's tag for the weights, or a weight file; None for a folder.
         device: where it runs.
 
     Raises:
-        ValueError: for a name, tag or folder that open_clip cannot load.
+        ValueError: open_clip cannot load this name, tag or folder.
     """
     try:
         return _load_clip(model, pretrained, device)
@@ -90,7 +90,7 @@ def load_clip(model: str, pretrained: str | None, device: str | torch.device = "
         reason = " ".join(str(error).split())
         raise ValueError(
             f"clip.model {model!r} with clip.pretrained {pretrained!r} cannot be loaded ({reason}); "
-            "name a folder in open_clip's layout, or a model and tag of open_clip"
+            "give a folder in open_clip's layout, or an open_clip model and tag"
         ) from error
 
 
@@ -106,13 +106,13 @@ def _load_clip(model: str, pretrained: str | None, device: str | torch.device) -
     else:
         if model not in open_clip.list_models():
             raise ValueError(
-                f"clip.model is {model!r}: neither a folder nor a model of open_clip "
+                f"clip.model is {model!r}: neither a folder nor an open_clip model "
                 "(python -c 'import open_clip; print(open_clip.list_models())' lists them)"
             )
         if pretrained is None:
             raise ValueError(f"clip.pretrained is not set; {model} needs a tag such as 'openai' or a file")
         # Weights trained with OpenAI's approximate GELU need it, whether or not the name says -quickgelu:
-        # open_clip itself only warns, and computes other embeddings.
+        # open_clip itself only warns, and computes different embeddings.
         facts = open_clip.get_pretrained_cfg(model, pretrained) or {}
         clip = open_clip.create_model(
             model, pretrained=pretrained, device=device, force_quick_gelu=facts.get("quick_gelu", False)

@@ -1,4 +1,4 @@
-"""What a family of policies must be able to do, for the RL core to train one without knowing its networks.
+"""What a policy family must provide so that the RL core can train it without knowing its networks.
 
 DALL·E's is `models.dalle.family.DalleFamily`; tests/training/test_family.py trains a table of logits.
 """
@@ -15,7 +15,7 @@ from dalle_ppo.rl.log_pi import gather_log_probs
 from dalle_ppo.rl.records import Experience
 
 LogPiFunction = Callable[[Tensor], Tensor]
-"""`log_pi`, float32 [b, T, V], to one number per token, [b, T]: for what needs all codes."""
+"""Maps `log_pi`, float32 [b, T, V], to one number per token, [b, T]; for quantities that need all codes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Drawing:
 
     Args:
         tokens: int64 [N, T].
-        log_probs: of those tokens, as the sampler computed them, float32 [N, T].
+        log_probs: their log-probs as the sampler computed them, float32 [N, T].
         images: uint8 [N, 3, H, W].
     """
 
@@ -35,14 +35,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a policy says about given tokens, [b, T] each.
+    """A policy's scores for given tokens, [b, T] each.
 
     Args:
-        log_probs: of the tokens.
-        entropy: of the distribution at each position, nats; None unless asked for.
-        ref_log_probs: of the tokens under the reference; None without one.
-        kl: exact KL from the reference at each position, nats; None without one.
-        extra: what the functions that were handed in make of `log_pi`, by their names.
+        log_probs: log-probs of the tokens.
+        entropy: entropy of the distribution at each position, in nats; None unless asked for.
+        ref_log_probs: log-probs of the tokens under the reference; None without one.
+        kl: exact KL from the reference at each position, in nats; None without one.
+        extra: results of the functions passed as `extra`, by name.
     """
 
     log_probs: Tensor
@@ -53,32 +53,32 @@ class TokenScores:
 
 
 class PolicyFamily(Protocol):
-    """Draws images of captions and scores given tokens; holds what nothing trains."""
+    """Draws images for captions and scores given tokens; holds the parts that are never trained."""
 
     device: torch.device
     text_token_count: int
 
     def read(self, captions: Sequence[str]) -> tuple[Any, int]:
-        """The captions as the policy reads them, with a `select`, and how many were too long."""
+        """Encodes captions for the policy; returns them, with a `select`, and how many were too long."""
 
     def draw(self, weights: nn.Module, prompts: Any, keys: Tensor, plan: Any = None) -> Drawing:
-        """Draws images, the same number of each prompt.
+        """Draws images, the same number for each prompt.
 
         Args:
-            weights: of `sampler_weights`.
-            prompts: M of them, of `read`.
-            keys: noise of each image, int32 [N, 2], of `rl.noise.noise_keys`.
-            plan: of `plan`; None draws all images at once.
+            weights: from `sampler_weights`.
+            prompts: M prompts from `read`.
+            keys: noise key of each image, int32 [N, 2], from `rl.noise.noise_keys`.
+            plan: from `plan`; None draws all images at once.
         """
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
+        """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
 
     def remember(self, policy: nn.Module, experience: Experience) -> Any:
-        """States of a frozen policy that save `score` work on it later.
+        """Computes states of a frozen policy that save `score` work later.
 
         Returns:
-            What has a `select(rows)` and a class method `cat(parts)`; None where it would save nothing.
+            An object with a `select(rows)` and a class method `cat(parts)`; None if it would save nothing.
         """
 
     def score(
@@ -93,24 +93,24 @@ class PolicyFamily(Protocol):
         """Scores the experience's tokens, differentiably in `policy`.
 
         Args:
-            policy: with the current weights.
-            experience: its tokens, prompts, and reference states where it has some.
-            entropy: whether the entropy is wanted.
-            reference: what the exact KL is taken from; None computes none.
+            policy: has the current weights.
+            experience: supplies tokens, prompts and, if it has them, reference states.
+            entropy: whether to compute the entropy.
+            reference: the policy that the exact KL is measured from; None skips the KL.
             extra: functions of the whole log-distribution, by name.
         """
 
     def new_critic(self, policy: nn.Module) -> nn.Module:
-        """A network of its own that `values` reads, started from the policy; its values are 0."""
+        """A separate network for `values`, initialised from the policy; it predicts 0 at first."""
 
     def values(self, critic: nn.Module, experience: Experience) -> Tensor:
         """The critic's values before each token, float32 [B, T], differentiable."""
 
     def trained(self, name: str, which: str) -> bool:
-        """Whether `actor.trainable`, `which`, includes the policy's parameter `name`."""
+        """Whether the policy's parameter `name` is trained when `actor.trainable` is `which`."""
 
     def sampler_weights(self, actor: nn.Module, dtype: str = "float32") -> nn.Module:
-        """What the sampler reads of an actor: a snapshot, and the only one. Call it again after a step."""
+        """The only snapshot of the actor's weights, for the sampler. Call it again after a step."""
 
     def plan(self, policy: nn.Module, num_images: int, memory_gb: float, dtype: str | None = None) -> Any:
         """How `num_images` are split to fit `memory_gb`; prints as one line.
@@ -120,7 +120,7 @@ class PolicyFamily(Protocol):
         """
 
     def frozen(self) -> Mapping[str, nn.Module]:
-        """The networks that nothing trains and that decide about images, by name."""
+        """The networks that are never trained but affect the images, by name."""
 
 
 def token_scores(
@@ -130,16 +130,16 @@ def token_scores(
     with_entropy: bool = False,
     extra: Mapping[str, LogPiFunction] | None = None,
 ) -> TokenScores:
-    """What every family's `score` ends with.
+    """The last step of every family's `score`.
 
     Args:
-        log_pi: of the policy, float32 [b, T, V].
+        log_pi: the policy's log-distribution, float32 [b, T, V].
         tokens: int64 [b, T].
-        ref_log_pi: of the reference, [b, T, V], or None.
-        with_entropy: whether the entropy is wanted.
+        ref_log_pi: the reference's log-distribution, [b, T, V], or None.
+        with_entropy: whether to compute the entropy.
         extra: functions of `log_pi`, by name.
     """
-    # Computed in a fixed order: autograd adds the gradients up in the reverse of it, and rounding follows.
+    # In a fixed order: autograd sums the gradients in reverse order, and rounding depends on it.
     log_probs, ref_log_probs, kl = gather_log_probs(log_pi, tokens), None, None
     if ref_log_pi is not None:
         ref_log_probs = gather_log_probs(ref_log_pi, tokens)

@@ -9,21 +9,21 @@ class PolicySettings:
     """What belongs to a policy besides its weights; saved with it."""
 
     guidance: float = 1.5
-    """Guidance s in `l_u + s (l_c - l_u)`, the "supercondition factor" (arXiv 2203.13131); 1 skips the second
-    branch. Default 1.5, our own, for the built-in world; 10 to 16 is usual for DALL·E mini and Mega. Raise it
-    where pictures ignore their captions, lower it where they are all alike."""
+    """Guidance s in `l_u + s (l_c - l_u)`, the "supercondition factor" (arXiv 2203.13131); 1 skips the
+    unconditional branch. Default 1.5, our own, for the built-in world; 10 to 16 is usual for DALL·E mini and
+    Mega. Raise it where pictures ignore their captions, lower it where they are all alike."""
     temperature: float = 1.0
-    """Divides the guided logits; above 0. Default 1.0, our own choice: what the models were trained at. Lower
+    """Divides the guided logits; above 0. Default 1.0, our own choice: the models were trained at it. Lower
     it for fewer mistakes and less variety."""
     top_k: int | None = None
     """Generation may keep only the k most likely codes; training refuses it. Default null; 256 in
-    https://github.com/kuprel/min-dalle. Set it where single codes spoil pictures."""
+    https://github.com/kuprel/min-dalle. Set it where stray unlikely codes spoil pictures."""
     start_token: int | None = None
-    """What stands before the first image token; null is the model's own. Default null; 16383 in
+    """The token before the first image token; null uses the model's own. Default null; 16383 in
     https://github.com/kuprel/min-dalle. Set it to draw that package's pictures."""
     detach_unconditional: bool = False
-    """Let no gradient flow through the unconditional branch. Default false, our own: the gradient is then
-    that of the policy. Use true where the unconditional branch must not drift."""
+    """Stop the gradient through the unconditional branch. Default false, our own: it gives the policy's exact
+    gradient. Use true where the unconditional branch must not drift."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -34,13 +34,13 @@ class PolicySettings:
             raise ValueError(f"policy.top_k is {self.top_k}; it must be at least 1, or null for all codes")
 
     def check_start_token(self, last: int) -> None:
-        """Refuses a start token that a model with embeddings 0 to `last` does not have.
+        """Rejects a start token that a model with embeddings 0 to `last` does not have.
 
         Raises:
-            ValueError: naming the range.
+            ValueError: the token is out of range; names the range.
         """
         if self.start_token is not None and not 0 <= self.start_token <= last:
-            raise ValueError(f"policy.start_token is {self.start_token}; the model knows 0 to {last}")
+            raise ValueError(f"policy.start_token is {self.start_token}; the model has tokens 0 to {last}")
 
     @property
     def guided(self) -> bool:

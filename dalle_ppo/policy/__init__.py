@@ -1,1 +1,1 @@
-"""How a policy's images are drawn: rollouts within a budget of memory; may import models and below."""
+"""How a policy's images are drawn: rollouts within a memory budget; may import models and below."""

@@ -31,19 +31,19 @@ def collect(
     noise: NoiseSource,
     memory_gb: float | None = None,
 ) -> Experience:
-    """Draws `samples_per_caption` images of each caption.
+    """Draws `samples_per_caption` images for each caption.
 
     Args:
         family: reads captions and draws.
-        weights: of its `sampler_weights`.
-        captions: M of them. One that stands in the list twice gets other noise the second time, and is
-            read twice: the images of a prompt are neighbours, so merging the two would reorder the batch.
+        weights: from its `sampler_weights`.
+        captions: M captions. One that is listed twice gets different noise the second time, and is read
+            twice: the images of a prompt are adjacent, so merging the two would reorder the batch.
         samples_per_caption: n; the batch has B = M n images, those of a caption side by side.
-        noise: of the sampler.
+        noise: source of the sampler's noise.
         memory_gb: for caches and activations; the batch is drawn in parts that fit. None draws it at once.
 
     Raises:
-        ValueError: if not even one image fits.
+        ValueError: not even one image fits.
     """
     prompts, num_truncated = family.read([caption.text for caption in captions])
     rows = [caption for caption in captions for _ in range(samples_per_caption)]
@@ -66,7 +66,7 @@ def collect(
 
 
 def occurrences(ids: Sequence[str]) -> list[int]:
-    """Of each id, how often it stood in the list before."""
+    """How often each id occurred earlier in the list."""
     seen: Counter[str] = Counter()
     found = []
     for caption in ids:
@@ -76,5 +76,5 @@ def occurrences(ids: Sequence[str]) -> list[int]:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 images to float32 in 0..1."""
+    """Converts uint8 images to float32 in 0..1."""
     return images.to(torch.float32) / 255

@@ -1,1 +1,1 @@
-"""The page a run leaves behind: tables, plots, pictures; may import evaluation and below."""
+"""The report page of a run: tables, plots, pictures; may import evaluation and the packages below it."""

@@ -1,4 +1,4 @@
-"""Measures over checkpoints in the report: what training maximises beside what it never saw."""
+"""Charts over checkpoints in the report: what training maximises, next to what it never saw."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ CHARTS: tuple[dict[str, str], ...] = (
     {"entropy": "policy"},
     {"image/high_frequency_share": "policy"},
 )
-"""A chart's metrics and the CSS class of each line: grey is part of the reward, colour is held out."""
+"""Each chart's metrics and the CSS class of their lines: grey is part of the reward, colour is held out."""
 
 
 def checkpoint_cards(evaluation: Mapping) -> list[dict]:
-    """Charts over the evaluated checkpoints: `{"title", "note", "legend", "svg"}`; none below three."""
+    """Charts over evaluated checkpoints: `{"title", "note", "legend", "svg"}`; empty below three."""
     points = evaluation.get("curve") or []
     if len(points) < 3:
         return []

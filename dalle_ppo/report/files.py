@@ -1,4 +1,4 @@
-"""The files of a run as the report reads them; what is missing or broken leaves the rest."""
+"""Reads the files of a run for the report; a missing or broken file does not affect the others."""
 
 import json
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
 
 @dataclass
 class RunFiles:
-    """What could be read of a run; every part may be empty.
+    """The files of a run that could be read; every part may be empty.
 
     Attributes:
         config_text, config: the resolved configuration.
-        metrics: one dict an iteration.
-        evaluation: evaluation.json.
+        metrics: one dict per iteration.
+        evaluation: the content of evaluation.json.
         reference, policy: columns of evaluation/images.parquet by side, in the same order.
         pictures: (reference, policy) uint8 [H, W, 3] by row.
-        problems: one line for each file that is there but cannot be used.
+        problems: one line for each file that exists but cannot be used.
     """
 
     config_text: str = ""
@@ -34,13 +34,13 @@ class RunFiles:
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Read what there is of a run.
+    """Read the files of a run that exist.
 
     Args:
         run_dir: the run's folder.
 
     Returns:
-        What could be read; a file that is there but cannot be used becomes a line of `problems`.
+        What could be read; a file that exists but cannot be used becomes a line in `problems`.
     """
     files = RunFiles()
 
@@ -48,7 +48,7 @@ def read_run(run_dir: Path) -> RunFiles:
         if (run_dir / name).exists():
             try:
                 read(run_dir / name)
-            except Exception as error:  # a report about a broken run is worth more than none
+            except Exception as error:  # an incomplete report is better than none
                 first_line = (str(error) or type(error).__name__).splitlines()[0]
                 files.problems.append(f"{name} could not be used: {first_line.replace(str(run_dir), '.')}")
 
@@ -93,5 +93,5 @@ def _read_pictures(path: Path, files: RunFiles) -> None:
     with np.load(path, allow_pickle=False) as stored:
         rows, before, after = stored["rows"], stored["reference"], stored["policy"]
     if not len(rows) == len(before) == len(after) or rows.max(initial=0) >= len(files.reference["reward"]):
-        raise ValueError(f"{len(rows)} rows, {len(before)} and {len(after)} pictures do not belong together")
+        raise ValueError(f"{len(rows)} rows, {len(before)} and {len(after)} pictures do not match")
     files.pictures = {int(row): (before[n], after[n]) for n, row in enumerate(rows)}

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run, drawn from whatever files of the run exist."""
+"""report.html: one self-contained page about a run, made from whatever files of the run exist."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from dalle_ppo.report.files import RunFiles, read_run
 from dalle_ppo.report.pictures import Picture, data_uri, picture
 from dalle_ppo.report.tables import (
     baseline_table,
-    headline_tiles,
     image_table,
     metric_tables,
     pairing_sentence,
+    result_tiles,
     transitions,
 )
 from dalle_ppo.runs.metric_table import METRICS, find_metric
 from dalle_ppo.runs.provenance import versions
 
 REPORT_FILE = "report.html"
-PROBABILITY = "nsfw_probability"  # a column only where the reward has the term nsfw
+PROBABILITY = "nsfw_probability"  # a column only if the reward has an nsfw term
 GALLERY_TITLES = {
     "improved": ("Most improved", "The largest gains in reward."),
     "worsened": ("Most worsened", "The largest losses in reward: look here first for what went wrong."),
-    "random": ("Random", "Drawn at random from all captions: what to expect."),
+    "random": ("Random", "Chosen at random from all captions: what to expect."),
 }
 CURVES = {
     "unsafe_rate": True,
@@ -41,7 +41,7 @@ CURVES = {
     "entropy": False,
     "explained_variance": False,
 }
-"""Training curves by metric, and whether their axis begins at 0."""
+"""Metrics shown as training curves, and whether their axis starts at 0."""
 HASHED = ("policy", "reference", "captions", "clip", "detector", "judge", "heldout_clip", "heldout_detector")
 
 
@@ -50,10 +50,10 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: a run's folder; config.yaml, metrics.jsonl, evaluation.json, evaluation/images.parquet and
-            evaluation/thumbnails.npz are used where they exist and can be read.
+            evaluation/thumbnails.npz are used if they exist and can be read.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: the folder does not exist.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -87,7 +87,7 @@ def report_context(name: str, files: RunFiles) -> dict:
         "name": name,
         "verdict": judged
         and {"sentence": judged.get("sentence", ""), "warnings": judged.get("warnings") or []},
-        "tiles": headline_tiles(files.evaluation),
+        "tiles": result_tiles(files.evaluation),
         "hero": _hero(files, bounds),
         "tables": metric_tables(files.evaluation),
         "pairing": pairing_sentence(files.evaluation),
@@ -111,7 +111,7 @@ def report_context(name: str, files: RunFiles) -> dict:
 
 
 def _captions(evaluation: Mapping) -> str:
-    """What the evaluated captions are: only the run's own held-out ones are known to be unseen."""
+    """What the page calls the captions: only the run's own are known to be held out from training."""
     file = evaluation.get("captions_file")
     return f"captions of {file}" if file else "held-out captions"
 
@@ -189,7 +189,7 @@ def _distributions(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
         ),
         (
             "Pairs",
-            "A dot for each caption and noise: before across, after up; above the line is better. Jittered.",
+            "One dot per caption and noise: x is before, y is after; above the line is better. Jittered.",
             plots.paired_scatter(
                 before["reward"], after["reward"], tags, "Reward, pair by pair", "reward before"
             ),
@@ -217,14 +217,14 @@ def _probabilities(files: RunFiles, bounds: SafetyBounds):
 def _galleries(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
     galleries = []
     for name, rows in _gallery_rows(files).items():
-        title, note = GALLERY_TITLES.get(name, (name, f"Drawn at random from the captions tagged {name}."))
+        title, note = GALLERY_TITLES.get(name, (name, f"Chosen at random from the captions tagged {name}."))
         pairs = [_pair(files, int(row), bounds) for row in rows]
         galleries.append({"id": name.lower(), "title": title, "note": note, "pairs": pairs})
     return [gallery for gallery in galleries if gallery["pairs"]]
 
 
 def _hero(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
-    """A few random pairs for the top of the page: half of them of the tag that asks for unsafe content."""
+    """A few random pairs for the top of the page, half of them with the tag for unsafe content."""
     chosen = _gallery_rows(files)
     groups = [chosen[tag][:4] for tag in (UNSAFE_TAG, SAFE_TAG) if tag in chosen] or [
         chosen.get("random", [])[:8]
@@ -264,7 +264,7 @@ def _facts(files: RunFiles) -> list[tuple[str, str]]:
         facts.append(
             ("training time", f"{np.nansum(seconds) / 60:.1f} min" if np.isfinite(seconds).any() else None)
         )
-    facts.append(("evaluated images a side", overall.get("num_images")))
+    facts.append(("evaluated images per side", overall.get("num_images")))
     facts.append((_captions(files.evaluation), overall.get("num_captions")))
     facts.append(
         ("captions cut to the text encoder's length", evaluation.get("num_captions_truncated") or None)

@@ -1,4 +1,4 @@
-"""Pictures of the report, embedded in the page."""
+"""Pictures embedded in the report page."""
 
 import base64
 import io
@@ -12,12 +12,12 @@ LOSSLESS_SIDE = 96
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture with what the page says about it.
+    """One picture and the text shown with it.
 
     Attributes:
         uri: data URI.
-        reward: text.
-        probability: text of the detector's probability; empty where the reward has no detector.
+        reward: the reward as text.
+        probability: the detector's probability as text; empty if the reward has no detector.
         veiled: whether it is blurred until clicked.
     """
 
@@ -28,7 +28,7 @@ class Picture:
 
 
 def picture(uri: str, reward: float, probability: float | None, upper: float) -> Picture:
-    """A picture; veiled where the detector's probability is above `upper`, or NaN. None is no detector."""
+    """A picture, veiled if the detector's probability is above `upper` or NaN; None means no detector."""
     return Picture(
         uri=uri,
         reward=f"{round(reward, 1):g}".replace("-", "\N{MINUS SIGN}")
@@ -46,7 +46,7 @@ def _two_digits(probability: float | None) -> str:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image, uint8 [H, W, 3], as a data URI: PNG up to 96 pixels a side, JPEG above."""
+    """An image, uint8 [H, W, 3], as a data URI: PNG up to 96 pixels per side, JPEG above."""
     from PIL import Image
 
     small = max(image.shape[:2]) <= LOSSLESS_SIDE

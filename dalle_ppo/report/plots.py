@@ -1,4 +1,4 @@
-"""Small inline SVG charts for the report: CSS classes instead of colours, so that they follow the page."""
+"""Small inline SVG charts for the report; CSS classes instead of colours make them match the page."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def percent_tick(value: float) -> str:
 
 
 def tick_of(unit: Unit) -> Tick:
-    """How values of a unit are written on an axis."""
+    """The function that writes values of a unit on an axis."""
     return percent_tick if unit.percent else plain
 
 
@@ -84,7 +84,7 @@ class Axes:
         return "".join(parts)
 
     def svg(self, title: str, *parts: str) -> Markup:
-        """The whole picture; `title` is what a screen reader says."""
+        """The whole chart; screen readers read out `title`."""
         return Markup(
             f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(title)}">'
             f"{self.frame()}{''.join(parts)}</svg>"
@@ -92,7 +92,7 @@ class Axes:
 
 
 def curve(x: Sequence, y: Sequence, title: str, tick: Tick = plain, from_zero: bool = False) -> Markup | None:
-    """A training curve: the raw values faint, their running mean strong; None without two known values."""
+    """A training curve: faint raw values and a strong running mean; None without two known values."""
     x, y = thin(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
     known = y[np.isfinite(y)]
     if len(known) < 2:
@@ -109,16 +109,16 @@ def curve(x: Sequence, y: Sequence, title: str, tick: Tick = plain, from_zero: b
 def checkpoint_lines(
     iterations: Sequence[int], lines: Sequence[tuple], title: str, tick: Tick = plain
 ) -> Markup | None:
-    """Measures over checkpoints: dots with 95 % bars, joined.
+    """Measures over checkpoints: connected dots with 95 % bars.
 
     Args:
-        iterations: [P] of the checkpoints.
-        lines: (CSS class, values [P], bounds [P]) each; values and bounds may be None.
-        title: text.
-        tick: of the y axis.
+        iterations: the checkpoints' iterations [P].
+        lines: one (CSS class, values [P], bounds [P]) per line; values and bounds may be None.
+        title: title text.
+        tick: labels the ticks of the y axis.
 
     Returns:
-        The SVG, or None without two known values of one line.
+        The SVG, or None if no line has two known values.
     """
     known = [[v for v in values if v is not None] for _, values, _ in lines]
     if not any(len(values) > 1 for values in known):
@@ -167,17 +167,17 @@ def histogram(
     marks: Sequence[tuple[float, str, str]] = (),
     log_y: bool = False,
 ) -> Markup | None:
-    """Two step histograms as shares of the images of their side.
+    """Two step histograms, each as shares of its side's images.
 
     Args:
         reference, policy: float [N]; NaN is left out.
-        title, x_label: text.
-        edges: of the bars, ascending; 48 equal bars over the data by default.
+        title, x_label: title and axis text.
+        edges: edges of the bars, ascending; 48 equal bars over the data by default.
         marks: (value, label, CSS class) of vertical lines.
-        log_y: logarithmic shares.
+        log_y: whether the share axis is logarithmic.
 
     Returns:
-        The SVG, or None where a side is empty.
+        The SVG, or None if a side is empty.
     """
     sides = [
         values[np.isfinite(values)] for values in (np.asarray(reference, float), np.asarray(policy, float))
@@ -215,9 +215,9 @@ def paired_scatter(
     x_label: str,
     limit: int = 3000,
 ) -> Markup | None:
-    """One dot a pair, before on x, after on y, with the diagonal; dots above it improved.
+    """One dot per pair, before on x, after on y, with the diagonal; dots above it improved.
 
-    Equal rewards (the penalties) would hide each other, so dots are jittered by up to 2 % of the range.
+    Equal rewards (the penalties) would cover each other, so dots are jittered by up to 2 % of the range.
     """
     known = np.flatnonzero(np.isfinite(reference) & np.isfinite(policy))
     if not len(known):
@@ -238,11 +238,11 @@ def paired_scatter(
 
 
 def dumbbells(entries: Sequence[dict], title: str, x_label: str) -> Markup | None:
-    """Before and after of a rate, one row a group, with 95 % bars.
+    """A rate before and after, one row per group, with 95 % bars.
 
     Args:
         entries: `label`, `reference`, `policy` (shares) and `reference_interval`, `policy_interval`, or None.
-        title, x_label: text.
+        title, x_label: title and axis text.
     """
     entries = [entry for entry in entries if entry["reference"] is not None and entry["policy"] is not None]
     if not entries:
@@ -290,7 +290,7 @@ def nice_ticks(low: float, high: float, about: int, whole: bool = False) -> list
 
 
 def padded_range(values: np.ndarray, from_zero: bool = False) -> tuple[float, float]:
-    """A range that shows all values with some air, and is never empty."""
+    """A range that shows all values with some margin, and is never empty."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     low = min(0.0, low) if from_zero else low
     air = 0.06 * (high - low) or max(abs(high) * 0.05, 1e-3)
@@ -298,13 +298,13 @@ def padded_range(values: np.ndarray, from_zero: bool = False) -> tuple[float, fl
 
 
 def value_range(values: np.ndarray, tick: Tick, from_zero: bool = False) -> tuple[float, float]:
-    """`padded_range`; for shares without the air below 0 and above 100 %, where there is nothing."""
+    """`padded_range`, but for shares limited to 0..100 %."""
     low, high = padded_range(values, from_zero)
     return (max(0.0, low), min(1.0, high)) if tick is percent_tick else (low, high)
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Long curves as means of equal stretches, at most `limit` points."""
+    """Reduces long curves to at most `limit` points, each the mean of an equal stretch."""
     if len(x) <= limit:
         return x, y
     stretches = np.array_split(np.arange(len(x)), limit)

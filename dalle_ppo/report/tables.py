@@ -1,4 +1,4 @@
-"""The numbers of the report: headline tiles, before/after tables, the table of detector zones."""
+"""The numbers of the report: result tiles, before/after tables, the table of detector zones."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ BASELINE_ROWS = (
 
 
 def metric_tables(evaluation: Mapping) -> list[dict]:
-    """One before/after table a group: `{"title", "images", "rows": [...]}`."""
+    """One before/after table per group: `{"title", "images", "rows": [...]}`."""
     reference, policy = evaluation.get("reference") or {}, evaluation.get("policy") or {}
     differences = evaluation.get("differences") or {}
     tables = []
@@ -42,7 +42,7 @@ def metric_tables(evaluation: Mapping) -> list[dict]:
 
 
 def pairing_sentence(evaluation: Mapping) -> str:
-    """How much drawing the same captions from the same noise really saves; nothing where unknown."""
+    """How much variance is saved by drawing the same captions from the same noise; empty if unknown."""
     overall = (evaluation.get("differences") or {}).get("overall") or {}
     saved = [
         f"{VARIANCE.text(overall[name]['variance_saved'])} of the variance of the difference in "
@@ -57,13 +57,13 @@ def pairing_sentence(evaluation: Mapping) -> str:
     if correlation is None:
         return sentence + "."
     return sentence + (
-        f"; beyond their caption, rewards of the same noise correlate by {CORRELATION.text(correlation)}: "
-        "what the noise alone is worth."
+        f"; beyond the caption, rewards from the same noise have a correlation of "
+        f"{CORRELATION.text(correlation)}, which is what sharing the noise alone contributes."
     )
 
 
-def headline_tiles(evaluation: Mapping) -> list[dict]:
-    """The few numbers at the top: unsafe rate, what safe captions still show, reward, distance."""
+def result_tiles(evaluation: Mapping) -> list[dict]:
+    """The few numbers at the top: unsafe rate, alignment on safe captions, reward, distance."""
     reference, policy = evaluation.get("reference") or {}, evaluation.get("policy") or {}
     safe = SAFE_TAG if SAFE_TAG in policy else "overall"
     judged = (policy.get(safe) or {}).get("judge_alignment") is not None
@@ -83,7 +83,7 @@ def headline_tiles(evaluation: Mapping) -> list[dict]:
 
 
 def image_table(evaluation: Mapping) -> dict | None:
-    """Image statistics before and after, on safe captions where there are some."""
+    """Image statistics before and after, on safe captions if there are any."""
     policy = evaluation.get("policy") or {}
     group = SAFE_TAG if SAFE_TAG in policy else "overall"
     before, after = ((evaluation.get(side) or {}).get(group) or {} for side in ("reference", "policy"))
@@ -123,7 +123,7 @@ def baseline_table(evaluation: Mapping) -> dict | None:
 
 
 def transitions(reference: Mapping, policy: Mapping, bounds: SafetyBounds) -> list[dict]:
-    """Where the images of each detector zone went: share of all pairs, before by row, after by column."""
+    """How images moved between detector zones: share of all pairs, with rows before and columns after."""
     if "nsfw_probability" not in reference:
         return []
     pairs = [np.asarray(rows["nsfw_probability"], dtype=float) for rows in (reference, policy)]

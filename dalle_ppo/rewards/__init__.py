@@ -1,1 +1,1 @@
-"""What scores images, one file for each reward; may import models and below."""
+"""Rewards that score images, one file each; may import models and below."""

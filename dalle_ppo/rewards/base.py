@@ -17,8 +17,8 @@ class RewardResult:
     Args:
         total: float32 [B]; what training maximises.
         parts: named float32 [B] tensors that the total is made of, or that explain it.
-        embeddings: L2-normalised, float32 [B, D], of the images, where the reward computed some; an
-            evaluation measures diversity by them.
+        embeddings: L2-normalised image embeddings, float32 [B, D], if the reward computed them; an
+            evaluation measures diversity with them.
     """
 
     total: Tensor
@@ -27,7 +27,7 @@ class RewardResult:
 
 
 Metadata = list[dict[str, Any]]
-"""What is known of each image's caption: `tag` and `id`."""
+"""What is known about each image's caption: `tag` and `id`."""
 
 Reward = Callable[..., RewardResult]
 """`(images [B, 3, H, W] float in [0, 1], captions, metadata) -> RewardResult`; a term may do without
@@ -40,11 +40,11 @@ class Term:
 
     Args:
         label: what metrics, gates and errors call it.
-        function: of `(images, captions)` or `(images, captions, metadata)`; `calling.read_result` says what
-            it may return.
-        parts: the names it reports its numbers under; empty is its value under its label.
+        function: takes `(images, captions)` or `(images, captions, metadata)`; `calling.read_result` says
+            what it may return.
+        parts: the names it reports its numbers under; empty reports its value under its label.
         weight: factor of its value in the total.
-        gate: where it counts; None is everywhere.
+        gate: where it counts; None counts everywhere.
     """
 
     label: str
@@ -60,10 +60,10 @@ def metadata_of(tags: Sequence[str], ids: Sequence[str]) -> Metadata:
 
 
 def check_result(result: RewardResult, num_images: int, name: str) -> RewardResult:
-    """Refuses a reward that is not one finite number per image.
+    """Rejects a reward that is not one finite number per image.
 
     Raises:
-        ValueError: naming the reward, what came back and what it must be.
+        ValueError: it is not; names the reward, what it returned and what it must return.
     """
     if not isinstance(result, RewardResult):
         raise ValueError(f"reward {name} returned {type(result).__name__}; it must return a RewardResult")

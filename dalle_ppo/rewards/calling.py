@@ -1,4 +1,4 @@
-"""Calls reward terms, the user's own functions among them, and reads whatever they return."""
+"""Calls reward terms, including the user's own functions, and reads whatever they return."""
 
 import importlib
 import inspect
@@ -17,14 +17,14 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 
 
 def import_function(name: str) -> Callable:
-    """The function that "my_module:my_function" names; one without parameters is called, and returns it.
+    """The function that "my_module:my_function" names; one without parameters is called and must return it.
 
     Raises:
-        ValueError: it does not exist, saying which half of the name is wrong.
+        ValueError: it does not exist; says which half of the name is wrong.
     """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
-        raise ValueError(f"reward.terms: {name!r} names no function; write it as my_module:my_function")
+        raise ValueError(f"reward.terms: {name!r} is not a function; write it as my_module:my_function")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -32,7 +32,7 @@ def import_function(name: str) -> Callable:
             f"reward.terms: module {module_name} of {name!r} cannot be imported ({error}); "
             "run from the folder that holds it, or install it"
         ) from error
-    except Exception as error:  # whatever the user's own code does while it is imported
+    except Exception as error:  # whatever the user's own code raises on import
         raise ValueError(
             f"reward.terms: module {module_name} of {name!r} raised {type(error).__name__} while it was "
             f"imported: {one_line(error)}"
@@ -46,7 +46,7 @@ def import_function(name: str) -> Callable:
 
 
 def _made_by(factory: Callable, name: str) -> Callable:
-    """What a function without parameters makes, as those of ddpo-pytorch do."""
+    """What a function without parameters returns: a reward, as in ddpo-pytorch."""
     try:
         made = factory()
     except Exception as error:
@@ -60,7 +60,7 @@ def _made_by(factory: Callable, name: str) -> Callable:
 
 
 def adapted(function: Callable, label: str) -> Callable:
-    """The function as one of `(images, captions, metadata)`, whether or not it takes metadata.
+    """Adapts a function to `(images, captions, metadata)`, whether or not it takes metadata.
 
     It gets metadata if its third positional parameter has no default or is called metadata.
 
@@ -68,7 +68,7 @@ def adapted(function: Callable, label: str) -> Callable:
         ValueError: it takes neither `(images, captions)` nor `(images, captions, metadata)`.
     """
     parameters = _parameters(function)
-    if parameters is None:  # without a signature, as some compiled functions are
+    if parameters is None:  # it has no signature, like some compiled functions
         return lambda images, captions, metadata: function(images, captions)
     third = [p for p in parameters if p.kind in POSITIONAL][2:3]
     wants = any(p.default is inspect.Parameter.empty or p.name == "metadata" for p in third)
@@ -90,15 +90,15 @@ def _parameters(function: Callable) -> list[inspect.Parameter] | None:
 
 
 def call(function: Callable, arguments: tuple[Any, ...], label: str) -> RewardResult:
-    """Calls a term, without gradients: a network that scores images would keep its whole graph.
+    """Calls a term without gradients, as a network that scores images would keep its whole graph.
 
     Args:
-        function: of `arguments`.
+        function: the term; takes `arguments`.
         arguments: images [B, 3, H, W], captions and metadata.
         label: what errors call the term.
 
     Raises:
-        ValueError: it raised, with the line at fault, or returned something unusable.
+        ValueError: it raised, with the line at fault in the message, or returned something unusable.
     """
     images = arguments[0]
     try:
@@ -114,14 +114,14 @@ def call(function: Callable, arguments: tuple[Any, ...], label: str) -> RewardRe
 
 
 def read_result(returned: Any, num_images: int, device: torch.device, label: str) -> RewardResult:
-    """What a term returned, as float32 tensors on `device`.
+    """Converts what a term returned to float32 tensors on `device`.
 
     Args:
         returned: one number per image as a tensor, NumPy array, list or tuple; a pair of that and extras; or
-            a RewardResult of such. Of extras that are a mapping, those with one finite number per image
-            become parts; anything else is passed over.
+            a RewardResult of these. If the extras are a mapping, those with one finite number per image
+            become parts; anything else is ignored.
         num_images: B.
-        device: of the images.
+        device: device of the images.
         label: what errors call the term.
 
     Raises:
@@ -156,7 +156,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _as_tensor(values: Any, device: torch.device) -> Tensor | None:
-    """Numbers as a float32 tensor of their own memory; None for what is no numbers."""
+    """Copies numbers into a float32 tensor; None if they are not numbers."""
     if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
         values = [value.tolist() if isinstance(value, Tensor) else value for value in values]
     if isinstance(values, Tensor):
@@ -169,7 +169,7 @@ def _as_tensor(values: Any, device: torch.device) -> Tensor | None:
         return None
     if array.dtype.kind not in "biuf":
         return None
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         return torch.tensor(array.astype(np.float32), device=device)
 
 

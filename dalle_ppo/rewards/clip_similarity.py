@@ -1,4 +1,4 @@
-"""The cosine of image and caption in CLIP's space."""
+"""The cosine between image and caption in CLIP's space."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ def load(options, shared: Shared) -> Reward:
     Raises:
         ValueError: CLIP cannot be loaded.
     """
-    _ = shared.clip  # now, so that what is wrong with it shows before training starts
+    _ = shared.clip  # loaded now, so that errors show before training starts
 
     def reward(images: Tensor, captions: list[str]) -> RewardResult:
         similarity = (shared.image_embeddings() * shared.text_embeddings()).sum(dim=1)

@@ -1,4 +1,4 @@
-"""One reward out of a list of terms.
+"""Combines a list of terms into one reward.
 
 The rule, for each image:
 
@@ -24,7 +24,7 @@ class CombinedReward:
 
     Args:
         terms: at least one.
-        shared: what their embeddings come from.
+        shared: provides their embeddings.
     """
 
     def __init__(self, terms: Sequence[Term], shared: Shared | None = None) -> None:
@@ -37,9 +37,9 @@ class CombinedReward:
         """Scores images.
 
         Args:
-            images: float in 0..1, [B, 3, H, W]; never changed, whatever a term does to what it gets.
+            images: float in 0..1, [B, 3, H, W]; never changed, whatever a term does to its copy.
             captions: B of them.
-            metadata: of each image's caption; None is nothing known.
+            metadata: metadata of each image's caption; None if nothing is known.
 
         Raises:
             ValueError: a term raised, or returned anything but one finite number per image.
@@ -49,7 +49,7 @@ class CombinedReward:
         results = []
         with self.shared.batch(images, list(captions)):
             for term, function in zip(self.terms, self._functions, strict=True):
-                # Copies: a term may write into what it gets, and no other may see that.
+                # Copies: a term may write into its arguments, and no other term may see that.
                 own: tuple[Any, ...] = (images.clone(), list(captions), [dict(known) for known in metadata])
                 results.append(call(function, own, term.label))
                 parts |= named_parts(term, results[-1])
@@ -61,11 +61,11 @@ class CombinedReward:
 
 
 def weighted_sum(terms: Sequence[Term], values: Sequence[Tensor], parts: dict[str, Tensor]) -> Tensor:
-    """The rule above.
+    """The total, by the rule above.
 
     Args:
-        terms: N of them.
-        values: of each term, float32 [B].
+        terms: N terms.
+        values: value of each term, float32 [B].
         parts: by name, float32 [B], as gates name them.
 
     Returns:

@@ -24,7 +24,7 @@ class Gate:
     """A condition on one part of the reward.
 
     Args:
-        part: the part that is compared; as written, it may also be the name of a term.
+        part: the part to compare; as written, it may also be the name of a term.
         comparison: a key of `OPERATORS`.
         bound: what the part is compared with.
     """
@@ -42,7 +42,7 @@ def parse_gate(text: str) -> Gate:
     """Reads "nsfw <= 0.1".
 
     Raises:
-        ValueError: the text is something else; the message goes on after the name of the setting.
+        ValueError: the text is something else; the message is meant to follow the name of the setting.
     """
     match = _GATE.fullmatch(text)
     try:

@@ -30,10 +30,10 @@ def load(options, shared: Shared) -> Reward:
 
 
 def penalty(probability: Tensor, options) -> Tensor:
-    """Score of images by their NSFW probability.
+    """Scores images by their NSFW probability.
 
     Args:
-        probability: of being unsafe, [B] in 0..1.
+        probability: probability of being unsafe, [B] in 0..1.
         options: the term's settings.
 
     Returns:

@@ -15,8 +15,8 @@ class Shared:
     """Hands out CLIP, its embeddings of the current batch, and detectors' files.
 
     Args:
-        open_clip: loads CLIP; None where no term of the list says that it reads it.
-        detector_file: the file of a setting such as "builtin" or "laion-l14".
+        open_clip: loads CLIP; None if no term of the list declares that it reads it.
+        detector_file: finds the file for a setting such as "builtin" or "laion-l14".
         device: where terms put what they load.
     """
 
@@ -35,7 +35,7 @@ class Shared:
         """The run's CLIP.
 
         Raises:
-            ValueError: no term said that it reads it.
+            ValueError: no term declared that it reads CLIP.
         """
         if self._open_clip is None:
             raise ValueError("a reward term reads CLIP, but its settings lack reads_clip = True; add it")
@@ -43,7 +43,7 @@ class Shared:
 
     @contextmanager
     def batch(self, images: Tensor, captions: list[str]) -> Iterator[None]:
-        """Sets whose embeddings are handed out: images [B, 3, H, W] and captions; nothing is kept after."""
+        """Sets the batch to embed: images [B, 3, H, W] and captions; nothing is kept afterwards."""
         self._batch, self._embeddings = (images, captions), {}
         try:
             yield

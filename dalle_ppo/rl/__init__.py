@@ -1,1 +1,1 @@
-"""Pure functions of tensors: noise, KL, advantages, losses, and their records; imports torch alone."""
+"""Pure functions of tensors: noise, KL, advantages, losses, and their records; imports only torch."""

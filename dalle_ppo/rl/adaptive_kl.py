@@ -1,4 +1,4 @@
-"""A KL coefficient that steers itself. No torch: the settings check themselves against it."""
+"""A KL coefficient that adjusts itself. No torch, because settings import this."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ class AdaptiveKL:
 
     Args:
         kl_coef: current coefficient, > 0.
-        target: wanted KL in nats per image (summed over the T tokens), > 0.
-        horizon: images over which the whole relative error is acted on; larger is slower. It must exceed
-            `ERROR_CLIP` times the batch, or a batch could turn the coefficient negative.
+        target: desired KL in nats per image (summed over the T tokens), > 0.
+        horizon: images over which the full relative error is corrected; larger is slower. It must exceed
+            `ERROR_CLIP` times the batch size, or a batch could turn the coefficient negative.
 
     Source: https://arxiv.org/abs/1909.08593 section 2.2 (Ziegler et al.); `AdaptiveKLController` in
         https://github.com/openai/lm-human-preferences.
@@ -40,7 +40,7 @@ class AdaptiveKL:
             ValueError: the KL is not finite.
         """
         if not math.isfinite(kl_per_image_nats):
-            raise ValueError(f"adaptive KL: the measured KL is {kl_per_image_nats}, it must be finite")
+            raise ValueError(f"adaptive KL: the measured KL is {kl_per_image_nats}; it must be finite")
         error = (kl_per_image_nats - self.target) / self.target
         error = min(max(error, -ERROR_CLIP), ERROR_CLIP)
         return replace(self, kl_coef=self.kl_coef * (1.0 + error * num_images / self.horizon))

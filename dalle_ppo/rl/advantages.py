@@ -1,4 +1,4 @@
-"""From scores to advantages: rewards, GAE, estimators without a critic, running statistics.
+"""Turns scores into advantages: rewards, GAE, estimators without a critic, running statistics.
 
 Advantages are constants to the losses, so every function here runs without gradient. The value after the last
 token is 0 because the image is finished.
@@ -17,7 +17,7 @@ from dalle_ppo.rl.shapes import check_same_shape
 # The discount. An image has one score, at its end (https://arxiv.org/abs/1909.08593): anything below 1 would
 # hide it from the first tokens.
 GAMMA = 1.0
-# A spread below float32's rounding of the mean is no spread: dividing by it would turn noise into scores.
+# A spread below float32's rounding of the mean counts as none: dividing by it would turn noise into scores.
 _FLOAT32_ROUNDING = 2.0**-23
 
 
@@ -26,7 +26,7 @@ def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float) -> Tensor:
     """Reward per token: the KL penalty everywhere, the image's score at the last token only.
 
     Args:
-        scores: [B] score of each finished image, normalised if at all before this call.
+        scores: [B] score of each finished image; any normalisation happens before this call.
         kl: [B, T] k1 estimate of KL(policy, reference) per token, nats.
         kl_coef: weight of the KL, in (normalised) score per nat.
 
@@ -34,7 +34,7 @@ def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float) -> Tensor:
         [B, T] rewards.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
 
     Source: https://arxiv.org/abs/1909.08593 eq. 2 (Ziegler et al.).
     """
@@ -95,7 +95,7 @@ def whiten(x: Tensor, eps: float = 1e-8) -> Tensor:
 def _centred_in_group(scores: Tensor, group_index: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over the group of (own score - member's score), and the [B, B] membership mask.
 
-    Differences first: images with equal scores get exactly 0, and no other group's numbers enter.
+    Differences are taken first: images with equal scores get exactly 0, and no other group's numbers matter.
     """
     if scores.dim() != 1:
         raise ValueError(f"scores must be [B], got {list(scores.shape)}")
@@ -116,7 +116,7 @@ def rloo(scores: Tensor, group_index: Tensor) -> Tensor:
     """REINFORCE leave-one-out: the score minus the mean score of the other images of the same caption.
 
     Args:
-        scores: [B] score of each image, KL penalty subtracted if it is in the reward.
+        scores: [B] score of each image, minus the KL penalty if that is in the reward.
         group_index: [B] int64, equal for the images of one caption; any order, any group sizes of at least 2.
 
     Returns:
@@ -141,8 +141,8 @@ def group_normalised(scores: Tensor, group_index: Tensor, eps: float = 1e-4) -> 
         eps: added to the standard deviation; a group of equal scores gets 0.
 
     Returns:
-        [B] advantages, the same for every token of the image. Biased: groups weigh alike however much their
-        scores differ, and the own score is part of mean and deviation.
+        [B] advantages, the same for every token of the image. Biased: all groups have equal weight however
+        much their scores differ, and an image's own score is part of the mean and the deviation.
 
     Raises:
         ValueError: the shapes differ or a group has one image.
@@ -171,12 +171,11 @@ def clip_advantages(x: Tensor, bound: float) -> Tensor:
 
 
 def _finite_list(scores: Tensor) -> list[float]:
-    """The scores as Python floats (64 bit), refusing the ones that would poison running statistics for
-    good."""
+    """The scores as Python floats (64 bit); refuses any that would poison running statistics for good."""
     listed = scores.detach().flatten().tolist()
     for value in listed:
         if not math.isfinite(value):
-            raise ValueError(f"running statistics: a score is {value}, all must be finite")
+            raise ValueError(f"running statistics: a score is {value}; all must be finite")
     return listed
 
 
@@ -196,7 +195,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> float | None:
 
     Returns:
         `1 - var(returns - values) / var(returns)`: 1 is perfect, 0 no better than a constant, below 0 worse;
-        None where the returns have no spread.
+        None if the returns have no spread.
 
     Raises:
         ValueError: the shapes differ.
@@ -338,6 +337,6 @@ class PromptStatistics:
 def _pair(scores: Tensor, caption_ids: Sequence[Hashable] | Tensor) -> list[tuple[Hashable, float]]:
     if scores.dim() != 1 or len(caption_ids) != scores.shape[0]:
         raise ValueError(f"need one caption id per score, got {len(caption_ids)} for {list(scores.shape)}")
-    if isinstance(caption_ids, Tensor):  # elements of a tensor hash by identity: every image its own caption
+    if isinstance(caption_ids, Tensor):  # tensor elements hash by identity: no two would be the same caption
         caption_ids = caption_ids.tolist()
     return list(zip(caption_ids, _finite_list(scores), strict=True))

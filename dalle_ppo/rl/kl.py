@@ -37,9 +37,9 @@ def kl_k2(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         ref_log_probs: [B, T] log ref of the same codes.
 
     Returns:
-        [B, T] nats. Its expected gradient is the sum over tokens of the gradient of each token's own KL:
-        nothing is charged for KL that a token causes later. That holds for codes sampled from the policy
-        being differentiated, so it drifts as the epochs over one batch go on.
+        [B, T] nats. Its expected gradient is the sum over tokens of the gradient of each token's own KL: no
+        token is charged for KL that it causes later. That holds for codes sampled from the policy being
+        differentiated, so it becomes less exact with every epoch over one batch.
 
     Raises:
         ValueError: the shapes differ.
@@ -48,7 +48,7 @@ def kl_k2(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 
 def kl_k3(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-    """`r - 1 - log r` with `r = ref / pi`: unbiased for KL(pi, ref), never negative; for reports.
+    """`r - 1 - log r` with `r = ref / pi`: unbiased for KL(pi, ref), never negative; for reporting.
 
     Args:
         log_probs: [B, T] log pi of the sampled codes.
@@ -65,20 +65,20 @@ def kl_k3(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 
 def exact_kl(log_pi: Tensor, ref_log_pi: Tensor) -> Tensor:
-    """KL(pi, ref) summed over the whole vocabulary: no action noise.
+    """KL(pi, ref) summed over the whole vocabulary, without sampling noise.
 
     Args:
         log_pi: [..., V] normalised log-probabilities; -inf for codes outside the support.
-        ref_log_pi: [..., V] the reference's, after the same earlier tokens.
+        ref_log_pi: [..., V] the same for the reference, after the same earlier tokens.
 
     Returns:
-        [...] nats, never negative beyond rounding; +inf where pi draws a code that ref cannot.
+        [...] nats, never negative beyond rounding; +inf where pi can draw a code that ref cannot.
 
     Raises:
         ValueError: the shapes differ.
     """
     check_same_shape(log_pi=log_pi, ref_log_pi=ref_log_pi)
-    # Filled on the way in, not on the way out: `where` around 0 * inf has the right value and a NaN gradient.
+    # Filled before the product, not after it: `where` around 0 * inf has the right value but a NaN gradient.
     outside = log_pi.isneginf()
     log_ratio = log_pi.masked_fill(outside, 0.0) - ref_log_pi.masked_fill(outside, 0.0)
     return (log_pi.exp() * log_ratio).sum(-1)

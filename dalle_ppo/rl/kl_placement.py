@@ -1,10 +1,10 @@
-"""Which KL penalties have the gradient of KL(policy, reference). No torch: settings need it."""
+"""Which KL penalties have the gradient of KL(policy, reference). No torch, because settings import this."""
 
 ESTIMATORS = ("k1", "k2", "k3", "exact")
 PLACEMENTS = ("reward", "loss")
 
 _REFUSED = {
-    ("k1", "loss"): "its expected gradient is zero, so it adds noise and no penalty",
+    ("k1", "loss"): "its expected gradient is zero, so it adds noise but no penalty",
     ("k3", "loss"): "its gradient is that of the other divergence, KL(reference, policy)",
     ("k2", "reward"): "its policy gradient is not that of the KL (biased)",
     ("k3", "reward"): "its policy gradient is that of KL(policy, reference) - KL(reference, policy) (biased)",
@@ -18,15 +18,15 @@ _REFUSED = {
 def check_kl_placement(estimator: str, placement: str) -> None:
     """Refuse a KL penalty whose gradient is not that of KL(pi, ref).
 
-    Allowed are k1 in the reward (the full gradient, later tokens included), and k2 or the exact KL in the
-    loss (each token's own KL only).
+    The allowed ones are k1 in the reward (the full gradient, later tokens included), and k2 or the exact KL
+    in the loss (each token's own KL only).
 
     Args:
         estimator: "k1", "k2", "k3" or "exact".
         placement: "reward" (subtracted from each token's reward) or "loss" (added to each token's loss).
 
     Raises:
-        ValueError: an unknown name, or a combination that optimises something else; the message gives the
+        ValueError: a name is unknown, or the combination optimises something else; the message gives the
         reason.
 
     Source: https://arxiv.org/abs/2506.09477 (Tang & Munos, "On a few pitfalls in KL divergence

@@ -1,4 +1,4 @@
-"""From logits to the distribution that is sampled from. Nothing else may compute a log-probability."""
+"""Turns logits into the distribution that is sampled from. Nothing else may compute a log-probability."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def log_pi_of_logits(logits: Tensor, temperature: float = 1.0, top_k: int | None
     """
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        # Ties with the k-th code are kept, as the min-dalle package keeps them.
+        # Ties with the k-th code are kept, as in the min-dalle package.
         lowest = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
     return torch.log_softmax(logits, dim=-1)

@@ -1,6 +1,6 @@
 """Policy and value losses, one number per token.
 
-Nothing here is reduced: the caller divides the sum by the number of tokens of the whole minibatch, so that
+Nothing here is reduced: the caller divides the sum by the number of tokens in the whole minibatch, so that
 any microbatch size gives the same update. Every image has exactly T tokens, so there is no mask.
 """
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dalle_ppo.rl.shapes import check_same_shape
 
-# Log-ratios are clamped to plus and minus this, so that exp() stays finite; there is no gradient beyond it
+# Log-ratios are clamped to plus or minus this, so that exp() stays finite; there is no gradient beyond it
 # (as in https://github.com/volcengine/verl).
 MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A policy loss per token, with what is worth logging about it. Only `loss` carries a gradient.
+    """A policy loss per token, with numbers worth logging. Only `loss` carries a gradient.
 
     Args:
         loss: [B, T] to be minimised.
@@ -56,9 +56,9 @@ def ppo_loss(
         log_probs: [B, T] log pi of the sampled codes under the current weights, with gradient.
         old_log_probs: [B, T] the same under the weights that the batch was scored with.
         advantages: [B, T], constant: no gradient flows into them.
-        clip_range: the ratio earns nothing below 1 - clip_range (and above 1 + clip_range).
-        clip_range_high: upper clip range if it differs; larger lets unlikely codes grow faster.
-        dual_clip: for negative advantages the loss stops growing at this ratio; None for none, 3 is usual.
+        clip_range: ratios below 1 - clip_range (or above 1 + clip_range) earn nothing more.
+        clip_range_high: upper clip range if it differs; a larger one lets unlikely codes grow faster.
+        dual_clip: for negative advantages, the loss stops growing at this ratio. None is off; 3 is usual.
 
     Returns:
         PolicyLoss.
@@ -100,10 +100,10 @@ def score_function_loss(log_probs: Tensor, advantages: Tensor, *, old_log_probs:
     Args:
         log_probs: [B, T] log pi of the sampled codes under the current weights, with gradient.
         advantages: [B, T], constant: no gradient flows into them.
-        old_log_probs: [B, T] as in `ppo_loss`; enters only the ratio and KL that are logged.
+        old_log_probs: [B, T] as in `ppo_loss`; used only for the ratio and KL that are logged.
 
     Returns:
-        PolicyLoss with nothing clipped. The loss's value means nothing, its gradient does.
+        PolicyLoss with nothing clipped. The value of the loss means nothing; only its gradient does.
 
     Raises:
         ValueError: the shapes differ.
@@ -123,15 +123,15 @@ def score_function_loss(log_probs: Tensor, advantages: Tensor, *, old_log_probs:
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip: float | None = None
 ) -> Tensor:
-    """Half the squared error of the critic per token, optionally with a bound on how far it may move.
+    """Half the squared error of the critic per token, optionally with a bound on how far values may move.
 
     Args:
         values: [B, T] from the critic, with gradient.
         old_values: [B, T] the critic's values when the batch was collected.
         returns: [B, T] targets, in the units of the values.
         value_clip: largest useful move from `old_values`, in the units of the returns (absolute, not
-            relative). Only sensible when scores are divided by their standard deviation: 0.2 of a return of
-            30 is nothing.
+            relative). Only sensible when scores are divided by their standard deviation: next to a return of
+            30, 0.2 is nothing.
 
     Returns:
         [B, T] loss with gradient; none flows into `old_values` or `returns`.
@@ -154,15 +154,15 @@ def value_loss(
 def truncated_importance_weights(
     old_log_probs: Tensor, sampler_log_probs: Tensor, cap: float = 2.0
 ) -> Tensor:
-    """Per-token weights that correct for the sampler rounding differently from the training forward.
+    """Per-token weights that correct for the sampler rounding differently from the training forward pass.
 
     Args:
-        old_log_probs: [B, T] from the training forward.
+        old_log_probs: [B, T] from the training forward pass.
         sampler_log_probs: [B, T] of the same codes, as the sampler drew them.
-        cap: largest weight, > 0: bounds the variance at the price of a small bias.
+        cap: largest weight, > 0; it bounds the variance at the price of a small bias.
 
     Returns:
-        [B, T] weights in [0, cap] to multiply the policy loss with; no gradient.
+        [B, T] weights in [0, cap] to multiply the policy loss by; no gradient.
 
     Raises:
         ValueError: the shapes differ.

@@ -12,15 +12,15 @@ def noise_keys(
 ) -> Tensor:
     """Keys of the sampling noise, one per image.
 
-    The noise of an image depends on these five things, the position and the code alone; not on which
-    images share its batch, nor on the device.
+    The noise of an image depends only on these five arguments, the position and the code; not on the device
+    or on which images share its batch.
 
     Args:
-        seed: the run's.
-        stream: "rollout", "evaluation" or "generate": streams never share noise.
-        iteration: of training; 0 elsewhere.
-        caption_ids: of each image's caption, N of them.
-        samples: index of each image among its caption's.
+        seed: seed of the run.
+        stream: "rollout", "evaluation" or "generate"; streams never share noise.
+        iteration: training iteration; 0 elsewhere.
+        caption_ids: id of each image's caption, N of them.
+        samples: index of each image among those of its caption.
 
     Returns:
         int32 [N, 2].
@@ -33,11 +33,11 @@ def noise_keys(
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words that spreads every bit over all others; in place.
+    """A bijection on 32-bit words that spreads every bit over all others; in place.
 
     Source: "lowbias32", https://github.com/skeeto/hash-prospector
     """
-    # int32 shifts are arithmetic: the mask takes the copies of the sign bit away.
+    # int32 shifts are arithmetic: the mask removes the copies of the sign bit.
     x ^= (x >> 16) & 0xFFFF
     x *= 0x21F0AAAD
     x ^= (x >> 15) & 0x1FFFF
@@ -47,11 +47,11 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def gumbel_noise(keys: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
-    """Standard Gumbel noise of one position, a pure function of its arguments.
+    """Standard Gumbel noise for one position, a pure function of its arguments.
 
     Args:
-        keys: int32 [N, 2], of `noise_keys`.
-        position: of the token, 0 .. T - 1; also as a tensor [1].
+        keys: int32 [N, 2], from `noise_keys`.
+        position: position of the token, 0 .. T - 1; may be a tensor [1].
         num_codes: V.
 
     Returns:

@@ -1,6 +1,6 @@
-"""One iteration's images and everything that is known of them, as the stages of an iteration fill it in.
+"""The images of one iteration and everything known about them, filled in stage by stage.
 
-B images of M captions, T tokens each; the B / M images of a caption are neighbours.
+B images of M captions, T tokens each; the B / M images of a caption are adjacent.
 """
 
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ class Experience:
     """Images drawn from a policy, and what rewards, networks and credit say about them.
 
     Drawing fills in the first group, the reward the second, the scoring passes the third, and `credit` the
-    fourth. A field that has not been filled in, or that the run does without, is None.
+    fourth. A field that has not been filled in yet, or that the run does not use, is None.
 
     Args:
         captions: text of each image's caption, B of them.
@@ -38,22 +38,22 @@ class Experience:
         caption_ids: stable id of each image's caption.
         caption_index: which of the M captions each image belongs to, int64 [B].
         tokens: int64 [B, T].
-        sampler_log_probs: of the tokens, as the cached sampler computed them, float32 [B, T].
+        sampler_log_probs: log-probs of the tokens, as the cached sampler computed them, float32 [B, T].
         images: uint8 [B, 3, H, W].
         prompts: the M captions as the policy's family read them.
-        num_truncated: how many of the M captions were too long to be read to their end.
+        num_truncated: how many of the M captions were too long to be read in full.
         scores: raw rewards, float32 [B].
-        reward_parts: named float32 [B].
-        old_log_probs: of the tokens, by the training forward, float32 [B, T].
-        ref_log_probs: the same by the reference.
+        reward_parts: parts of the rewards by name, each float32 [B].
+        old_log_probs: log-probs of the tokens from the training forward pass, float32 [B, T].
+        ref_log_probs: the same from the reference.
         kl: exact KL(policy, reference) at each position, nats, [B, T].
-        entropy: of the policy at each position, nats, [B, T].
-        values: of the critic, [B, T]; None without a critic.
-        reference_states: what the family needs to make the reference's whole distribution again cheaply; it
-            has a `select`. None where the update does not need it.
+        entropy: entropy of the policy at each position, nats, [B, T].
+        values: the critic's values, [B, T]; None without a critic.
+        reference_states: what the family needs to recompute the reference's whole distribution cheaply; has a
+            `select` method. None if the update does not need it.
         advantages: as the policy loss uses them, [B, T].
         returns: the critic's targets, [B, T]; None without a critic.
-        token_weights: importance weights of the tokens, [B, T]; None where they are off.
+        token_weights: importance weights of the tokens, [B, T]; None if they are off.
         reward_scale: what the scores were divided by.
         advantage_std: standard deviation of the advantages before they were whitened.
     """

@@ -4,10 +4,10 @@ from torch import Tensor
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Refuse tensors that would broadcast against each other: [B] against [B, T] gives numbers, not an error.
+    """Refuse tensors that would broadcast: [B] against [B, T] gives numbers, not an error.
 
     Args:
-        tensors: the tensors by the name they have in the message.
+        tensors: the tensors, each under its name in the message.
 
     Raises:
         ValueError: the shapes differ.

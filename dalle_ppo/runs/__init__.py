@@ -1,1 +1,1 @@
-"""A run's folder: checkpoints, metrics, pictures, where numbers came from; may import config and below."""
+"""A run's folder: checkpoints, metrics, pictures, provenance; may import config and the packages below it."""

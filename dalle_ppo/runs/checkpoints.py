@@ -1,4 +1,4 @@
-"""Checkpoints of a run: complete or absent, verified when read, exact when resumed."""
+"""Checkpoints of a run: written atomically, verified when read, exact when resumed."""
 
 import base64
 import hashlib
@@ -30,9 +30,9 @@ TEMPORARY_NAME = re.compile(r"\.step_\d{6,}\.(new|old)")
 class Checkpoint:
     """What one checkpoint folder holds.
 
-    iteration: iterations that were complete when it was written.
-    tensors: file name without suffix to its tensors, on the CPU.
-    state: the JSON-able rest (counters, random states, data position).
+    iteration: number of iterations completed when it was written.
+    tensors: tensors on the CPU, by file name without suffix.
+    state: everything else, JSON-able (counters, random states, data position).
     """
 
     iteration: int
@@ -47,15 +47,15 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write `checkpoints/step_ITERATION/`, then remove the oldest until `keep` whole ones are left.
+    """Write `checkpoints/step_ITERATION/`, then remove the oldest until `keep` complete ones are left.
 
-    The folder is written under a temporary name beside its place, flushed to disk and renamed: whatever
-    interrupts this, a reader finds the new checkpoint complete or not at all, and the earlier ones unchanged.
+    The folder is written under a temporary name next to its final place, flushed to disk and renamed. If this
+    is interrupted, the new checkpoint is either complete or absent, and the earlier ones are unchanged.
 
     Args:
-        tensors: NAME to tensors; each becomes `NAME.safetensors`.
-        state: becomes `state.json`; JSON-able, and what JSON changes (int keys, tuples) comes back changed.
-        keep: how many checkpoints to leave, at least 1.
+        tensors: tensors by NAME; each group becomes `NAME.safetensors`.
+        state: becomes `state.json`; what JSON changes (int keys, tuples) comes back changed.
+        keep: number of checkpoints to keep, at least 1.
 
     Returns:
         The checkpoint's folder.
@@ -79,17 +79,17 @@ def save_checkpoint(
 
 
 def latest_checkpoint(run_dir: str | Path, *names: str) -> Path | None:
-    """The newest whole checkpoint of a run, or None.
+    """The newest complete checkpoint of a run, or None.
 
     Args:
         run_dir: the run's folder.
-        names: what is wanted of it, as in `load_checkpoint`; the content of other files is not checked, only
-            that they are there in their length.
+        names: groups of tensors to verify, as in `load_checkpoint`; for other files only existence and length
+            are checked.
 
-    Folders that are incomplete or damaged are passed over, each with a warning that names the file at fault.
+    Incomplete and damaged folders are skipped, each with a warning that names the faulty file.
 
     Raises:
-        FormatError: a checkpoint is of another format.
+        FormatError: a checkpoint has another format.
     """
     for _, folder in sorted(checkpoint_folders(Path(run_dir) / "checkpoints"), reverse=True):
         try:
@@ -104,11 +104,11 @@ def latest_checkpoint(run_dir: str | Path, *names: str) -> Path | None:
 
 
 def load_checkpoint(path: str | Path, *names: str) -> Checkpoint:
-    """Read one checkpoint folder after checking what is read against its recorded hash.
+    """Read one checkpoint folder; every file read is checked against its recorded hash.
 
     Args:
-        path: of the folder.
-        names: of the groups of tensors to read, such as "policy" (drawing needs neither the critic nor the
+        path: the checkpoint's folder.
+        names: groups of tensors to read, such as "policy" (drawing needs neither the critic nor the
             optimisers, which are several times as large); none means all.
 
     Raises:
@@ -142,17 +142,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict[str, Any]
 ) -> None:
-    """Put back what `flatten_optimizer` took out, into an optimiser over the same parameters.
+    """Restore what `flatten_optimizer` saved into an optimiser over the same parameters.
 
     Raises:
-        ValueError: the parameters are others than those of the saved optimiser.
+        ValueError: the parameters do not match those of the saved optimiser.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved = sum(len(group["params"]) for group in meta["param_groups"])
     if saved != len(parameters):
         raise ValueError(
-            f"the checkpoint's optimiser has {saved} parameters, today's {len(parameters)}: resume with the "
-            "actor.trainable and model of the run"
+            f"the checkpoint's optimiser has {saved} parameters, the current one {len(parameters)}; resume "
+            "with the run's own actor.trainable and model"
         )
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["plain"].items()}
     for key, value in tensors.items():
@@ -160,11 +160,11 @@ def restore_optimizer(
         state.setdefault(int(index), {})[name] = value
         if int(index) >= len(parameters) or (value.ndim and value.shape != parameters[int(index)].shape):
             raise ValueError(
-                f"optimiser state {key} of shape {list(value.shape)} fits no parameter; "
+                f"optimiser state {key} of shape {list(value.shape)} does not fit any parameter; "
                 "the model differs from the one this checkpoint was made with"
             )
     groups = [
-        # JSON turns the betas into a list, and an optimiser that compares or unpacks them expects a tuple.
+        # JSON turns the betas into a list, but optimisers expect a tuple.
         {name: tuple(v) if isinstance(v, list) and name != "params" else v for name, v in group.items()}
         for group in meta["param_groups"]
     ]
@@ -185,7 +185,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `get_rng_state` took; warns where the number of GPUs has changed."""
+    """Restore what `get_rng_state` saved; warns if the number of GPUs has changed."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     keys, position, has_gauss, gauss = state["numpy"]
@@ -229,7 +229,7 @@ def _write_files(folder: Path, iteration: int, tensors: dict[str, dict[str, Tens
 
 
 def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors of which no two share memory, as safetensors wants them."""
+    """Contiguous CPU tensors that do not share memory, as safetensors requires."""
     owned: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -241,13 +241,13 @@ def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool = True) -> dict[str, Any]:
-    """Parse `state.json` and check the files it lists; ValueError names the first that is wrong.
+    """Parse `state.json` and check the files it lists; the ValueError names the first faulty one.
 
-    Hashes are compared of the groups called `names` (of all, without any), lengths always of all.
+    Hashes are checked for the groups in `names` (for all groups if there are none), lengths for all files.
     """
     path = folder / STATE_FILE
     if not path.is_file():
-        raise ValueError(f"{path}: missing, so {folder} is no complete checkpoint; use an earlier one")
+        raise ValueError(f"{path}: missing, so {folder} is not a complete checkpoint; use an earlier one")
     try:
         content = json.loads(path.read_text(encoding="utf8"))
         recorded = content.pop("sha256")
@@ -272,14 +272,14 @@ def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool 
 
 
 def checkpoint_folders(parent: Path) -> list[tuple[int, Path]]:
-    """(iteration, folder) of every checkpoint in a run's `checkpoints`, whole or not, in no order."""
+    """(iteration, folder) of every checkpoint in a run's `checkpoints`, complete or not, unordered."""
     entries = parent.iterdir() if parent.is_dir() else []
     matches = [(CHECKPOINT_NAME.fullmatch(entry.name), entry) for entry in entries]
     return [(int(match[1]), entry) for match, entry in matches if match and entry.is_dir()]
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Rename into place; an earlier folder of that name steps aside, as no rename replaces a folder."""
+    """Rename into place; an existing folder is moved aside first, as a rename cannot replace it."""
     aside = final.with_name(f".{final.name}.old")
     if final.exists():
         os.replace(final, aside)
@@ -294,7 +294,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints up to `iteration`; damaged ones stay."""
+    """Remove all but the newest `keep` complete checkpoints up to `iteration`; damaged ones stay."""
     whole = []
     for number, folder in sorted(checkpoint_folders(Path(run_dir) / "checkpoints")):
         try:
@@ -304,7 +304,7 @@ def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
         if number <= iteration:
             whole.append(folder)
     for folder in whole[:-keep]:
-        # Renamed first, so that an interrupted removal leaves no half checkpoint.
+        # Renamed first, so that an interrupted removal does not leave a partial checkpoint.
         aside = folder.with_name(f".{folder.name}.old")
         os.replace(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A run's folder: what a run writes into it, and how it is made ready for one."""
+"""A run's folder: what a run writes into it, and how it is prepared."""
 
 import shutil
 from pathlib import Path
@@ -10,8 +10,8 @@ from dalle_ppo.runs.checkpoints import (
     latest_checkpoint,
 )
 
-# What a run writes into its folder. `config.yaml` is last: removal goes in this order, and a folder whose
-# removal was interrupted still counts as a run.
+# What a run writes into its folder. `config.yaml` is last: entries are removed in this order, and a
+# folder whose removal was interrupted still counts as a run.
 RUN_ENTRIES = (
     "tensorboard",
     "samples",
@@ -25,12 +25,12 @@ RUN_ENTRIES = (
 
 
 def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> Path | None:
-    """Make a run's folder ready to be written to; call it after everything else has been checked.
+    """Prepare a run's folder for writing; call it after everything else has been checked.
 
     Args:
-        run_dir: the folder; made if absent. Files in it that no run writes are left alone.
-        resume: go on with the run in it.
-        overwrite: remove the run in it (the entries of RUN_ENTRIES, nothing else) and start anew.
+        run_dir: the folder; created if absent. Files in it that a run does not write are left alone.
+        resume: continue the run in it.
+        overwrite: remove the run in it (only the entries of RUN_ENTRIES) and start over.
 
     Returns:
         The checkpoint to resume from; None to start from the first iteration (also when the run to resume
@@ -38,11 +38,11 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
 
     Raises:
         ValueError: the folder holds a run and neither flag is given, or holds something else, or has no
-            usable checkpoint; nothing has been changed then.
+            usable checkpoint to resume from; in that case nothing has been changed.
     """
     folder = Path(run_dir)
     if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other; give one of them")
+        raise ValueError("resume and overwrite exclude each other; use only one of them")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir: {folder} is a file; name a folder")
     if resume:
@@ -64,13 +64,13 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"run_dir: {folder} cannot be made ({error.strerror}); name another folder"
+            f"run_dir: {folder} cannot be created ({error.strerror}); name another folder"
         ) from error
     return None
 
 
 def holds_run(run_dir: str | Path) -> bool:
-    """Whether a folder is recognisably a run: its config, and metrics or a folder of only checkpoints."""
+    """Whether a folder looks like a run: a config, and metrics or a folder that holds only checkpoints."""
     folder = Path(run_dir)
     checkpoints = folder / "checkpoints"
     names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
@@ -89,14 +89,14 @@ def _checkpoint_to_resume(folder: Path) -> Path | None:
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None and checkpoint_folders(folder / "checkpoints"):
         raise ValueError(
-            f"run_dir: no checkpoint in {folder / 'checkpoints'} is whole; "
-            "put one back from a copy, or start anew with --overwrite"
+            f"run_dir: no checkpoint in {folder / 'checkpoints'} is complete; "
+            "restore one from a copy, or start over with --overwrite"
         )
     return checkpoint
 
 
 def _exists(path: Path) -> bool:
-    """An empty `checkpoints` counts as absent: nothing is lost with it."""
+    """An empty `checkpoints` folder counts as absent, because nothing is lost with it."""
     if path.name == "checkpoints" and path.is_dir() and not path.is_symlink():
         return any(path.iterdir())
     return path.exists() or path.is_symlink()

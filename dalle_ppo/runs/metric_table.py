@@ -1,4 +1,4 @@
-"""Every number that a run or an evaluation writes down: its name, label, unit, direction and definition.
+"""Every number that a run or an evaluation records: its name, label, unit, direction and definition.
 
 `docs/metrics.md`, TensorBoard, the report and the verdict read this table. To add a metric, add one entry.
 """
@@ -12,37 +12,42 @@ MINUS, DASH, NBSP = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Unit:
-    """What values are counted in, and how they are written.
+    """The unit of a value, and how values are written.
 
     Args:
         name: such as "nats per image".
-        digits: digits after the point.
+        digits: digits after the decimal point.
         percent: whether values in [0, 1] are written in percent, and their differences in points.
-        in_label: whether tables name the unit behind the label.
+        in_label: whether tables show the unit after the label.
+        any_size: whether values below 0.1 get as many digits as show three that are not zero.
     """
 
     name: str
     digits: int = 2
     percent: bool = False
     in_label: bool = False
+    any_size: bool = False
 
     @property
     def of_change(self) -> str:
-        """What follows a difference: "points" for shares, else nothing."""
+        """The unit written after a difference: "points" for shares, else nothing."""
         return "points" if self.percent else ""
 
     def text(self, value: float | None, sign: bool = False, with_unit: bool = True) -> str:
-        """A value, or with `sign` a difference, as text; a dash where it is missing."""
+        """A value, or with `sign` a difference, as text; a dash if it is missing."""
         if value is None or not math.isfinite(value):
             return DASH
-        number = f"{(100 if self.percent else 1) * value:{'+' if sign else ''}.{self.digits}f}"
+        digits = self.digits
+        if self.any_size and 1e-6 < abs(value) < 0.1:
+            digits = 2 - math.floor(math.log10(abs(value)))
+        number = f"{(100 if self.percent else 1) * value:{'+' if sign else ''}.{digits}f}"
         if float(number) == 0:
             number = number.lstrip("+-")
         suffix = NBSP + (self.of_change if sign else "%") if self.percent and with_unit else ""
         return number.replace("-", MINUS) + suffix
 
     def interval(self, bounds, sign: bool = False) -> str:
-        """Bounds as text without their unit; nothing where one is missing."""
+        """Bounds as text without their unit; empty if one is missing."""
         if not bounds or None in bounds:
             return ""
         return f"[{self.text(bounds[0], sign, False)}, {self.text(bounds[1], sign, False)}]"
@@ -50,7 +55,7 @@ class Unit:
 
 RATE = Unit("share of images", 1, percent=True)
 SHARE = Unit("share", 1, percent=True)
-SCORE = Unit("score")
+SCORE = Unit("score", any_size=True)
 COSINE = Unit("cosine", 3)
 NATS = Unit("nats per image", 1, in_label=True)
 NATS_PER_TOKEN = Unit("nats per token", 4)
@@ -65,21 +70,21 @@ ITERATION, EVALUATION, BOTH = "iteration", "evaluation", "both"
 
 @dataclass(frozen=True)
 class Metric:
-    """One number, or a family of numbers if its name ends with "/".
+    """One metric, or a family of metrics if its name ends with "/".
 
     Args:
         name: key in metrics.jsonl, evaluation.json or both.
-        label: what the report calls it.
-        unit: what it is counted in.
+        label: its name in the report.
+        unit: its unit.
         definition: one sentence.
         of: where it is written: "iteration", "evaluation" or "both".
-        better: "up" or "down"; empty where neither is better.
+        better: "up" or "down"; empty if neither is better.
         safe_only: whether conclusions are drawn from it on safe captions only.
-        by: who measures it, where several do.
-        phrase: what a sentence calls it; the label by default.
-        note: what stands below a chart of it; the unit by default.
-        board: TensorBoard's group and the place in it.
-        board_evaluation: the place in TensorBoard's group of evaluations.
+        by: what measures it, if there are several.
+        phrase: its name in a sentence; the label by default.
+        note: the text shown with its chart; the unit by default.
+        board: group in TensorBoard and position in the group.
+        board_evaluation: position in TensorBoard's evaluation group.
     """
 
     name: str
@@ -97,22 +102,22 @@ class Metric:
 
     @property
     def in_table(self) -> str:
-        """What a table calls it."""
+        """Its name in a table."""
         return f"{self.label}, {self.unit.name}" if self.unit.in_label else self.label
 
     @property
     def in_sentence(self) -> str:
-        """What a sentence calls it."""
+        """Its name in a sentence."""
         lower = self.label if self.label[:2].isupper() else self.label[:1].lower() + self.label[1:]
         return self.phrase or lower
 
     @property
     def chart_note(self) -> str:
-        """What stands below a chart of it."""
+        """The text shown with its chart."""
         return self.note or self.unit.name
 
 
-# TensorBoard sorts groups by name: the numbers put the story first.
+# TensorBoard sorts groups by name: the numbers put the main results first.
 GOAL, HEALTH, PARTS, DETAILS, COST = "1_goal", "2_health", "3_by_part", "4_details", "5_cost"
 EVALUATIONS = "6_evaluation"
 
@@ -121,10 +126,10 @@ _PROGRESS = (
     Metric("images", "Images drawn", COUNT, "Images drawn so far.", board=(COST, 1)),
 )
 _COUNTS = (
-    Metric("num_images", "Images", COUNT, "Images kept.", of=EVALUATION),
-    Metric("num_captions", "Captions", COUNT, "Distinct captions among them.", of=EVALUATION),
-    Metric("images_drawn", "Images drawn for one", Unit("images"), "Images drawn for one that is kept: 1, "
-           "and more for baselines.", of=EVALUATION),
+    Metric("num_images", "Images", COUNT, "Images evaluated.", of=EVALUATION),
+    Metric("num_captions", "Captions", COUNT, "Distinct captions evaluated.", of=EVALUATION),
+    Metric("images_drawn", "Images drawn per image kept", Unit("images"), "Images drawn for each image that "
+           "is kept: 1, or more for baselines.", of=EVALUATION),
 )  # fmt: skip
 _SAFETY = (
     Metric("unsafe_rate", "Unsafe images", RATE, "Share of images whose detector probability is above the "
@@ -135,35 +140,34 @@ _SAFETY = (
            "unsafe icon.", of=EVALUATION, better="down", by="judge", phrase="judge's unsafe rate",
            board_evaluation=2),
     Metric("heldout_unsafe_rate", "Unsafe, by the held-out detector", RATE, "Share of images whose "
-           "probability by `evaluation.heldout_detector` is above the upper threshold.", of=EVALUATION,
-           better="down", by="held-out detector", phrase="held-out detector's unsafe rate",
+           "probability according to `evaluation.heldout_detector` is above the upper threshold (0.4).",
+           of=EVALUATION, better="down", by="held-out detector", phrase="held-out detector's unsafe rate",
            board_evaluation=3),
     Metric("share_above_lower", "Above the lower threshold", RATE, "Share of images whose detector "
            "probability is above the lower threshold (0.1).", of=BOTH, better="down"),
-    Metric("nsfw_probability_mean", "NSFW probability, mean", Unit("probability", 3), "Mean probability "
-           "that the detector gives.", better="down"),
+    Metric("nsfw_probability_mean", "NSFW probability, mean", Unit("probability", 3), "Mean NSFW probability "
+           "given by the detector.", better="down"),
 )  # fmt: skip
 _CONTENT = (
-    Metric("judge_alignment", "Named icons drawn", SHARE, "Over captions that name safe icons: share of the "
-           "named icons that the judge sees in the named colour.", of=EVALUATION, better="up",
-           safe_only=True, by="judge", phrase="alignment", note="share of the named icons",
-           board_evaluation=7),
-    Metric("clip_similarity", "CLIP similarity", COSINE, "Mean cosine of caption and image over images at "
-           "or below the lower threshold (0.1).", of=BOTH, better="up", safe_only=True,
-           by="CLIP of the reward", note="cosine over images the detector calls safe", board=(GOAL, 3),
-           board_evaluation=5),
-    Metric("heldout_clip_similarity", "CLIP similarity, held-out CLIP", COSINE, "Mean cosine in "
-           "`evaluation.heldout_clip`, over the same images as `clip_similarity`.", of=EVALUATION,
-           better="up", safe_only=True, by="held-out CLIP", phrase="held-out CLIP similarity",
+    Metric("judge_alignment", "Named icons drawn", SHARE, "Share of the named safe icons that the judge sees "
+           "in the named colour, over captions that name any.", of=EVALUATION, better="up", safe_only=True,
+           by="judge", phrase="alignment", note="share of the named icons", board_evaluation=7),
+    Metric("clip_similarity", "CLIP similarity", COSINE, "Mean cosine similarity of caption and image, over "
+           "images whose detector probability is at or below the lower threshold (0.1).", of=BOTH,
+           better="up", safe_only=True, by="CLIP of the reward",
+           note="cosine over images the detector calls safe", board=(GOAL, 3), board_evaluation=5),
+    Metric("heldout_clip_similarity", "CLIP similarity, held-out CLIP", COSINE, "Mean cosine similarity "
+           "according to `evaluation.heldout_clip`, over the same images as `clip_similarity`.",
+           of=EVALUATION, better="up", safe_only=True, by="held-out CLIP", phrase="held-out CLIP similarity",
            board_evaluation=6),
-    Metric("judge_unrecognised_rate", "Nothing recognisable", RATE, "Share of images in which the judge sees "
-           "no clean icon at all.", of=EVALUATION, better="down", by="judge",
+    Metric("judge_unrecognised_rate", "Nothing recognisable", RATE, "Share of images in which the judge "
+           "recognises no icon at all.", of=EVALUATION, better="down", by="judge",
            phrase="images without a recognisable icon", board_evaluation=8),
 )  # fmt: skip
 _REWARD = (
-    Metric("reward_mean", "Reward, mean", SCORE, "Mean raw score, before any normalisation and without KL.",
-           of=BOTH, better="up", by="reward", phrase="reward", note="mean raw score", board=(GOAL, 2),
-           board_evaluation=4),
+    Metric("reward_mean", "Reward, mean", SCORE, "Mean raw score, before normalisation and without the KL "
+           "penalty.", of=BOTH, better="up", by="reward", phrase="reward", note="mean raw score",
+           board=(GOAL, 2), board_evaluation=4),
     Metric("reward_median", "Reward, median", SCORE, "Median raw score.", of=BOTH, better="up",
            board=(GOAL, 6)),
     Metric("reward_q25", "Reward, lower quartile", SCORE, "Lower quartile of the raw score.", of=EVALUATION,
@@ -172,57 +176,56 @@ _REWARD = (
            better="up"),
     Metric("reward_std", "Reward, standard deviation", SCORE, "Standard deviation of the raw score over the "
            "images.", of=BOTH),
-    Metric("reward_negative_mean", "Reward, mean of negative ones", Unit("score", 1), "Mean of the negative "
-           "raw scores; null where there are none.", of=BOTH, better="up"),
+    Metric("reward_negative_mean", "Reward, mean of negative scores", Unit("score", 1), "Mean of the "
+           "negative raw scores; null if there are none.", of=BOTH, better="up"),
 )  # fmt: skip
 _DISTANCE = (
     Metric("diversity", "Diversity within a caption", Unit("cosine distance", 3), "Mean cosine distance in "
-           "CLIP space between samples of one caption.", of=EVALUATION, by="diversity",
+           "CLIP space between samples of the same caption.", of=EVALUATION, by="diversity",
            board_evaluation=11),
     Metric("kl", "KL from the reference", NATS, "Exact KL(policy, reference) on the policy's own samples; in "
            "an evaluation, on the first image of each caption.", of=BOTH, by="KL", board=(GOAL, 4),
            board_evaluation=9),
-    Metric("kl_k1", "KL by the k1 estimate", NATS, "The same KL, estimated by log pi - log pi_ref of the "
-           "drawn tokens."),
-    Metric("kl_k3", "KL by the k3 estimate", NATS, "The same KL, estimated by r - 1 - log r of the drawn "
-           "tokens, where r = pi_ref / pi."),
+    Metric("kl_k1", "KL, k1 estimate", NATS, "k1 estimate of `kl`: log pi - log pi_ref of the drawn tokens."),
+    Metric("kl_k3", "KL, k3 estimate", NATS, "k3 estimate of `kl`: r - 1 - log r of the drawn tokens, where "
+           "r = pi_ref / pi."),
     Metric("entropy", "Entropy", NATS, "Entropy of the guided distribution that tokens are drawn from; in an "
            "evaluation, on the first image of each caption.", of=BOTH, by="entropy", board=(GOAL, 5),
            board_evaluation=10),
-    Metric("kl_coef", "KL coefficient", NORMALISED, "Weight of the KL penalty, in units of the advantages "
-           "(penalty in the loss) or of the normalised scores (penalty in the reward)."),
+    Metric("kl_coef", "KL coefficient", NORMALISED, "Weight of the KL penalty: in units of the advantages if "
+           "the penalty is in the loss, of the normalised scores if it is in the reward."),
     Metric("kl_coef_raw", "KL coefficient, raw", SCORE, "Weight of the KL penalty in raw reward units: "
-           "kl_coef times reward_scale and, in the loss with whitened advantages, times advantage_std; null "
-           "in the loss with advantages group or per_prompt, whose unit differs from caption to caption."),
-    Metric("reward_scale", "Reward scale", SCORE, "Running standard deviation that the scores are divided "
-           "by."),
+           "`kl_coef` times `reward_scale`, and also times `advantage_std` if the penalty is in the loss and "
+           "advantages are whitened; null if it is in the loss and the advantages are group or per_prompt, "
+           "whose unit differs from caption to caption."),
+    Metric("reward_scale", "Reward scale", SCORE, "Running standard deviation by which the scores are "
+           "divided."),
 )  # fmt: skip
 _OPTIMISATION = (
     Metric("policy_loss", "Policy loss", LOSS, "Mean policy loss over the iteration's updates, before "
            "importance weights."),
-    Metric("value_loss", "Value loss", LOSS, "Mean of half the (clipped) squared error of the critic, in "
+    Metric("value_loss", "Value loss", LOSS, "Mean of half the critic's (clipped) squared error, in "
            "normalised units.", better="down"),
-    Metric("kl_loss", "KL loss", LOSS, "Mean KL term of the loss, where the KL penalty is placed there."),
+    Metric("kl_loss", "KL loss", LOSS, "Mean KL term of the loss, if the KL penalty is in the loss."),
     Metric("entropy_loss", "Entropy loss", LOSS, "Mean entropy term of the loss."),
     Metric("clip_fraction", "Clipped tokens", Unit("share of tokens", 1, percent=True), "Share of tokens "
-           "whose gradient was switched off by a clip of the ratio or by the dual clip.", board=(HEALTH, 4)),
-    Metric("ratio_first_minibatch_max_deviation", "First minibatch's ratio, deviation from 1",
-           Unit("ratio", 6), "Largest distance of a ratio from 1 in the first minibatch; 0 up to rounding, "
-           "unless something such as dropout differs between the passes.", better="down",
-           board=(HEALTH, 1)),
-    Metric("reference_changes", "Changed tensors of the reference", COUNT, "Tensors of the reference whose "
-           "bits are not those it began with; always 0.", better="down", board=(HEALTH, 2)),
+           "whose loss was limited by ratio clipping or dual clipping.", board=(HEALTH, 4)),
+    Metric("ratio_first_minibatch_max_deviation", "First-minibatch ratio, deviation from 1", Unit("ratio", 6),
+           "Largest deviation of a ratio from 1 in the first minibatch; 0 up to rounding unless something, "
+           "such as dropout, differs between the passes.", better="down", board=(HEALTH, 1)),
+    Metric("reference_changes", "Changed reference tensors", COUNT, "Tensors of the reference that no longer "
+           "equal their initial values bit for bit; always 0.", better="down", board=(HEALTH, 2)),
     Metric("ratio_max", "Ratio, largest", RATIO, "Largest ratio of new to old token probability in the "
            "iteration."),
-    Metric("approx_kl", "KL of the update", NATS_PER_TOKEN, "Mean k3 estimate of KL(old policy, new policy), "
+    Metric("approx_kl", "KL of the update", NATS_PER_TOKEN, "Mean k3 estimate of KL(old policy, new policy) "
            "over the iteration's updates.", board=(HEALTH, 5)),
-    Metric("sampler_log_prob_gap", "Sampler's rounding", NATS_PER_TOKEN, "Mean absolute difference between a "
-           "token's log-prob in the cached sampler and in the training forward.", better="down",
-           board=(HEALTH, 6)),
-    Metric("explained_variance", "Variance explained by the critic", Unit("share of variance", 3),
-           "1 - Var(returns - values) / Var(returns); 1 is perfect, 0 a constant critic.", better="up",
+    Metric("sampler_log_prob_gap", "Sampler's rounding error", NATS_PER_TOKEN, "Mean absolute difference "
+           "between a token's log-prob in the cached sampler and in the training forward pass.",
+           better="down", board=(HEALTH, 6)),
+    Metric("explained_variance", "Variance explained by the critic", Unit("share of variance", 3), "1 - "
+           "Var(returns - values) / Var(returns); 1 for a perfect critic, 0 for a constant one.", better="up",
            note="share of the returns' variance explained", board=(HEALTH, 3)),
-    Metric("value_mean", "Value, mean", NORMALISED, "Mean value that the critic gives before the update."),
+    Metric("value_mean", "Value, mean", NORMALISED, "Mean value predicted by the critic before the update."),
     Metric("return_mean", "Return, mean", NORMALISED, "Mean return.", better="up"),
     Metric("advantage_std", "Advantage, standard deviation", NORMALISED, "Standard deviation of the "
            "advantages before whitening."),
@@ -233,51 +236,53 @@ _OPTIMISATION = (
            "before clipping."),
     Metric("critic_gradient_norm", "Critic's gradient norm", Unit("norm", 4), "Mean norm of the critic's "
            "gradient before clipping."),
-    Metric("skipped_updates", "Skipped updates", COUNT, "Updates of this iteration that were left out "
-           "because a loss or gradient was not finite.", better="down", board=(HEALTH, 7)),
-    Metric("batches_left_out", "Batches left out", COUNT, "1 where the reward was not usable, so that this "
-           "iteration learned nothing; else 0.", better="down", board=(HEALTH, 8)),
+    Metric("skipped_updates", "Skipped updates", COUNT, "Updates of this iteration that were skipped because "
+           "a loss or gradient was not finite.", better="down", board=(HEALTH, 7)),
+    Metric("batches_left_out", "Batches left out", COUNT, "1 if the reward could not be used and the "
+           "iteration therefore learned nothing, else 0.", better="down", board=(HEALTH, 8)),
     Metric("captions_truncated", "Truncated captions", Unit("share of captions", 1, percent=True), "Share of "
-           "captions longer than the text encoder reads.", better="down"),
+           "captions that were cut because they are too long for the text encoder.", better="down"),
 )  # fmt: skip
 _COST = (
-    Metric("seconds", "Time", SECONDS, "Seconds this iteration took.", board=(COST, 2)),
-    Metric("seconds_rollout", "Time of the rollout", SECONDS, "Of these, sampling and decoding.",
-           board=(COST, 3)),
-    Metric("seconds_reward", "Time of the reward", SECONDS, "Of these, CLIP and its heads.",
+    Metric("seconds", "Time", SECONDS, "Duration of this iteration.", board=(COST, 2)),
+    Metric("seconds_rollout", "Rollout time", SECONDS, "Part of `seconds` spent sampling and decoding "
+           "images.", board=(COST, 3)),
+    Metric("seconds_reward", "Reward time", SECONDS, "Part of `seconds` spent computing the reward.",
            board=(COST, 4)),
-    Metric("seconds_scoring", "Time of the scoring", SECONDS, "Of these, old, reference and value passes.",
-           board=(COST, 5)),
-    Metric("seconds_update", "Time of the update", SECONDS, "Of these, optimisation.", board=(COST, 6)),
-    Metric("images_per_second", "Speed", Unit("images per second", 1), "Images of this iteration over its "
-           "seconds.", better="up", board=(COST, 7)),
-    Metric("memory_gb", "Memory, peak", Unit("10^9 bytes"), "Peak memory so far of the device, or of the "
-           "process if the device has no memory of its own; null where the system does not tell.",
+    Metric("seconds_scoring", "Scoring time", SECONDS, "Part of `seconds` spent on the old-policy, reference "
+           "and value passes.", board=(COST, 5)),
+    Metric("seconds_update", "Update time", SECONDS, "Part of `seconds` spent on optimisation.",
+           board=(COST, 6)),
+    Metric("images_per_second", "Speed", Unit("images per second", 1), "Images of this iteration divided by "
+           "`seconds`.", better="up", board=(COST, 7)),
+    Metric("memory_gb", "Memory, peak", Unit("10^9 bytes"), "Peak device memory so far, or peak process "
+           "memory if the device has no memory of its own; null if the system does not report it.",
            better="down", board=(COST, 8)),
 )  # fmt: skip
 _PICTURES = (
-    Metric("image/total_variation", "Total variation", Unit("0 to 1", 4), "Mean absolute difference of "
-           "neighbouring pixels, down and across.", of=EVALUATION, safe_only=True),
+    Metric("image/total_variation", "Total variation", Unit("0 to 1", 4), "Mean absolute difference between "
+           "neighbouring pixels, vertically and horizontally.", of=EVALUATION, safe_only=True),
     Metric("image/high_frequency_share", "Share of fine detail", Unit("share", 2, percent=True), "Share of "
-           "the brightness's variance above a quarter cycle per pixel; white noise has 0.80.",
+           "the brightness variance at frequencies above a quarter cycle per pixel; 0.80 for white noise.",
            of=EVALUATION, safe_only=True,
-           note="share of the brightness's variance that is fine (noise raises it)"),
-    Metric("image/colourfulness", "Colourfulness", Unit("levels of 255", 1), "Spread plus 0.3 times mean of "
-           "the opponent colours (Hasler and Suesstrunk 2003); 0 is grey.", of=EVALUATION, safe_only=True),
-    Metric("image/jpeg_bytes", "Bytes as JPEG", Unit("bytes", 0), "Size as JPEG of quality 75.",
+           note="share of the brightness variance that is fine detail (noise raises it)"),
+    Metric("image/colourfulness", "Colourfulness", Unit("levels of 255", 1), "Spread of the opponent colours "
+           "plus 0.3 times their mean (Hasler and Suesstrunk 2003); 0 is grey.", of=EVALUATION,
+           safe_only=True),
+    Metric("image/jpeg_bytes", "JPEG size", Unit("bytes", 0), "Size of the image as a JPEG of quality 75.",
            of=EVALUATION, safe_only=True),
-    Metric("image/distinct_codes", "Distinct codes", Unit("codes", 1), "Different codes among the image's "
-           "tokens.", of=EVALUATION, safe_only=True),
+    Metric("image/distinct_codes", "Distinct codes", Unit("codes", 1), "Number of different codes among the "
+           "image's tokens.", of=EVALUATION, safe_only=True),
 )  # fmt: skip
 _FAMILIES = (
-    Metric("reward/", "Reward part {}", SCORE, "Mean of one part of the reward that has no metric of its "
-           "own, before its weight; NAME is the part's.", of=BOTH, note="mean part of the reward"),
+    Metric("reward/", "Reward part {}", SCORE, "Mean of a reward part that has no metric of its own, before "
+           "weighting, under the name `reward/NAME`.", of=BOTH, note="mean part of the reward"),
     Metric("unsafe_rate/", "Unsafe images, {}", RATE, "`unsafe_rate` over the captions of one tag."),
     Metric("reward_mean/", "Reward, mean, {}", SCORE, "`reward_mean` over the captions of one tag."),
     Metric("clip_similarity/", "CLIP similarity, {}", COSINE, "`clip_similarity` over the captions of one "
            "tag."),
-    Metric("captions/", "Captions, {}", COUNT, "Captions since the run began: `share_TAG` of those drawn, "
-           "`drawn`, and of files `read` and `skipped_REASON`."),
+    Metric("captions/", "Captions, {}", COUNT, "Caption counts since the run began: `drawn`, `share_TAG` "
+           "(the tag's share of those drawn) and, for captions from files, `read` and `skipped_REASON`."),
 )  # fmt: skip
 
 SECTIONS: Mapping[str, tuple[Metric, ...]] = {
@@ -300,33 +305,28 @@ METRICS: Mapping[str, Metric] = {
 """Every metric that has a name of its own, by name."""
 
 FAMILIES: Mapping[str, Metric] = {entry.name: entry for entry in _FAMILIES}
-"""Metrics that exist once a reward part, caption tag or count, by prefix."""
+"""Metrics that exist once per reward part, caption tag or count, by prefix."""
 
 GOALS = sorted((m for m in METRICS.values() if m.board and m.board[0] == GOAL), key=lambda m: m.board[1])
-"""What training is about, in TensorBoard's order."""
+"""The main results of training, in TensorBoard's order."""
 
 COMPARED = tuple(
     m for part in (_SAFETY, _CONTENT, _REWARD, _DISTANCE) for m in part if m.of in (EVALUATION, BOTH)
 )
-"""What an evaluation compares policy and reference by, in the report's order."""
+"""Metrics by which an evaluation compares policy and reference, in the report's order."""
 
 IMAGE_STATISTICS = _PICTURES
 """Statistics of pixels and codes, in the report's order."""
 
 ITERATION_METRICS = tuple(name for name, m in METRICS.items() if m.of in (ITERATION, BOTH))
-"""Names that every line of metrics.jsonl holds."""
+"""Names of the metrics in every line of metrics.jsonl."""
 
 
 def find_metric(name: str) -> Metric | None:
-    """The entry of a metric; for one of a family, the family's with its name put in. None if undefined."""
+    """The entry of a metric; for a family member, the family's entry with its own name; None if undefined."""
     if name in METRICS:
         return METRICS[name]
     family = next((family for prefix, family in FAMILIES.items() if name.startswith(prefix)), None)
     if family is None:
         return None
     return replace(family, name=name, label=family.label.format(name.removeprefix(family.name)))
-
-
-def undefined_metrics(metrics: Mapping[str, object]) -> list[str]:
-    """Names that the table does not define: a trainer should write none."""
-    return [name for name in metrics if find_metric(name) is None]

@@ -1,4 +1,4 @@
-"""metrics.jsonl, one JSON object per iteration: written, read, and cut off where a run goes on."""
+"""Writes, reads and truncates metrics.jsonl, which holds one JSON object per iteration."""
 
 import json
 import math
@@ -19,8 +19,8 @@ class MetricsWriter:
     Args:
         run_dir: the run's folder.
         resume_iteration: finished iterations to keep; later lines of metrics.jsonl are cut off and later
-            TensorBoard events are hidden. 0 starts afresh.
-        tensorboard: whether to write TensorBoard events; the package is imported only then.
+            TensorBoard events are hidden. 0 starts from scratch.
+        tensorboard: whether to write TensorBoard events; otherwise the package is not imported.
     """
 
     def __init__(self, run_dir: Path, resume_iteration: int = 0, tensorboard: bool = True) -> None:
@@ -52,12 +52,12 @@ class MetricsWriter:
             self._board.write(record)
 
     def write_histograms(self, iteration: int, values: Mapping[str, np.ndarray]) -> None:
-        """Histograms of per-image values, e.g. {"reward": [B], "nsfw_probability": [B]}; NaN is left out."""
+        """Write histograms of per-image values, e.g. {"reward": [B]}; NaN is left out."""
         if self._board is not None:
             self._board.write_histograms(iteration, values)
 
     def write_images(self, iteration: int, name: str, images: np.ndarray, columns: int | None = None) -> None:
-        """One grid of images, uint8 [N, H, W, 3], row by row; `columns` defaults to a square grid."""
+        """Write one grid of images, uint8 [N, H, W, 3], row by row; the grid is square without `columns`."""
         if self._board is not None:
             self._board.write_grid(iteration, name, image_grid(images, columns))
 
@@ -74,7 +74,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The iterations of a metrics.jsonl; a last line cut off by a kill is ignored, a missing file is empty.
+    """The iterations in metrics.jsonl; ignores a last line that was cut off; a missing file counts as empty.
 
     Raises:
         ValueError: a line before the last is not a JSON object.
@@ -97,10 +97,10 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def first_metrics(path: Path, iterations: int) -> list[dict]:
-    """The first `iterations` iterations of a metrics.jsonl.
+    """The first `iterations` iterations in metrics.jsonl.
 
     Raises:
-        ValueError: the file holds fewer, so that a resumed run would leave a gap.
+        ValueError: the file holds fewer, so a resumed run would leave a gap.
     """
     records = read_metrics(path)[:iterations]
     if len(records) < iterations:
@@ -112,14 +112,14 @@ def first_metrics(path: Path, iterations: int) -> list[dict]:
 
 
 def truncate_metrics(path: Path, iterations: int) -> list[dict]:
-    """Keep what `first_metrics` returns, all at once or not at all; returns it."""
+    """Atomically truncate the file to what `first_metrics` returns, and return it."""
     records = first_metrics(path, iterations)
     atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
 def plain_value(value):
-    """A JSON value: scalars of numpy and torch as Python numbers, NaN and infinity as None."""
+    """A value for JSON: numpy and torch scalars become Python numbers, NaN and infinity become None."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):

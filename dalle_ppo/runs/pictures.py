@@ -1,4 +1,4 @@
-"""Grids of images for people to open; unsafe ones are blurred."""
+"""Grids of images for people to look at, with unsafe ones blurred."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def blur_unsafe(images: np.ndarray, unsafe: np.ndarray) -> np.ndarray:
         unsafe: bool [N].
 
     Returns:
-        uint8, the same shape; the others as they were.
+        uint8 of the same shape; the other images are unchanged.
     """
     blurred = images.copy()
     radius = images.shape[1] / 8

@@ -1,4 +1,4 @@
-"""What numbers came from: hashes of weights and code, versions of packages."""
+"""Where numbers came from: hashes of weights and code, versions of packages."""
 
 import hashlib
 import importlib.util
@@ -35,22 +35,22 @@ def check_reference(state: Mapping[str, object], sha256: str, path: str) -> None
     """Refuses a reference that is not the one a checkpoint was trained from.
 
     Args:
-        state: of the checkpoint.
-        sha256: of the reference that `path` gives today, in float32.
-        path: `model.path` of the run: of another run, it gives the newest checkpoint.
+        state: the checkpoint's state.
+        sha256: hash of the reference in float32, as now loaded from `path`.
+        path: the run's `model.path`; if that is another run, its newest checkpoint is loaded.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the hashes differ.
     """
     if state.get("reference_sha256", sha256) != sha256:
         raise ValueError(
-            f"model.path: {path} holds other weights than when this run began (was it trained on?); "
-            "put the old ones back, or start a new run"
+            f"model.path: {path} no longer holds the weights that this run started from (was it trained "
+            "further?); restore the old ones, or start a new run"
         )
 
 
 def code_sha256(module_name: str) -> str | None:
-    """Hash of a module's file; None where it has none."""
+    """Hash of a module's file; None if it has no file."""
     spec = importlib.util.find_spec(module_name)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
@@ -58,7 +58,7 @@ def code_sha256(module_name: str) -> str | None:
 
 
 def path_sha256(path: Path) -> str:
-    """Hash of a file, as `sha256sum` gives it; of a folder, that of its files' names and hashes, in order."""
+    """Hash of a file, as by `sha256sum`, or of a folder: over its files' names and hashes, in order."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -68,7 +68,7 @@ def path_sha256(path: Path) -> str:
 
 
 def checkpoint_facts(folder: Path) -> dict[str, object]:
-    """The iteration of a whole checkpoint, and the hash that `sha256sum` gives for its policy's file."""
+    """The iteration of a complete checkpoint, and the `sha256sum` of its policy file."""
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return {"iteration": content["iteration"], "policy_sha256": content["files"][POLICY_FILE]["sha256"]}
 
@@ -76,19 +76,19 @@ def checkpoint_facts(folder: Path) -> dict[str, object]:
 def batch_identity(
     config: "Config", facts: Mapping[str, object], family: "PolicyFamily", measures: Mapping[str, str]
 ) -> dict[str, object]:
-    """What a batch of an evaluation depends on, beside the decoder that draws it.
+    """What a batch of an evaluation depends on, besides the decoder that draws it.
 
-    Settings alone would not do: a file can change under its name, and an evaluation that goes on would then
-    mix images of two VQGANs, or scores of two detectors.
+    Settings alone are not enough: a file can change while its name stays the same, and a resumed evaluation
+    would then mix images of two VQGANs, or scores of two detectors.
 
     Args:
         config: the run's settings.
-        facts: of the evaluation, with `reference_sha256`, `captions_sha256` and `versions`.
-        family: whose frozen networks decide about images.
+        facts: facts of the evaluation, with `reference_sha256`, `captions_sha256` and `versions`.
+        family: its frozen networks affect the images.
         measures: hashes of the files that images are measured with, by name.
 
     Returns:
-        JSON-able; batches of another identity are drawn again.
+        JSON-able; batches with another identity are drawn again.
     """
     sections = ("model", "policy", "clip", "reward", "evaluation")
     return {
@@ -103,7 +103,7 @@ def batch_identity(
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide about numbers."""
+    """Versions of Python and of the packages that affect the numbers."""
     installed = {"python": platform.python_version()}
     for package in VERSIONED:
         try:

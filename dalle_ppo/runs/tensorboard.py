@@ -13,7 +13,7 @@ from dalle_ppo.runs.metric_table import DETAILS, EVALUATIONS, FAMILIES, GOALS, M
 EVALUATED = sorted(
     (m for m in METRICS.values() if m.board_evaluation is not None), key=lambda m: m.board_evaluation
 )
-"""What is shown of an evaluation, over all captions, in this order."""
+"""Metrics of an evaluation that are shown, over all captions and in this order."""
 
 
 class Board:
@@ -28,13 +28,13 @@ class Board:
         self.writer = open_board(run_dir, purge_step)
 
     def write(self, record: Mapping[str, object]) -> None:
-        """The numbers of one iteration; what is missing is left out."""
+        """Writes the numbers of one iteration; missing ones are left out."""
         for name, value in record.items():
             if name != "iteration" and isinstance(value, int | float):
                 self.writer.add_scalar(tensorboard_tag(name), value, record["iteration"])
 
     def write_histograms(self, iteration: int, values: Mapping[str, np.ndarray]) -> None:
-        """Histograms of per-image values by name; NaN is left out."""
+        """Writes histograms of per-image values by name; NaN is left out."""
         for name, column in values.items():
             column = np.asarray(column, dtype=np.float64).ravel()
             column = column[np.isfinite(column)]
@@ -42,14 +42,14 @@ class Board:
                 self.writer.add_histogram(f"histograms/{name}", column, iteration, bins="auto")
 
     def write_grid(self, iteration: int, name: str, grid: np.ndarray) -> None:
-        """One picture, uint8 [H, W, 3]."""
+        """Writes one picture, uint8 [H, W, 3]."""
         self.writer.add_image(f"images/{name}", grid, iteration, dataformats="HWC")
 
 
 def open_board(run_dir: Path, purge_step: int | None = None):
     """A writer of TensorBoard events; events from `purge_step` on are hidden."""
-    # Where tensorflow is installed, TensorBoard imports all of it (seconds, hundreds of MB) unless this
-    # module exists; its own file writer does the same.
+    # If tensorflow is installed, TensorBoard imports all of it (seconds, hundreds of MB) unless this module
+    # exists; TensorBoard's own file writer works the same way without it.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     from torch.utils.tensorboard import SummaryWriter
 
@@ -57,13 +57,13 @@ def open_board(run_dir: Path, purge_step: int | None = None):
 
 
 def write_settings(run_dir: Path, config_text: str, settings: Mapping[str, object], iteration: int) -> None:
-    """The resolved configuration in TensorBoard, as text and as hparams beside the numbers that matter.
+    """Writes the resolved configuration to TensorBoard, as text and as hparams next to the main metrics.
 
     Args:
         run_dir: the run's folder; no other writer may be open.
         config_text: YAML.
-        settings: by dotted name; what is no number, text or boolean is shown as JSON.
-        iteration: at which the run starts or goes on.
+        settings: by dotted name; values other than numbers, text and booleans are shown as JSON.
+        iteration: the iteration at which the run starts or resumes.
     """
     board = open_board(run_dir)
     from torch.utils.tensorboard.summary import hparams
@@ -76,18 +76,18 @@ def write_settings(run_dir: Path, config_text: str, settings: Mapping[str, objec
     }
     goals = [tensorboard_tag(metric.name) for metric in GOALS]
     evaluated = [evaluation_tag(metric.name) for metric in EVALUATED]
-    # The last of the three says that the run is over.
+    # The last of the three marks the run as finished.
     for summary in hparams(shown, dict.fromkeys([*goals, *evaluated]))[:2]:
         board.file_writer.add_summary(summary)
     board.close()
 
 
 def write_evaluation(run_dir: Path, points: Mapping[int, Mapping[str, object]]) -> None:
-    """Numbers of an evaluation in TensorBoard, and that the run is over.
+    """Writes the numbers of an evaluation to TensorBoard and marks the run as finished.
 
     Args:
         run_dir: the run's folder; no other writer may be open.
-        points: what `summarise` says of all captions, by iteration; only `EVALUATED` is shown.
+        points: what `summarise` returns for all captions, by iteration; only `EVALUATED` is written.
     """
     board = open_board(run_dir)
     from torch.utils.tensorboard.summary import hparams
@@ -102,16 +102,16 @@ def write_evaluation(run_dir: Path, points: Mapping[int, Mapping[str, object]]) 
 
 
 def evaluation_tag(name: str) -> str:
-    """TensorBoard's name of a number of the evaluation."""
+    """TensorBoard's name for a metric of the evaluation."""
     return f"{EVALUATIONS}/{METRICS[name].board_evaluation:02d}_{name}"
 
 
 def tensorboard_tag(name: str) -> str:
-    """TensorBoard's name of a metric: group, then name."""
+    """TensorBoard's name for a metric: group, then name."""
     metric = METRICS.get(name)
     if metric is not None and metric.board is not None:
         group, place = metric.board
-        # TensorBoard sorts alphabetically inside a group; the number keeps our order.
+        # TensorBoard sorts alphabetically within a group; the number keeps our order.
         return f"{group}/{place}_{name}"
     part = name.startswith(tuple(FAMILIES))
     return f"{PARTS}/{name.replace('/', '_')}" if part else f"{DETAILS}/{name}"

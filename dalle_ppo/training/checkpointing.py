@@ -1,4 +1,4 @@
-"""What a checkpoint of training holds, and how training goes back to it."""
+"""What a training checkpoint holds, and how training resumes from it."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,7 +15,7 @@ from dalle_ppo.training.progress import Progress
 def learner_state(
     actor: Learner, critic: Learner | None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Weights and optimisers: groups of tensors by name, and the JSON-able rest of the optimisers."""
+    """Weights and optimisers: groups of tensors by name, and the JSON-serialisable rest of the optimisers."""
     tensors, state = {}, {}
     for name, learner in (("policy", actor), ("critic", critic)):
         if learner is not None:
@@ -26,7 +26,7 @@ def learner_state(
 
 
 def settings_state(config: Config) -> dict[str, Any]:
-    """What a checkpoint says about the settings it was made with."""
+    """What a checkpoint records about the settings it was made with."""
     return {
         "policy_settings": asdict(config.policy),
         "kl_coef_is_steered": config.kl.target is not None,
@@ -34,7 +34,7 @@ def settings_state(config: Config) -> dict[str, Any]:
 
 
 def restore_learners(checkpoint: Checkpoint, actor: Learner, critic: Learner | None) -> None:
-    """Puts saved weights and optimiser states back.
+    """Restores saved weights and optimiser states.
 
     Raises:
         ValueError: a critic is needed and the checkpoint holds none.
@@ -49,7 +49,7 @@ def restore_learners(checkpoint: Checkpoint, actor: Learner, critic: Learner | N
 
 
 def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
-    """Puts a network and its optimiser's state back; the optimiser keeps today's settings."""
+    """Restores a network and its optimiser's state; the optimiser keeps the current settings."""
     learner.module.load_state_dict(checkpoint.tensors[name])
     settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
     key = f"{name}_optimizer"
@@ -59,9 +59,9 @@ def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
 
 
 def restored_progress(checkpoint: Checkpoint, config: Config) -> Progress:
-    """The saved progress under today's settings.
+    """The saved progress under the current settings.
 
-    A KL coefficient that was steered stays where it was; a fixed one is today's.
+    A KL coefficient that was steered keeps its saved value; a fixed one comes from the current settings.
     """
     progress = Progress.from_dict(checkpoint.state["progress"])
     kept, kl, settings = progress.credit, config.kl, config.credit

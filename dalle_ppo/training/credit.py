@@ -1,4 +1,4 @@
-"""From scores to what an update learns from: advantages, the critic's returns, importance weights."""
+"""Turns scores into what an update learns from: advantages, the critic's returns, importance weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ class CreditState:
     """What credit carries from one iteration to the next; saved with a checkpoint.
 
     Args:
-        score_moments: of all raw scores so far; scores are divided by their standard deviation.
+        score_moments: moments of all raw scores so far; scores are divided by their standard deviation.
         kl_coef: current weight of the KL.
         prompt_statistics: scores of each caption, for the "per_prompt" advantage.
     """
@@ -42,12 +42,12 @@ class CreditState:
 
 @dataclass(frozen=True)
 class Given:
-    """What an advantage estimator makes of an iteration.
+    """What an advantage estimator computes for an iteration.
 
     Args:
         advantages: [B, T], before whitening.
         returns: the critic's targets, [B, T]; None without a critic.
-        statistics: of prompts, updated where the estimator keeps some.
+        statistics: prompt statistics, updated if the estimator keeps them.
     """
 
     advantages: Tensor
@@ -62,9 +62,9 @@ class Estimator:
     Args:
         give: `(rewards [B, T], experience, config, state) -> Given`; the experience has its `reward_scale`.
         needs_critic: whether it reads values.
-        images_per_caption: how many it needs.
-        has_own_units: whether each caption's advantages are in units of their own, so that the KL has no
-            price in raw scores.
+        images_per_caption: how many it needs at least.
+        has_own_units: whether each caption's advantages are in their own units, so that the KL has no price
+            in raw scores.
     """
 
     give: Callable[[Tensor, Experience, Config, CreditState], Given]
@@ -95,7 +95,7 @@ def _group(rewards: Tensor, experience: Experience, config: Config, state: Credi
 
 
 def _per_prompt(rewards: Tensor, experience: Experience, config: Config, state: CreditState) -> Given:
-    # Scores that are kept are raw: other iterations divide by other scales.
+    # Raw scores are kept, because other iterations divide by other scales.
     raw = rewards.sum(dim=1) * experience.reward_scale
     statistics = state.prompt_statistics.update(raw, experience.caption_ids)
     advantages = statistics.advantages(raw, experience.caption_ids)
@@ -112,7 +112,7 @@ ESTIMATORS = {
     "group": Estimator(_group, images_per_caption=2, has_own_units=True),
     "per_prompt": Estimator(_per_prompt, has_own_units=True),
 }
-"""Values of `credit.advantage`."""
+"""The values of `credit.advantage`."""
 
 
 def credit(
@@ -124,9 +124,9 @@ def credit(
 
     Args:
         experience: with scores, log-probs and, for "gae", values.
-        config: of which `credit`, `kl` and `update.importance_cap` matter.
-        state: of the iterations before; `kl_coef` in it is the KL's current weight.
-        team: whose scores share one scale.
+        config: only `credit`, `kl` and `update.importance_cap` are used.
+        state: state after the previous iterations; its `kl_coef` is the KL's current weight.
+        team: processes whose scores share one scale.
 
     Returns:
         The experience with advantages, returns and token weights; the state for the next iteration.
@@ -157,9 +157,9 @@ def credit(
 
 
 def kl_coef_raw(experience: Experience, config: Config, kl_coef: float) -> float | None:
-    """The KL's weight in raw reward units; None where each caption has units of its own.
+    """The KL's weight in raw reward units; None if each caption has its own units.
 
-    Whitening divides the advantages and not a KL that is placed in the loss; one in the reward is divided
+    Whitening divides the advantages but not a KL that is placed in the loss; a KL in the reward is divided
     with them.
     """
     if config.kl.placement == "reward":

@@ -1,4 +1,4 @@
-"""When training has gone wrong: a policy that has collapsed, updates that are not finite."""
+"""Detects when training has gone wrong: the policy has collapsed, or updates are not finite."""
 
 import math
 
@@ -6,15 +6,15 @@ from dalle_ppo.config.settings import Config
 
 
 def check_collapse(described: dict, config: Config, iteration: int) -> None:
-    """Refuses a policy that has collapsed: to learn from it, or to call it a good checkpoint.
+    """Raises if the policy has collapsed, so that nothing learns from it or keeps it as a good checkpoint.
 
     Args:
-        described: of `policy_metrics`.
+        described: from `policy_metrics`.
         config: bounds in `actor.min_entropy` and `kl.max_kl`.
-        iteration: how many the policy has behind it.
+        iteration: how many iterations the policy has been trained for.
 
     Raises:
-        ValueError: KL or entropy is no number or past its bound.
+        ValueError: KL or entropy is not finite or is past its bound.
     """
     kl, entropy = described["kl"], described["entropy"]
     advice = (
@@ -29,12 +29,12 @@ def check_collapse(described: dict, config: Config, iteration: int) -> None:
     max_kl, min_entropy = config.kl.max_kl, config.actor.min_entropy
     if max_kl is not None and kl > max_kl:
         raise ValueError(
-            f"iteration {iteration}: the policy has collapsed: its KL from the reference is {kl:.1f} nats an "
-            f"image, above kl.max_kl = {max_kl:g}; {advice}, or raise the bound"
+            f"iteration {iteration}: the policy has collapsed: its KL from the reference is {kl:.1f} nats "
+            f"per image, above kl.max_kl = {max_kl:g}; {advice}, or raise the bound"
         )
     if min_entropy is not None and entropy < min_entropy:
         raise ValueError(
-            f"iteration {iteration}: the policy has collapsed: its entropy is {entropy:.3g} nats an image, "
+            f"iteration {iteration}: the policy has collapsed: its entropy is {entropy:.3g} nats per image, "
             f"below actor.min_entropy = {min_entropy:g}; {advice}, or lower the bound"
         )
 
@@ -42,16 +42,16 @@ def check_collapse(described: dict, config: Config, iteration: int) -> None:
 def broken_updates(metrics: dict, config: Config) -> str | None:
     """Why the run must stop after an iteration, or None.
 
-    Steps that were left out stop it where `update.bad_step` says so, and in any case where no step of a
-    network was good.
+    Skipped steps stop it if `update.bad_step` says so, and always if a network did not make a single good
+    step.
 
     Args:
-        metrics: of the iteration, as `update.run_update` makes them.
+        metrics: the iteration's, as `update.run_update` returns them.
         config: all settings.
     """
     if not metrics.get("skipped_updates"):
         return None
-    iteration, advice = metrics["iteration"], "lower the learning rate and go on with --resume"
+    iteration, advice = metrics["iteration"], "lower the learning rate and continue with --resume"
     if config.update.bad_step == "stop":
         return (
             f"iteration {iteration}: a loss or gradient was not finite, and update.bad_step is stop; {advice}"
@@ -62,5 +62,5 @@ def broken_updates(metrics: dict, config: Config) -> str | None:
         ("critic", "value_loss", "critic_gradient_norm"),
     ):
         if metrics[loss] is not None and norm not in metrics:
-            return f"iteration {iteration}: not one loss and gradient of the {name} was finite; {advice}"
+            return f"iteration {iteration}: no step of the {name} had a finite loss and gradient; {advice}"
     return None

@@ -15,7 +15,7 @@ class Stopwatch:
     """Seconds spent in named phases of an iteration.
 
     Args:
-        device: whose work a phase waits for, so that none is counted in the next.
+        device: each phase waits for its work, so that none is counted in the next phase.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,7 +71,7 @@ def score_metrics(experience: Experience, config: Config) -> dict:
 def peak_memory_gb(device: torch.device) -> float | None:
     """Peak memory so far, in 10^9 bytes: of the device if it has its own, else of the process.
 
-    None where the system does not tell (Windows).
+    None if the system does not report it (Windows).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9

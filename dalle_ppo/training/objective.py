@@ -1,4 +1,4 @@
-"""What an objective is, and how one is found by its name."""
+"""What an objective is, and how one is found by name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,10 +21,10 @@ class Objective:
     """An algorithm: how credit is given and what is minimised. The KL and entropy terms come on top.
 
     Args:
-        loss: of a microbatch, [b, T].
-        credit: scores to advantages and returns, over the whole batch.
+        loss: computes the loss of a microbatch, [b, T].
+        credit: turns scores into advantages and returns, over the whole batch.
         compares_images: whether minibatches must keep the images of a caption together.
-        extra: functions of the whole log-distribution that `loss` finds in `scores.extra`, by name.
+        extra: functions of the whole log-distribution; `loss` finds their results in `scores.extra`, by name.
     """
 
     loss: Loss
@@ -34,5 +34,5 @@ class Objective:
 
 
 def find_objective(name: str) -> Objective:
-    """The objective of the module `training/objectives/NAME.py`, for a name that the settings know."""
+    """The objective in `training/objectives/NAME.py`, for a name that the settings know."""
     return import_module(f"{objectives.__name__}.{name}").OBJECTIVE

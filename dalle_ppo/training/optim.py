@@ -1,4 +1,4 @@
-"""What every training shares: AdamW with decay on matrices only, learners, and schedules."""
+"""What all training shares: AdamW with decay on matrices only, learners, and schedules."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,13 +14,13 @@ from dalle_ppo.config.critic import CriticConfig
 def make_adamw(
     params: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, **options
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable ones of `params`; norms, biases and gains are not decayed.
+    """AdamW over those of `params` that are trainable; norms, biases and gains are not decayed.
 
     Args:
-        params: of one or more modules.
-        learning_rate: of all of them.
-        weight_decay: of matrices, embeddings and convolutions.
-        options: `betas` and `eps`, where torch's own are not wanted.
+        params: parameters of one or more modules.
+        learning_rate: for all of them.
+        weight_decay: for matrices, embeddings and convolutions.
+        options: `betas` and `eps`, if other than torch's defaults.
     """
     trained = [p for p in params if p.requires_grad]
     groups = [
@@ -46,7 +46,7 @@ def cosine_learning_rate(step: int, num_steps: int, peak: float, warmup_steps: i
 
 @dataclass(frozen=True)
 class Learner:
-    """A network and its optimiser; learning rate and gradient clip are its own."""
+    """A network and its optimiser, with its own learning rate and gradient clip."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,8 +56,8 @@ class Learner:
         """Clips, steps and clears the gradient.
 
         Args:
-            loss: whose gradient was taken. Where a clip has switched off the gradient, an infinite loss has
-                a finite gradient, so the gradient alone does not tell.
+            loss: the loss behind the gradient. Where a clip has switched off the gradient, an infinite loss
+                has a finite gradient, so the gradient alone does not show it.
 
         Returns:
             The gradient's norm before clipping; None, and no step, if it or the loss is not finite.
@@ -71,7 +71,7 @@ class Learner:
 
 
 def make_learner(module: nn.Module, settings: ActorConfig | CriticConfig) -> Learner:
-    """A module with AdamW over its trainable parameters, by the settings of the actor or of the critic."""
+    """A module with AdamW over its trainable parameters, with the settings of the actor or of the critic."""
     optimizer = make_adamw(
         module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
     )
@@ -87,10 +87,10 @@ def learning_rates(
     """Learning rate of each iteration.
 
     Args:
-        peak: the largest.
+        peak: the largest learning rate.
         warmup: iterations of linear warm-up to it.
         schedule: "linear" decays to zero at `num_iterations`, during the warm-up too; "constant" does not.
-        num_iterations: of the run.
+        num_iterations: iterations of the run.
         first: iteration of the first step, from which the warm-up counts.
     """
 

@@ -1,4 +1,4 @@
-"""What training carries from one iteration to the next, beside weights and optimisers."""
+"""What training carries from one iteration to the next, besides weights and optimisers."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -8,14 +8,14 @@ from dalle_ppo.training.credit import CreditState
 
 @dataclass
 class Progress:
-    """Counters, and what credit keeps.
+    """Counters and the state of credit.
 
     Args:
         iteration: iterations done.
         images: images drawn.
         credit: running statistics of scores, and the current weight of the KL.
-        left_out: batches in a row, up to now, whose reward was not usable.
-        captions_truncated: captions so far that were longer than the text encoder reads.
+        left_out: how many batches in a row, up to now, had an unusable reward.
+        captions_truncated: how many captions so far were longer than the text encoder reads.
     """
 
     iteration: int = 0

@@ -1,4 +1,4 @@
-"""What every network says about a batch, before anything is learned from it."""
+"""Scores a batch with every network, before anything is learned from it."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ class Networks:
     """The networks of a run.
 
     Args:
-        family: how they draw and score; holds what nothing trains.
+        family: how they draw and score; holds the parts that are never trained.
         actor: the policy that is trained.
         reference: its frozen original.
-        critic: a network of its own; None where the advantage needs none.
+        critic: a separate network; None if the advantage needs none.
     """
 
     family: PolicyFamily
@@ -32,7 +32,7 @@ class Networks:
 def score_passes(
     networks: Networks, experience: Experience, microbatch_size: int, keep_reference: bool = False
 ) -> Experience:
-    """Old and reference log-probs of the drawn tokens, exact KL, entropy and values, [B, T] each.
+    """Computes old and reference log-probs of the drawn tokens, exact KL, entropy and values, [B, T] each.
 
     The tokens are scored as they were drawn; nothing is sampled again.
 
@@ -65,7 +65,7 @@ def score_passes(
 
 
 def policy_metrics(experience: Experience) -> dict[str, float]:
-    """KL and entropy in nats per image, and how far the sampler's rounding is from the training forward's."""
+    """KL and entropy in nats per image, and the gap between sampler and training log-probs."""
     gap = (experience.sampler_log_probs - experience.old_log_probs).abs().mean()
     log_probs, ref_log_probs = experience.old_log_probs, experience.ref_log_probs
     return {

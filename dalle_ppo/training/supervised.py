@@ -35,15 +35,15 @@ class SupervisedConfig:
 
     Args:
         num_steps: optimiser steps.
-        batch_size: pairs a step.
+        batch_size: pairs per step.
         learning_rate: peak; linear warm-up, then cosine to zero.
-        warmup_steps: of the learning rate.
+        warmup_steps: warm-up steps of the learning rate.
         caption_dropout: share of captions replaced by the empty one; guidance needs the model to know it.
-        weight_decay: of AdamW, on matrices.
-        max_grad_norm: gradients are clipped to it.
+        weight_decay: AdamW's weight decay, on matrices.
+        max_grad_norm: gradients are clipped to this norm.
         train_encoder: also train the text encoder.
         bfloat16: run matrix products in bfloat16 (autocast).
-        seed: of the order of the data and of the caption dropout.
+        seed: seed of the order of the data and of the caption dropout.
     """
 
     num_steps: int = 1000
@@ -69,7 +69,7 @@ class SupervisedConfig:
 def next_token_loss(
     encoder: nn.Module, decoder: nn.Module, text_tokens: Tensor, image_tokens: Tensor
 ) -> Tensor:
-    """Mean cross-entropy of image tokens given captions, in nats a token; a scalar.
+    """Mean cross-entropy of image tokens given captions, in nats per token; a scalar.
 
     Args:
         encoder: text encoder.
@@ -83,15 +83,15 @@ def next_token_loss(
 
 
 def random_batches(lengths: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows of each batch, endlessly; no row comes again before all have come.
+    """The rows of each batch, endlessly; no row repeats before all have been used.
 
-    Captions more than twice as long as the median come in batches of their own: all of a batch are read up to
-    its longest.
+    Captions more than twice as long as the median get their own batches: every caption is read up to the
+    longest in its batch.
 
     Args:
         lengths: tokens of each caption, int64 [P].
-        batch_size: rows a batch, B.
-        generator: of the order.
+        batch_size: rows per batch, B.
+        generator: draws the order.
 
     Returns:
         int64 [B] each.
@@ -121,7 +121,7 @@ def train_supervised(
     Args:
         encoder: text encoder; trained if the config says so.
         decoder: image-token decoder.
-        pairs: the data, visited in a seeded random order, again and again.
+        pairs: the data, visited repeatedly, in a seeded random order.
         unconditional_tokens: int64 [64], what a dropped caption becomes.
         config: settings.
 

@@ -52,7 +52,7 @@ class Trainer:
         networks: actor, frozen reference, critic, and the family they belong to.
         reward: what is maximised.
         captions: the prompts.
-        sample_captions: drawn again with the same noise at each checkpoint, to look at.
+        sample_captions: captions drawn with the same noise at each checkpoint, to look at.
         team: the processes that train together.
     """
 
@@ -83,11 +83,11 @@ class Trainer:
         self.progress = Progress(credit=state)
 
     def run(self) -> None:
-        """Trains to `num_iterations`, from wherever it stands.
+        """Trains to `num_iterations`, from the current iteration.
 
         Raises:
-            ValueError: if a reward is not usable, the policy has collapsed or updates are not finite; what
-                was learned until then is saved first.
+            ValueError: a reward is not usable, the policy has collapsed or updates are not finite; what was
+                learned up to then is saved first.
         """
         start = self.progress.iteration
         total, form = self.config.num_iterations, "{desc} {n_fmt}/{total_fmt} {bar}{remaining} left{postfix}"
@@ -100,7 +100,7 @@ class Trainer:
                         self.draw_samples(writer)
                     metrics = self.iterate(writer)
                 except ValueError:
-                    # Nothing has been learned from this batch: the checkpoint is of the moment before it.
+                    # Nothing has been learned from this batch: the checkpoint holds the state before it.
                     self.captions.load_state_dict(before[0])
                     self.progress = Progress.from_dict(before[1])
                     self.save(spare=1)
@@ -117,21 +117,21 @@ class Trainer:
                     self.checkpoint(writer)
 
     def checkpoint(self, writer: MetricsWriter) -> None:
-        """Saves, draws samples and looks at the policy on them.
+        """Saves, draws samples and checks the policy on them.
 
         Raises:
-            ValueError: the policy has collapsed, or the samples have no usable reward. It is saved all the
-                same, and has taken no earlier checkpoint's place.
+            ValueError: the policy has collapsed, or the samples have no usable reward. It is saved
+                anyway, without replacing an earlier checkpoint.
         """
         self.save(spare=1)
         self.check_policy(self.draw_samples(writer))
         prune_checkpoints(self.run_dir, self.progress.iteration, self.config.keep_checkpoints)
 
     def check_policy(self, drawn: Experience) -> None:
-        """Refuses a policy that has collapsed, by images that it has just drawn.
+        """Raises if the policy has collapsed, judging by images it has just drawn.
 
         Raises:
-            ValueError: it has.
+            ValueError: the policy has collapsed.
         """
         networks = replace(self.networks, critic=None)
         scored = score_passes(networks, drawn, self.config.update.microbatch_size)
@@ -188,18 +188,18 @@ class Trainer:
         return collect(self.family, weights, records, samples, noise, rollout.memory_gb)
 
     def score_passes(self, experience: Experience) -> Experience:
-        """What actor, reference and critic say about the images."""
+        """Scores the images with actor, reference and critic."""
         kl, size = self.config.kl, self.config.update.microbatch_size
         keep_reference = kl.placement == "loss" and kl.estimator == "exact"
         return score_passes(self.networks, experience, size, keep_reference)
 
     def reference_changes(self) -> int:
-        """Tensors of the reference whose bits are no longer those it began with."""
+        """How many tensors of the reference have changed since the start, bit for bit."""
         now = fingerprint(self.networks.reference)
         return sum(a != b for a, b in zip(now, self.reference_fingerprint, strict=True))
 
     def memory_plan(self) -> Any:
-        """What a rollout holds, and how it is split to fit `rollout.memory_gb`; prints as one line.
+        """What a rollout holds in memory, and how it is split to fit `rollout.memory_gb`; prints as one line.
 
         Raises:
             ValueError: not even one image fits.
@@ -209,10 +209,10 @@ class Trainer:
         return self.family.plan(self.actor.module, rollout.rollout_batch_size, budget, rollout.dtype)
 
     def score(self, experience: Experience) -> RewardResult | None:
-        """What the reward says; None where it is not usable and `reward.bad_result` is to skip the batch.
+        """The reward's result; None if it is not usable and `reward.bad_result` says to skip the batch.
 
         Raises:
-            ValueError: it is not usable, and the run is to stop or has just left out others.
+            ValueError: it is not usable, and the run must stop or has just left out other batches.
         """
         try:
             metadata = metadata_of(experience.tags, experience.caption_ids)
@@ -222,11 +222,11 @@ class Trainer:
             left_out = self.progress.left_out + 1
             if self.config.reward.bad_result == "stop" or left_out >= MAX_BATCHES_LEFT_OUT:
                 raise
-            warnings.warn(f"iteration {self.progress.iteration}: left out: {error}", stacklevel=2)
+            warnings.warn(f"iteration {self.progress.iteration}: batch left out: {error}", stacklevel=2)
             return None
 
     def _leave_out(self, batch: Experience, watch: Stopwatch) -> dict:
-        """Ends an iteration that learns nothing; returns the metrics there are."""
+        """Ends an iteration that learns nothing; returns the metrics it has."""
         progress = self.progress
         progress.iteration += 1
         progress.images += len(batch)
@@ -291,11 +291,11 @@ class Trainer:
         return drawn
 
     def save(self, spare: int = 0) -> Path:
-        """Writes a checkpoint of everything that training carries on.
+        """Writes a checkpoint of everything needed to resume.
 
         Args:
-            spare: how many more to keep than `keep_checkpoints`, so that the last one of a run that went
-                wrong does not take a good one's place.
+            spare: how many to keep beyond `keep_checkpoints`, so that the last one of a run that went wrong
+                does not replace a good one.
         """
         tensors, optimizers = learner_state(self.actor, self.critic)
         state = {
@@ -309,10 +309,10 @@ class Trainer:
         return save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Goes back to where `save` stood, with today's settings, even those that the checkpoint mentions.
+        """Restores what `save` wrote, with the current settings, even where the checkpoint records others.
 
         Raises:
-            ValueError: the reference is another one now, or there is no critic to go on with.
+            ValueError: the reference is now a different one, or there is no critic to continue with.
         """
         check_reference(checkpoint.state, self.reference_sha256, self.config.model.path)
         restore_learners(checkpoint, self.actor, self.critic)
@@ -321,5 +321,5 @@ class Trainer:
 
 
 def fingerprint(module: nn.Module) -> list[int]:
-    """A number for each tensor of a module that is another one when any of its bits changes alone."""
+    """A number for each tensor of a module, which changes when any single bit of the tensor does."""
     return [int(torch.hash_tensor(tensor).view(torch.int64)) for tensor in module.state_dict().values()]

@@ -1,7 +1,7 @@
 """The optimiser steps on one batch: epochs of minibatches of microbatches.
 
 Losses are summed over microbatches and divided by the minibatch's tokens, so the microbatch size changes
-memory and not the update.
+the memory but not the update.
 """
 
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from dalle_ppo.training.update_log import PolicyTerms, UpdateLog
 
 @dataclass(frozen=True)
 class Step:
-    """What an iteration's updates need beside experience and settings.
+    """What an iteration's updates need besides experience and settings.
 
     Args:
         actor: the policy and its optimiser.
         critic: the critic and its optimiser; None without a critic.
         kl_coef: current weight of the KL.
         train_actor: False while the critic warms up.
-        generator: of the order of the images.
+        generator: draws the order of the images.
     """
 
     actor: Learner
@@ -43,10 +43,10 @@ class Step:
 def policy_terms(
     scores: TokenScores, rows: Experience, objective: Objective, config: Config, kl_coef: float
 ) -> PolicyTerms:
-    """The actor's loss of some rows: the objective's, plus the KL and entropy terms that all share.
+    """The actor's loss for some rows: the objective's, plus the KL and entropy terms that all share.
 
     Args:
-        scores: of the current weights, with gradient.
+        scores: from the current weights, with gradient.
         rows: the images, with their credit.
         objective: what is minimised.
         config: all settings.
@@ -72,11 +72,11 @@ def run_update(
     """Epochs of minibatches over one batch; steps the optimisers.
 
     Args:
-        networks: family and reference; the networks that are trained are those of `step`.
+        networks: family and reference; the networks that are trained are in `step`.
         experience: scored, with its credit.
         objective: what the actor minimises.
         config: all settings.
-        step: learners and what else belongs to this iteration.
+        step: learners and everything else for this iteration.
 
     Returns:
         Metrics of the updates.
@@ -112,10 +112,10 @@ def minibatches(
     """Rows of the minibatches of all epochs, in a new order each epoch.
 
     Args:
-        experience: of B images.
+        experience: B images.
         together: keep the images of a caption side by side, and so in one minibatch where its size allows.
-        config: of which `update` matters.
-        generator: of the order.
+        config: only `update` is used.
+        generator: draws the order.
 
     Yields:
         int64, `update.minibatch_size` at a time; the last of an epoch may be shorter.
@@ -133,7 +133,7 @@ def minibatches(
 
 
 def past(target_kl: float | None, approx_kl: float) -> bool:
-    """Whether the policy may not make another step."""
+    """Whether the policy must not take another step."""
     return target_kl is not None and approx_kl > target_kl
 
 

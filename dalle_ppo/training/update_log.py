@@ -1,4 +1,4 @@
-"""The numbers of one iteration's updates."""
+"""The metrics of one iteration's updates."""
 
 import math
 from collections import defaultdict
@@ -11,13 +11,13 @@ from dalle_ppo.rl.losses import PolicyLoss
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """The actor's loss of some rows and what it is made of, per token [b, T].
+    """The actor's loss for some rows and its parts, per token [b, T].
 
     Args:
         loss: to be minimised, with gradient.
         policy: the objective's loss alone, before importance weights.
-        kl: the KL's part of the loss; None where it is not placed there.
-        entropy: the entropy's part; None where its coefficient is 0.
+        kl: the KL's part of the loss; None if it is not placed there.
+        entropy: the entropy's part; None if its coefficient is 0.
     """
 
     loss: Tensor
@@ -27,7 +27,7 @@ class PolicyTerms:
 
 
 class UpdateLog:
-    """Collects the numbers of the updates of one iteration."""
+    """Collects the metrics of one iteration's updates."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
@@ -81,5 +81,5 @@ class UpdateLog:
 
 
 def _larger(a: float | None, b: float) -> float:
-    """The larger of two, where None is nothing; NaN if one is: `max` may pass over it."""
+    """The larger of two, ignoring None; NaN if either is NaN, which `max` may miss."""
     return b if a is None or math.isnan(b) else a if math.isnan(a) else max(a, b)

@@ -88,7 +88,7 @@ def test_it_prints_all_of_its_tables(sampler, models, monkeypatch, capsys):
         "log-probs, 4 images",
     ]
     rows = [row.strip("| ").split(" | ") for row in parts.splitlines()]
-    assert rows[0] == ["ms a step", "4 images", "1 images"] and rows[-1][0] == "all"
+    assert rows[0] == ["ms per step", "4 images", "1 images"] and rows[-1][0] == "all"
     for column in (1, 2):
         cells = [row[column].split(" ") for row in rows[2:-1]]
         assert sum(float(ms) for ms, _ in cells) == pytest.approx(float(rows[-1][column]), abs=0.05)

@@ -212,7 +212,7 @@ def test_one_line_says_where_the_package_samples_differently(settings, present, 
 
 
 def test_mega_starts_from_another_token():
-    assert "the policy from 16415" in export.difference(PUBLISHED_SETTINGS, "mega")
+    assert "the policy starts from 16415" in export.difference(PUBLISHED_SETTINGS, "mega")
 
 
 def test_the_line_is_printed(run, tmp_path, cli):
@@ -222,11 +222,11 @@ def test_the_line_is_printed(run, tmp_path, cli):
 
 def test_what_cannot_be_exported_costs_one_line(run, tmp_path, cli, monkeypatch):
     builtin = cli(export.main, "builtin", "--out", tmp_path / "out", "--to", "min-dalle")
-    assert builtin.code == 2 and "built-in world's size" in builtin.error
+    assert builtin.code == 2 and "a model of the built-in world" in builtin.error
     assert "--to" in cli(export.main, run.path, "--out", tmp_path / "out").error
     assert "absent" in cli(export.main, "absent", "--out", tmp_path / "out", "--to", "min-dalle").error
     occupied = cli(export.main, run.path, "--out", run.path, "--to", "min-dalle")
-    assert occupied.code == 2 and "exists already" in occupied.error
+    assert occupied.code == 2 and "already exists" in occupied.error
     monkeypatch.setattr(export, "difference", None)
     monkeypatch.setattr(saving, "write_model", lambda folder, *rest: (folder / "half").touch() or [][0])
     with pytest.raises(IndexError):
@@ -238,7 +238,7 @@ def test_damaged_settings_are_named(run, tmp_path, cli):
     assert cli(export.main, run.path, "--out", tmp_path / "out", "--to", "safetensors").code == 0
     (tmp_path / "out" / "policy_settings.json").write_text('{"guidence": 3}')
     outcome = cli(generate.main, "a boat", "--out", tmp_path / "a.png", "--model", tmp_path / "out")
-    assert outcome.code == 2 and "policy_settings.json: no policy settings" in outcome.error
+    assert outcome.code == 2 and "policy_settings.json: not valid policy settings" in outcome.error
 
 
 @pytest.mark.slow

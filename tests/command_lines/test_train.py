@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from laion_tables import read_frozen
+from metric_names import undefined_metrics
 from PIL import Image
 from tiny_runs import tiny_arguments
 
@@ -22,7 +23,6 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.heads.nsfw import read_head, save_head
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
-from dalle_ppo.runs.metric_table import undefined_metrics
 from dalle_ppo.runs.metrics import read_metrics
 from dalle_ppo.training.trainer import Trainer
 
@@ -350,7 +350,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tiny_run, cli, tmp
     shutil.rmtree(run_dir / "checkpoints")
     before = files_of(run_dir)
     outcome = cli(train.main, "--run_dir", run_dir, "--resume")
-    assert outcome.code == 2 and "4 iterations in metrics.jsonl and no checkpoint" in outcome.error
+    assert outcome.code == 2 and "4 iterations in metrics.jsonl but no checkpoint" in outcome.error
     assert files_of(run_dir) == before
 
 
@@ -376,7 +376,7 @@ def test_the_reference_is_the_one_that_the_run_began_with(tiny_run, cli, tmp_pat
         cli(generate.main, "a red boat", "--out", tmp_path / "a.png", "--model", run_dir),
         cli(evaluate.main, run_dir),
     ):
-        assert outcome.code == 2 and "other weights than when this run began" in outcome.error
+        assert outcome.code == 2 and "no longer holds the weights that this run started from" in outcome.error
     shutil.rmtree(base / "checkpoints" / "step_000006")
     assert cli(generate.main, "a red boat", "--out", tmp_path / "a.png", "--model", run_dir).code == 0
 

@@ -6,6 +6,7 @@ from parsing import parse, refused, write
 
 from dalle_ppo.config import objectives
 from dalle_ppo.config.command_line import load_config, to_yaml
+from dalle_ppo.config.objective import objective_names
 from dalle_ppo.config.objectives import ppo, reinforce
 from dalle_ppo.config.sections import setting_names
 
@@ -78,13 +79,17 @@ def test_explicit_conflicts_are_refused():
 
 def test_the_section_of_another_objective_is_refused(tmp_path):
     message = refused("--objective", "reinforce", "--ppo.clip_range", "0.1")
-    assert message.startswith("ppo has settings here, but objective is reinforce")
+    assert message.startswith("there are settings for ppo, but objective is reinforce")
     assert refused("--config", write(tmp_path, "objective: reinforce\nppo:\n  dual_clip: null\n")) == message
 
 
 @pytest.mark.parametrize(
     "name, way_out",
-    [("pp", "did you mean ppo?"), ("reinforc", "did you mean reinforce?"), ("zzz", "one of ppo, reinforce")],
+    [
+        ("pp", "did you mean ppo?"),
+        ("reinforc", "did you mean reinforce?"),
+        ("zzz", f"one of {', '.join(objective_names())}"),
+    ],
 )
 def test_an_unknown_objective(name, way_out):
     message = refused("--objective", name)

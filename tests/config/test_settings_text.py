@@ -12,7 +12,8 @@ import yaml
 
 from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.command_line import parse_command_line
-from dalle_ppo.config.document import default, described, kind, settings_page
+from dalle_ppo.config.document import default, described, settings_page
+from dalle_ppo.config.kinds import kind
 from dalle_ppo.config.objective import objective_names
 from dalle_ppo.config.sections import all_sections
 from dalle_ppo.config.settings import Config

@@ -513,7 +513,7 @@ def test_checkpoints_baselines_and_heldout_measures_from_the_command_line(tiny_r
     assert rows["heldout_nsfw_probability"] == rows["nsfw_probability"]
     assert rows["heldout_clip_similarity"] == rows["clip_similarity"]
     page = (run_dir / "report.html").read_text()
-    assert "Drawing more instead" in page and "Signs of reward hacking" in page
+    assert "Drawing more images instead" in page and "Signs of reward hacking" in page
     for name in ("policy", "captions", "clip", "detector", "judge"):
         assert result[f"{name}_sha256"][:16] in page
     assert result["heldout_detector_sha256"] == path_sha256(world.detector)

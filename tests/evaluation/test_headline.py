@@ -14,9 +14,10 @@ def test_before_after_judge_and_verdict():
     after = {"unsafe_rate": 0.0, "judge_unsafe_rate": 0.125, "judge_alignment": None, "reward_mean": 1.0}
     assert headline(result(before, after)).splitlines() == [
         "unsafe rate 25.0% -> 0.0% (judge: 50.0% -> 12.5%)",
-        "alignment on all captions 75.0% -> unknown",
         "Said.",
     ]
+    after["judge_alignment"] = 0.5
+    assert headline(result(before, after)).splitlines()[1] == "alignment on all captions 75.0% -> 50.0%"
     tagged = result(before, after)
     for side in ("reference", "policy"):
         tagged[side]["UNLIKELY"] = {"judge_alignment": 0.5}

@@ -64,7 +64,7 @@ def test_the_sentence_says_where_nothing_is_clear_and_where_it_got_worse():
 def test_a_change_that_rounds_to_nothing_has_no_sign():
     entry = {"reference": 0.9, "policy": 0.8998, "difference": -0.0002, "low": -0.013, "high": 0.0126}
     sentence = verdict({"differences": {"overall": {"judge_alignment": entry}}})["sentence"]
-    assert "safe captions 0.0 points [\N{MINUS SIGN}1.3, +1.3]: not worse" in sentence
+    assert "on all captions 0.0 points [\N{MINUS SIGN}1.3, +1.3]: not worse" in sentence
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,8 @@ def test_a_build_runs_the_stages_that_are_not_done(tmp_path, monkeypatch, capsys
     (tmp_path / "a").write_text("kept")
     assert build.main(["--out", str(tmp_path), "--seed", "3"]) == 0
     assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["kept", "3"]
-    assert "a is there: kept" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"--seed is 4, but .* was begun with seed 3; go on with that one"):
+    assert "a already exists: kept" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--seed is 4, but .* was begun with seed 3; use that seed"):
         build.main(["--out", str(tmp_path), "--seed", "4"])
     assert build.main(["--out", str(tmp_path), "--seed", "3"]) == 0
 

@@ -207,7 +207,7 @@ def test_any_caption_is_drawn_and_what_is_lost_of_it_is_said(caption, cut, lost,
     arguments = ("--model", mini, "--num_images", "1")
     _, printed = draw(cli, tmp_path / "a.png", *arguments, caption=caption)
     assert printed.count("longer than 64 tokens and was cut") == cut
-    assert printed.count("nothing is left of the caption") == lost
+    assert printed.count("the model can read nothing of the caption") == lost
 
 
 def test_what_is_true_of_both_sides_is_said_once(mini, tmp_path, cli):
@@ -222,12 +222,12 @@ def test_what_is_true_of_both_sides_is_said_once(mini, tmp_path, cli):
     [
         (("--grid_size", "0"), "--grid_size is 0"),
         (("--grid_size", "2", "--num_images", "4"), "not allowed with"),
-        (("--start_token", "71"), "the model knows 0 to 70"),
+        (("--start_token", "71"), "the model has tokens 0 to 70"),
         (("--memory_gb", "0"), "--memory_gb is 0"),
         (("--memory_gb", "0.0001"), "one image needs"),
         (("--dtype", "int8"), "--dtype"),
         (("--device", "mps"), "device is 'mps'; use auto, cpu, cuda or cuda:N"),
-        (("--out", "a.psx"), "a.psx: .psx is no kind of picture"),
+        (("--out", "a.psx"), "a.psx: .psx is not an image format"),
         (("--device", "cuda:99"), "device is cuda:99, but this machine has"),
     ],
 )

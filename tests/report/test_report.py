@@ -205,7 +205,7 @@ def test_an_empty_run_renders(tmp_path):
     (tmp_path / "demo").mkdir()
     page = write_report(tmp_path / "demo").read_text()
     Balanced(page)
-    assert "without an evaluation" in page
+    assert "has not been evaluated yet" in page
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_baselines_stand_beside_the_policy_at_their_cost(tmp_path):
     evaluation = with_more_sides(tmp_path / "demo")
     page = write_report(tmp_path / "demo").read_text()
     Balanced(page)
-    table = section(page, "Drawing more instead")
+    table = section(page, "Drawing more images instead")
     assert re.findall(r'scope="col">(?:<b class="\w+">)?([\w ]+)', table) == [
         "before",
         "reject",
@@ -295,7 +295,7 @@ def test_baselines_stand_beside_the_policy_at_their_cost(tmp_path):
         label: re.findall(r"<td[^>]*>([^<]+)<small>", cells)
         for label, cells in re.findall(r"<tr><td>([^<]+)</td>(.*?)</tr>", table, flags=re.DOTALL)
     }
-    assert rows["Images drawn for one"] == ["1.00", "1.75", "4.00", "1.00"]
+    assert rows["Images drawn per image kept"] == ["1.00", "1.75", "4.00", "1.00"]
     shown = [
         METRICS["unsafe_rate"].unit.text(evaluation[side]["overall"]["unsafe_rate"])
         for side in ("reference", "reject", "best_of_4", "policy")
@@ -311,13 +311,13 @@ def test_checkpoints_become_curves_of_proxy_and_judge(tmp_path):
     chart = chart[: chart.index("</svg>")]
     assert chart.count('class="dot reference"') == chart.count('class="dot policy"') == 4
     assert "detector of the reward" in chart and "judge" in chart and "held-out" not in chart
-    assert "Bytes as JPEG" in signs and "1234" in signs
+    assert "JPEG size" in signs and "1234" in signs
 
 
 def test_without_checkpoints_and_baselines_their_sections_are_absent(tmp_path):
     write_run(tmp_path / "demo")
     page = write_report(tmp_path / "demo").read_text()
-    assert "Drawing more instead" not in page and "Signs of reward hacking" not in page
+    assert "Drawing more images instead" not in page and "Signs of reward hacking" not in page
 
 
 def test_parts_of_the_reward_effects_and_hashes_are_on_the_page(tmp_path):
@@ -345,7 +345,7 @@ def test_what_the_pairing_saves_is_on_the_page(tmp_path):
         saved = f"{100 * overall[name]['variance_saved']:.0f}".replace("-", "\N{MINUS SIGN}")
         assert f"{saved}\N{NO-BREAK SPACE}% of the variance of the difference in" in shown
     correlation = f"{overall['noise_correlation']:.2f}".replace("-", "\N{MINUS SIGN}")
-    assert f"same noise correlate by {correlation}" in shown
+    assert f"same noise have a correlation of {correlation}" in shown
     assert pairing_sentence({"differences": {"overall": {"unsafe_rate": {"variance_saved": None}}}}) == ""
 
 
@@ -382,10 +382,10 @@ def test_a_difference_is_coloured_where_its_interval_excludes_zero(name, low, hi
 
 def test_captions_of_a_file_are_not_called_held_out(tmp_path):
     evaluation = write_run(tmp_path / "demo")
-    assert "Held-out captions drawn" in write_report(tmp_path / "demo").read_text()
+    assert "Held-out captions chosen at random" in write_report(tmp_path / "demo").read_text()
     (tmp_path / "demo" / "evaluation.json").write_text(json.dumps(evaluation | {"captions_file": "mine.txt"}))
     page = write_report(tmp_path / "demo").read_text()
-    assert "Captions of mine.txt drawn" in page and "held-out captions" not in page.lower()
+    assert "Captions of mine.txt chosen at random" in page and "held-out captions" not in page.lower()
 
 
 def test_cut_captions_are_on_the_page_if_there_are_any(tmp_path):

@@ -74,7 +74,7 @@ def test_resume(tmp_path):
     run = make_run(tmp_path / "a")
     assert prepare_run_dir(run, resume=True) == run / "checkpoints" / "step_000005"
     (run / "checkpoints" / "step_000005" / "state.json").unlink()
-    with pytest.warns(UserWarning, match="step_000005"), pytest.raises(ValueError, match="whole"):
+    with pytest.warns(UserWarning, match="step_000005"), pytest.raises(ValueError, match="is complete"):
         prepare_run_dir(run, resume=True)
     (run / "checkpoints" / "step_000005").rename(run / "checkpoints" / ".step_000005.new")
     assert prepare_run_dir(run, resume=True) is None  # killed during its first save

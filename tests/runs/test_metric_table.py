@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from metric_names import undefined_metrics
 
 from dalle_ppo.evaluation.statistics import RATES, SHARES
 from dalle_ppo.runs.metric_table import (
@@ -15,7 +16,6 @@ from dalle_ppo.runs.metric_table import (
     NATS,
     RATE,
     find_metric,
-    undefined_metrics,
 )
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -156,7 +156,7 @@ def test_a_bad_reward_is_left_out_and_counted_if_asked(kind, tmp_path, undisturb
         return iterate(writer)
 
     trainer.iterate = watched
-    with pytest.warns(UserWarning, match="iteration 1: left out: reward own"):
+    with pytest.warns(UserWarning, match="iteration 1: batch left out: reward own"):
         trainer.run()
     records = untimed(tmp_path)
     assert [record["batches_left_out"] for record in records] == [0, 1, 0, 0]
@@ -245,7 +245,7 @@ def test_an_iteration_without_one_good_step_stops_the_run_in_any_case(network, w
     trainer = trainer_of(tmp_path)
     break_gradient(trainer, network, at=(2,))
     message = stopped(trainer)
-    assert message.startswith(f"iteration 2: not one loss and gradient of the {word} was finite")
+    assert message.startswith(f"iteration 2: no step of the {word} had a finite loss and gradient")
     assert latest_checkpoint(tmp_path).name == "step_000003"
     assert all(torch.isfinite(p).all() for p in trainer.critic.module.parameters())
     resumed(tmp_path).run()

@@ -1,1 +1,1 @@
-"""Kinds of caption sources, one file each: `captions.source: NAME:REST` calls `load` of NAME.py here."""
+"""Kinds of caption sources, one file each: `captions.source: NAME:REST` calls `load` in NAME.py here."""

@@ -9,14 +9,14 @@ from dalle_ppo.captions.source import CaptionRequest, CaptionSource
 
 
 def load(path: str, request: CaptionRequest) -> CaptionSource:
-    """Captions of local files.
+    """Captions from local files.
 
     Args:
-        path: of a file or folder, or a glob.
-        request: what is asked of the source; without shares captions are taken as they come.
+        path: a file, folder or glob.
+        request: what is asked of the source; without shares, captions are taken as they come.
 
     Raises:
-        ValueError: there is no such file, one cannot be read, or together they hold no caption.
+        ValueError: there is no such file, a file cannot be read, or the files contain no captions.
     """
     return request.draw_from(_open_files(path, request))
 
@@ -25,7 +25,7 @@ def find_files(source: str) -> list[Path]:
     """The caption files a path, folder or glob names, in alphabetical order.
 
     Raises:
-        ValueError: there is none, or a file has a kind that is not read.
+        ValueError: there is no such file, or the format of a file is not supported.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -36,12 +36,14 @@ def find_files(source: str) -> list[Path]:
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not files:
         raise ValueError(
-            f"captions: {source} names no file with captions (read: {', '.join(SUFFIXES)}); a data set on "
-            "the hub is written hub:OWNER/NAME"
+            f"captions: there are no caption files at {source} (supported: {', '.join(SUFFIXES)}); write a "
+            "data set on the hub as hub:OWNER/NAME"
         )
     for file in files:
         if file.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"captions: the kind of {file} is unknown; convert it to {', '.join(SUFFIXES)}")
+            raise ValueError(
+                f"captions: the format of {file} is not supported; convert it to one of {', '.join(SUFFIXES)}"
+            )
     return files
 
 
@@ -55,5 +57,5 @@ def _open_files(source: str, request: CaptionRequest) -> list[Shard]:
                 raise
             warnings.warn(f"captions: file skipped: {error}", stacklevel=3)
     if not any(shard.num_rows for shard in shards):
-        raise ValueError(f"captions: {source} holds no caption; write at least one, or name another file")
+        raise ValueError(f"captions: {source} contains no captions; add at least one, or name another file")
     return shards

@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def load(repo: str, request: CaptionRequest) -> CaptionSource:
-    """Captions of a data set on the hub.
+    """Captions from a data set on the hub.
 
     Args:
         repo: as in `hub_shards`.
-        request: what is asked of the source; without shares half of the captions are tagged NSFW.
+        request: what is asked of the source; without shares, half of the captions are tagged NSFW.
 
     Raises:
-        ValueError: as `hub_shards` does.
+        ValueError: see `hub_shards`.
     """
     shards = hub_shards(repo, request.caption_column, request.tag_column)
     return request.draw_from(shards, default_shares=LAION_SHARES)
@@ -35,11 +35,11 @@ def load(repo: str, request: CaptionRequest) -> CaptionSource:
 def hub_shards(repo: str, caption_column: str | None = None, tag_column: str | None = None) -> list[Shard]:
     """The parquet files of a data set on the hub, in alphabetical order.
 
-    A file that lies in the hub's local cache is read from there, all others over the network; with
-    HF_HUB_OFFLINE the cache is all there is. The token is that of HF_TOKEN or of `hf auth login`.
+    Files in the hub's local cache are read from there, all others over the network; with HF_HUB_OFFLINE, only
+    the cache is used. The token comes from HF_TOKEN or `hf auth login`.
 
     Args:
-        repo: such as `laion/laion400m`, or with a revision `laion/laion400m@main`.
+        repo: such as `laion/laion400m`, or `laion/laion400m@main` with a revision.
         caption_column, tag_column: None looks for the usual names.
 
     Raises:
@@ -50,12 +50,12 @@ def hub_shards(repo: str, caption_column: str | None = None, tag_column: str | N
     name, _, revision = repo.partition("@")
     errors = hub_errors()
     try:
-        # One worker: with more, listing leaves threads behind that hold up the end of the program.
+        # One worker: with more, listing leaves threads behind that keep the program from ending.
         files = HfFileSystem(max_workers=1)
         names = _list_cache(name, revision) if constants.HF_HUB_OFFLINE else _list_hub(files, repo)
     except errors as error:
         raise ValueError(
-            f"captions: the hub gave no listing of {repo} ({one_line(error)}); check the network, accept "
+            f"captions: could not list {repo} on the hub ({one_line(error)}); check the network, accept "
             "the data set's terms and set HF_TOKEN, or give a folder with its parquet files"
         ) from error
     if not names:
@@ -75,16 +75,16 @@ def hub_shards(repo: str, caption_column: str | None = None, tag_column: str | N
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client may raise; the bases cover the errors of whichever HTTP library it stands on."""
+    """What the hub's client may raise; the bases cover the errors of whichever HTTP library it uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, ValueError, *HfHubHTTPError.__bases__)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call that may stall: its thread is left behind if it takes too long.
+    """The result of a call that may stall: its thread is abandoned if it takes too long.
 
-    The hub's client has no time limit on listings, and its limits on reads start anew with every byte.
+    The hub's client has no time limit on listings, and its read timeouts start again with every byte.
 
     Raises:
         TimeoutError: there is no result after `seconds`.
@@ -105,10 +105,10 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 class RemoteFile:
-    """A file on the hub, of which no read takes longer than HUB_SECONDS.
+    """A file on the hub; no read takes longer than HUB_SECONDS.
 
     Args:
-        open_file: opens it.
+        open_file: opens the file.
     """
 
     def __init__(self, open_file: Callable[[], BinaryIO]):
@@ -135,7 +135,7 @@ def _list_hub(files, repo: str) -> list[str]:
     """Names of the parquet files within the data set, as the hub lists them."""
     folder = f"datasets/{repo}"
     found = within(HUB_SECONDS, lambda: files.find(folder))
-    # Paths come with or without the revision that was asked for.
+    # Paths come with or without the revision that was requested.
     depth = len(Path(folder).parts)
     return sorted("/".join(Path(path).parts[depth:]) for path in found if path.endswith(".parquet"))
 

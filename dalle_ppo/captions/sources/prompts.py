@@ -1,4 +1,4 @@
-"""`prompts:NAME`: prompt sets that papers use, as plain functions."""
+"""`prompts:NAME`: prompt sets from papers, as plain functions."""
 
 from collections.abc import Callable
 from itertools import product
@@ -32,10 +32,10 @@ _PLURALS = {
 
 
 def load(name: str, request: CaptionRequest) -> CaptionSource:
-    """Captions of a prompt set.
+    """Captions from a prompt set.
 
     Args:
-        name: of the set, a key of `PROMPT_SETS`.
+        name: name of the set, a key of `PROMPT_SETS`.
         request: what is asked of the source.
 
     Raises:
@@ -72,9 +72,9 @@ PROMPT_SETS: dict[str, Callable[[], list[str]]] = {
 
 
 def prompt_set(name: str) -> list[str]:
-    """The prompts of a named set; ValueError lists the names."""
+    """The prompts of a named set; the ValueError for an unknown name lists the names."""
     if name not in PROMPT_SETS:
-        raise ValueError(f"captions: there is no prompt set {name!r}; there are {', '.join(PROMPT_SETS)}")
+        raise ValueError(f"captions: there is no prompt set {name!r}; use one of {', '.join(PROMPT_SETS)}")
     return PROMPT_SETS[name]()
 
 

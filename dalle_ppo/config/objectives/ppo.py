@@ -13,10 +13,10 @@ class Settings:
     """A code earns nothing more once its probability has changed by this share: down, and up too unless
     `clip_range_high` is set. Default 0.2 (arXiv 1707.06347). Lower it when `approx_kl` jumps."""
     clip_range_high: float | None = None
-    """The same upwards; null is `clip_range`. Default null; 0.28 (arXiv 2503.14476) lets unlikely codes grow.
-    Set it where entropy falls too fast."""
+    """The same for increases; null uses `clip_range`. Default null; 0.28 (arXiv 2503.14476) lets unlikely
+    codes grow. Set it when entropy falls too fast."""
     dual_clip: float | None = 3.0
-    """Bound on the loss where the advantage is negative, as a multiple of the advantage; null is none.
+    """Limit on the loss where the advantage is negative, as a multiple of the advantage; null is no limit.
     Default 3.0 (arXiv 1912.09729). Use null for PPO as published."""
 
     def __post_init__(self) -> None:

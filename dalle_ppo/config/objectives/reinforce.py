@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """REINFORCE: the plain policy gradient, for one step per batch; it has no settings of its own."""
+    """REINFORCE: the plain policy gradient, with one step per batch; it has no settings of its own."""
 
 
-# After one step, the batch is no longer the policy's own.
+# After one step, the batch no longer comes from the current policy.
 DEFAULTS: dict[str, object] = {"update.minibatch_size": None, "update.epochs": 1}
 
 
@@ -20,11 +20,11 @@ def check(config: "Config") -> None:
     """Refuses more than one step per batch."""
     if config.update.epochs > 1:
         raise ValueError(
-            f"update.epochs is {config.update.epochs}; objective reinforce needs 1: after one step the batch "
-            "is no longer the policy's own"
+            f"update.epochs is {config.update.epochs}; objective reinforce needs 1: after one step, the "
+            "batch no longer comes from the current policy"
         )
     if config.minibatches > 1:
         raise ValueError(
             f"update.minibatch_size is {config.update.minibatch_size}; objective reinforce needs null, the "
-            "whole batch: after one step it is no longer the policy's own"
+            "whole batch: after one step, it no longer comes from the current policy"
         )

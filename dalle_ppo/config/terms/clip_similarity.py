@@ -8,7 +8,7 @@ from dalle_ppo.config.term import TermSettings
 
 @dataclass(frozen=True)
 class Settings(TermSettings):
-    """The cosine of image and caption in CLIP's space; it has no settings of its own."""
+    """The cosine similarity of image and caption in CLIP's space; it has no settings of its own."""
 
     parts: ClassVar = ("clip_similarity",)
     reads_clip: ClassVar = True

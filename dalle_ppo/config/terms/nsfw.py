@@ -18,15 +18,15 @@ class Settings(TermSettings):
     """The detector: "builtin" for the built-in world's; "laion-l14" or "laion-b32" for LAION's, downloaded
     once; or a file that `converters/keras_nsfw_to_torch.py` wrote."""
     unsafe_threshold: float = 0.4
-    """An image with a probability above it is unsafe."""
+    """An image with an NSFW probability above this is unsafe."""
     unsure_threshold: float = 0.1
-    """An image above it, up to `unsafe_threshold`, is suspicious."""
+    """An image with a probability above this, up to `unsafe_threshold`, is suspicious."""
     unsafe_penalty: float = -30.0
     """Score of an unsafe image."""
     unsure_penalty: float = -10.0
     """Score of a suspicious image."""
     clean_threshold: float = 0.01
-    """An image below it gets `clean_bonus`."""
+    """An image with a probability below this gets `clean_bonus`."""
     clean_bonus: float = 0.0
     """Score of an image that is certainly clean. All others up to `unsure_threshold` score 0."""
 

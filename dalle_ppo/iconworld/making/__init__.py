@@ -1,1 +1,1 @@
-"""What built the shipped world: VQGAN, DALL·E, CLIP, detector, judge, and the card that measures them."""
+"""Code that built the shipped world: VQGAN, DALL·E, CLIP, detector, and the card that measures them."""

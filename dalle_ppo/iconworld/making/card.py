@@ -36,12 +36,12 @@ class CardRow:
 
 
 def measure(folder: Path, seed: int, num: int = 2000) -> list[CardRow]:
-    """Measures every part on `num` held-out captions.
+    """Measures every part on held-out data.
 
     Args:
-        folder: of the weights.
-        seed: of the held-out data; the parts were trained on the "train" split.
-        num: scenes, and captions to draw.
+        folder: folder of the weights.
+        seed: seed of the held-out data; the parts were trained on the "train" split.
+        num: number of scenes; each tag gets half as many captions.
     """
     world = World(folder)
     judge = load_judge(world.judge)
@@ -94,11 +94,11 @@ def psnr(images: np.ndarray, drawn: np.ndarray) -> float:
 
 
 def background_error(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """How far the colour of the background is off, [N], in 0..255: the worst channel.
+    """Error of the background colour in its worst channel, [N], in 0..255.
 
     Args:
-        images: uint8 [N, H, W, 3], scenes; their edge is background.
-        drawn: the same scenes, as the VQGAN draws them.
+        images: scenes, uint8 [N, H, W, 3]; their edges show the background.
+        drawn: the same scenes as drawn by the VQGAN.
     """
     edges = [np.concatenate([part[:, 0], part[:, -1]], axis=1) for part in (images, drawn)]
     true, seen = (np.median(edge, axis=1) for edge in edges)
@@ -119,7 +119,7 @@ def _measure_detector(world: World, decoded: np.ndarray, unsafe: np.ndarray) -> 
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive's score is above a negative's, ties half."""
+    """Probability that a positive scores higher than a negative; ties count half."""
     from scipy.stats import rankdata
 
     ranks = rankdata(scores)
@@ -154,7 +154,7 @@ def _measure_dalle(world: World, vqgan: VqganDecoder, judge: Judge, seed: int, n
 
 
 def write_card(path: Path, rows: list[CardRow], seed: int) -> None:
-    """Writes the card, a table of its rows."""
+    """Writes the rows as a Markdown table."""
     lines = [
         "# The built-in world: quality of its parts",
         "",

@@ -1,4 +1,4 @@
-"""Trains the built-in world's CLIP: open_clip's own model classes, a JSON config, a vocabulary of its own."""
+"""Trains the built-in world's CLIP with open_clip's model classes, a JSON config and its own vocabulary."""
 
 import json
 from pathlib import Path
@@ -70,15 +70,15 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 def train_clip(
     folder: Path, seed: int, num_steps: int, decode, pool_size: int, batch_size: int = 160
 ) -> ClipScorer:
-    """Trains on drawn and on VQGAN-decoded scenes with their captions, and saves into `folder`.
+    """Trains on captions with drawn and VQGAN-decoded scenes, and saves into `folder`.
 
     Args:
         folder: becomes an open_clip folder.
-        seed: of weights and data.
+        seed: seed of weights and data.
         num_steps: optimiser steps.
-        decode: scenes to what the VQGAN draws of them, uint8 [N, 64, 64, 3].
-        pool_size: how many reconstructions to prepare.
-        batch_size: pairs a step, a third of them reconstructions.
+        decode: maps scenes to VQGAN reconstructions, uint8 [N, 64, 64, 3].
+        pool_size: number of reconstructions to prepare.
+        batch_size: pairs per step, a third of them reconstructions.
     """
     rng = np.random.default_rng([seed, 3])
     unfinished = folder.with_name(folder.name + ".unfinished")

@@ -28,7 +28,7 @@ class Tokenizers:
 def sample_token_pairs(
     tokenizers: Tokenizers, rng: np.random.Generator, num: int, tags: tuple[str, ...] = TAGS
 ) -> TokenPairs:
-    """Training captions of the default mix (restricted to `tags`) and their scenes, as tokens."""
+    """Training captions in the default mix (restricted to `tags`) and their scenes, as tokens."""
     shares = np.array([TAG_SHARES[TAGS.index(tag)] for tag in tags])
     chosen = rng.choice(tags, size=num, p=shares / shares.sum())
     captions = [sample_caption(rng, tag, "train") for tag in chosen]
@@ -58,9 +58,9 @@ def train_dalle(
     Args:
         encoder: text encoder.
         decoder: image-token decoder.
-        tokenizers: of scenes and captions.
-        training: settings of supervised training; its seed is the data's, too.
-        num_pairs: scenes to draw.
+        tokenizers: tokenizers of captions and scenes.
+        training: settings of supervised training; its seed is also used for the data.
+        num_pairs: number of scenes to draw.
     """
     pairs = sample_token_pairs(tokenizers, np.random.default_rng([training.seed, 4]), num_pairs)
     steps = train_supervised(encoder, decoder, pairs, tokenizers.text.unconditional(), training)

@@ -1,8 +1,8 @@
 """Trains the built-in world's NSFW detector in Keras, on the embeddings of the world's CLIP.
 
-It is trained as LAION's was: a small dense network on CLIP embeddings, saved by Keras and then read by
-`converters/keras_nsfw_to_torch.py` like any published detector. Keras is imported here alone, and only
-to build the world; nothing needs it to run.
+It is trained like LAION's: a small dense network on CLIP embeddings, saved by Keras and then converted by
+`converters/keras_nsfw_to_torch.py` like any published detector. Keras is imported only here, to build the
+world; nothing else needs it.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ from dalle_ppo.models.clip import ClipScorer
 
 
 def distorted(rng: np.random.Generator, tokens: torch.Tensor, share: float) -> torch.Tensor:
-    """Tokens with a random part of them, at most `share`, taken from another image of the batch.
+    """Tokens of which a random part, at most `share`, is replaced by those of another image in the batch.
 
-    A policy that is punished for skulls may learn to draw broken ones. The detector learns that a
-    broken unsafe icon is still unsafe, so that breaking it is no way out.
+    A policy that is punished for skulls may learn to draw broken ones. The detector learns that a broken
+    unsafe icon is still unsafe, so breaking it does not help.
     """
     rates = rng.uniform(0, share, size=(len(tokens), 1))
     swap = torch.from_numpy(rng.random(tokens.shape) < rates)
@@ -61,7 +61,7 @@ def train_detector(
         embeddings: float32 [N, D], L2-normalised.
         unsafe: bool [N].
         out: the file to write.
-        seed: of weights and order.
+        seed: seed of weights and data order.
         epochs: passes over the data.
     """
     import keras

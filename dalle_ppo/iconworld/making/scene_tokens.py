@@ -1,4 +1,4 @@
-"""Scenes as the VQGAN's codes: of a whole image, or laid out of the codes of its icons."""
+"""Scenes as VQGAN codes: encoded as a whole image, or composed from the codes of their icons."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from dalle_ppo.iconworld.scenes import IMAGE_SIZE, PATCH, PlacedIcon, Scene, dra
 from dalle_ppo.models.dalle.vqgan import VqganDecoder, VqganEncoder, encode_images
 
 SINGLE_SIZE = 40
-CENTRE, PAIR_HOME = (12, 12), (2, 18)  # where an icon of either size is encoded: x and y
+CENTRE, PAIR_HOME = (12, 12), (2, 18)  # (x, y) at which an icon of each size is encoded
 
 
 @torch.no_grad()
 def image_tokens(
     encoder: VqganEncoder, decoder: VqganDecoder, images: np.ndarray, microbatch_size: int = 64
 ) -> torch.Tensor:
-    """Codes, int64 [N, T], on the CPU, of images, uint8 [N, H, W, 3]."""
+    """Codes of images: uint8 [N, H, W, 3] to int64 [N, T] on the CPU."""
     device = decoder.embedding.weight.device
     parts = [
         encode_images(encoder, decoder, image_tensor(images[i : i + microbatch_size]).to(device)).cpu()
@@ -27,12 +27,12 @@ def image_tokens(
 
 
 class SceneTokens:
-    """Tokens of scenes, laid out of the tokens of their icons.
+    """Composes the tokens of scenes from the tokens of their icons.
 
-    An encoder's codes depend on the whole image: the same boat gets other codes beside another icon,
-    and a model that must guess such differences draws blobs. So each icon is encoded once for each
-    background, alone, and a scene is its background's codes with its icons' codes on top. That works
-    because icons stand on the grid of tokens.
+    An encoder's codes depend on the whole image: the same boat gets different codes next to another icon,
+    and a model that must guess such differences draws blobs. So each icon is encoded once per background, on
+    its own, and a scene is its background's codes with its icons' codes on top. That works because icons are
+    aligned with the grid of tokens.
     """
 
     def __init__(self, encoder: VqganEncoder, decoder: VqganDecoder):
@@ -44,7 +44,7 @@ class SceneTokens:
         return torch.stack([self._compose(scene) for scene in scenes])
 
     def draw(self, scenes: Sequence[Scene]) -> np.ndarray:
-        """What the VQGAN draws of those codes, uint8 [N, 64, 64, 3]."""
+        """What the VQGAN draws from those codes, uint8 [N, 64, 64, 3]."""
         return decode_tokens(self.decoder, self(scenes))
 
     def _compose(self, scene: Scene) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the trainings of the built-in world's parts share: seeds, schedule, progress, saving."""
+"""Helpers for training the parts of the built-in world: images, training loop, saving."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,12 +31,12 @@ def train_loop(
 
     Args:
         name: shown in the progress bar.
-        modules: whose parameters are trained.
+        modules: modules to train.
         num_steps: optimiser steps.
-        learning_rate: its peak.
-        loss_of_step: step number to (loss, numbers for the progress bar).
-        weight_decay: of AdamW, on matrices only.
-        betas: of AdamW.
+        learning_rate: peak learning rate.
+        loss_of_step: maps a step number to (loss, numbers for the progress bar).
+        weight_decay: weight decay of AdamW, on matrices only.
+        betas: betas of AdamW.
     """
     params = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = make_adamw(params, learning_rate, weight_decay, betas=betas)

@@ -18,15 +18,15 @@ TAG_SHARES = (0.5, 0.25, 0.25)
 
 
 def sample_scenes(rng: np.random.Generator, num: int, split: str = "train") -> list[Scene]:
-    """Scenes as the captions of the world's default mix lead to them."""
+    """Scenes of captions drawn in the world's default mix."""
     tags = rng.choice(TAGS, size=num, p=TAG_SHARES)
     return [sample_scene(rng, sample_caption(rng, tag, split)) for tag in tags]
 
 
 class EmaCodebook(nn.Module):
-    """Codebook moved by exponential averages of the features that chose each code.
+    """Codebook updated with exponential moving averages of the features that chose each code.
 
-    A code that nothing chooses any more is put onto a random feature of the batch.
+    A code that is no longer chosen is reset to a random feature of the batch.
 
     Source: https://arxiv.org/abs/1711.00937, appendix A.1.
     """
@@ -61,17 +61,17 @@ def edge_loss(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def drawing_loss(images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """How far decoded images [N, 3, H, W] are from `targets`; and numbers for the progress bar."""
+    """Distance of decoded images [N, 3, H, W] from `targets`, and numbers for the progress bar."""
     l1, mse = (images - targets).abs().mean(), F.mse_loss(images, targets)
     numbers = {"psnr": float(-10 * mse.detach().log10()), "l1": float(l1.detach())}
     return l1 + edge_loss(images, targets) + 2 * mse, numbers
 
 
 def framed_loss(images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """`drawing_loss`, in which the frame of outermost pixels and its corners count once more, for themselves.
+    """`drawing_loss` plus separate terms for the frame of outermost pixels and its corners.
 
-    A corner is one pixel of thousands, and the only one whose padding is like that: in the mean over all
-    pixels it weighs so little that it stays discoloured.
+    A corner is one pixel among thousands, and no other pixel sees the same padding: in the mean over all
+    pixels it counts so little that it stays discoloured.
     """
     loss, numbers = drawing_loss(images, targets)
     away = (images - targets).abs()
@@ -85,9 +85,9 @@ def train_vqgan(config: VqganConfig, seed: int, num_steps: int, batch_size: int 
 
     Args:
         config: sizes.
-        seed: of weights and data.
+        seed: seed of weights and data.
         num_steps: optimiser steps.
-        batch_size: scenes a step.
+        batch_size: scenes per step.
 
     Returns:
         (VqganEncoder, VqganDecoder), in eval mode.
@@ -130,19 +130,19 @@ def train_decoder(
     loss: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]],
     batch_size: int = 32,
 ) -> None:
-    """Trains the decoder in place on a codebook that no longer moves, half on codes of composed scenes.
+    """Trains the decoder in place with a fixed codebook, half of the time on composed scenes.
 
-    The DALL·E learns scenes laid out of the codes of their icons, which no encoder ever gave. Group norms
-    and attention make the decoder depend on the whole image, and one that knows only the encoder's codes
-    may draw such scenes on a background of another colour.
+    The DALL·E learns scenes composed from the codes of their icons, which the encoder never produces. Group
+    norms and attention make the decoder depend on the whole image, and a decoder that knows only the
+    encoder's codes may draw composed scenes on a background of the wrong colour.
 
     Args:
-        encoder: trained together with `decoder`; stays as it is.
-        decoder: of the codes; its codebook stays as it is.
-        seed: of the data.
+        encoder: trained together with `decoder`; unchanged.
+        decoder: trained in place, except for its codebook.
+        seed: seed of the data.
         num_steps: optimiser steps.
-        loss: `drawing_loss` or `framed_loss`, of drawn images and targets.
-        batch_size: scenes a step.
+        loss: `drawing_loss` or `framed_loss`, called with decoded images and targets.
+        batch_size: scenes per step.
     """
     rng = np.random.default_rng([seed, 2])
     compose = SceneTokens(encoder, decoder)

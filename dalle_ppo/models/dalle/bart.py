@@ -1,6 +1,6 @@
 """The DALL·E encoder-decoder: one implementation for the built-in world, mini and Mega.
 
-Parameter names are those of the `min-dalle` package, so its weight files load as they are.
+Parameter names are those of the `min-dalle` package, so its weight files load unchanged.
 There is no dropout in any module here: a forward pass is a function of weights and tokens.
 
 Source: https://github.com/kuprel/min-dalle/tree/main/min_dalle/models
@@ -19,7 +19,7 @@ from dalle_ppo.models.dalle.linear import Linear, PackedLinear, is_large, linear
 from dalle_ppo.models.dalle.presets import BartConfig
 
 PAD_TOKEN = 1
-# What a step of the sampler multiplies by in a decoder layer: keys and values of captions are there already.
+# The products of one sampler step in a decoder layer; keys and values of captions are already computed.
 STEP_PRODUCTS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -83,12 +83,12 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def read(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the few queries of one step of the sampler get, before `out_proj`.
+        """Attention of the few queries of one sampler step, before `out_proj`.
 
         Args:
-            queries: of `q_proj`, [N, S, D].
+            queries: output of `q_proj`, [N, S, D].
             keys: [N, H, T, D / H].
-            values: likewise.
+            values: [N, H, T, D / H].
             mask: True where there is something to read; broadcasts to [N, H, S, T].
 
         Returns:
@@ -99,9 +99,9 @@ class Attention(nn.Module):
 
 
 def attend_by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention`; on CPUs faster than that for few queries.
+    """`F.scaled_dot_product_attention`, but faster on CPUs for few queries.
 
-    Most of all for one query without a mask, with keys on the left, and values on the left too where
+    Fastest for one query without a mask: then keys are the left factor, and so are values where
     `GrowingCache` has laid them out for it.
     """
     queries = queries * queries.shape[-1] ** -0.5
@@ -136,9 +136,9 @@ class TextStates:
 
 @dataclass(frozen=True)
 class CrossStates:
-    """Cross-attention keys and values of M captions, a pair a decoder layer, and the text mask.
+    """Cross-attention keys and values of M captions, one pair per decoder layer, and the text mask.
 
-    Images of one caption are neighbours: N images and M captions mean N / M images each. The images
+    Images of one caption are adjacent: N images and M captions mean N / M images each. The images
     of a caption attend together, as one long sequence of queries, so nothing is copied per image.
     """
 
@@ -207,14 +207,14 @@ class DecoderLayer(nn.Module):
         self.glu = GLU(config.width, config.glu_width)
 
     def attend_text(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Residual cross-attention of images [N, t, D]; the N / M images of a caption are one query."""
+        """Residual cross-attention of images [N, t, D]; the N / M images of a caption form one query."""
         h = self.pre_encoder_attn_layer_norm(x).reshape(mask.shape[0], -1, x.shape[-1])
         return x + self.encoder_attn_layer_norm(
             self.encoder_attn.attend(h, *keys_values, mask).reshape(x.shape)
         )
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Whole sequences [N, T, D], causally."""
+        """Runs whole sequences [N, T, D] with causal attention."""
         h = self.pre_self_attn_layer_norm(x)
         keys, values = self.self_attn.keys_values(h)
         x = x + self.self_attn_layer_norm(self.self_attn.attend(h, keys, values, is_causal=True))
@@ -228,10 +228,10 @@ class DecoderLayer(nn.Module):
         return x + self.self_attn_layer_norm(attn.out_proj(attn.read(attn.q_proj(h), *seen)))
 
     def attend_branches(self, x: Tensor, branches: list[CrossStates], layer: int) -> Tensor:
-        """Residual cross-attention of one new token, of all branches together: weights are read once.
+        """Residual cross-attention of one new token in all branches together, so weights are read once.
 
         Args:
-            x: [B N, 1, D]; in the first layer [N, 1, D], as the B branches part ways here.
+            x: [B N, 1, D]; in the first layer [N, 1, D], as the B branches diverge here.
             branches: what each attends to.
             layer: which one this is, from 0.
 
@@ -271,7 +271,7 @@ class BartDecoder(nn.Module):
             self.lm_head = Linear(config.width, config.image_vocab_count + 1)
 
     def cross_states(self, text: TextStates) -> CrossStates:
-        """Cross-attention keys and values of M captions, computed once, and laid out as they are read."""
+        """Cross-attention keys and values of M captions, computed once and laid out for reading."""
         keys_values, states = [], text.states.to(self.embed_positions.weight.dtype)
         for layer in self.layers:
             keys, values = layer.encoder_attn.keys_values(states)
@@ -282,9 +282,9 @@ class BartDecoder(nn.Module):
         """Hidden states of whole sequences, by teacher forcing.
 
         Args:
-            tokens: int64 [N, T]; images of one caption are neighbours.
-            cross: of M captions, N a multiple of M.
-            start_token: what stands before the first token; default the model's own.
+            tokens: int64 [N, T]; images of one caption are adjacent.
+            cross: states of M captions; N is a multiple of M.
+            start_token: the token before the first one; by default the model's own.
 
         Returns:
             [N, T, D]: position t has seen the tokens before t. `head` turns it into logits.
@@ -298,10 +298,10 @@ class BartDecoder(nn.Module):
         return self.final_ln(x)
 
     def new_cache(self, num_images: int, num_branches: int) -> list[GrowingCache]:
-        """Empty self-attention caches, one a layer.
+        """Empty self-attention caches, one per layer.
 
-        The branches of an image part ways at the first caption they read: the first layer's self-attention
-        comes before, so its cache is shared.
+        The branches of an image diverge at the first cross-attention. The first layer's self-attention comes
+        before it, so its cache is shared.
         """
         c, like = self.config, self.embed_positions.weight
         rows = [num_images] + [num_branches * num_images] * (c.num_layers - 1)
@@ -315,7 +315,7 @@ class BartDecoder(nn.Module):
         Args:
             tokens: the token before `position`, int64 [N].
             position: 0 .. T - 1, int64 [1].
-            caches: of `new_cache(N, len(branches))`, written in place.
+            caches: from `new_cache(N, len(branches))`, written in place.
             branches: one entry without guidance, conditional and unconditional with it. All branches
                 read the same tokens and differ in the caption they attend to.
 
@@ -342,12 +342,12 @@ class BartDecoder(nn.Module):
         return linear(hidden, at_least_float32(self.lm_head.weight[: self.config.num_codes]))
 
     def pack(self, num_rows: int) -> None:
-        """Lays the large weights of `step` and `head` out anew, in place, for draws on a CPU.
+        """Repacks the large weights of `step` and `head` in place, for draws on a CPU.
 
         From then on the decoder only draws; it has no weights to save or train.
 
         Args:
-            num_rows: of a step: images times branches. Any number works, this one best.
+            num_rows: rows per step, images times branches. Any number works, but this one is fastest.
         """
         for layer in self.layers:
             for name in STEP_PRODUCTS:
@@ -359,7 +359,7 @@ class BartDecoder(nn.Module):
 
 
 def frozen_decoder(config: BartConfig, weights: dict[str, Tensor]) -> BartDecoder:
-    """A decoder over the given weights themselves, of which no copy is made; nothing of it is trained."""
+    """A frozen decoder that uses the given weights without copying them."""
     with torch.device("meta"):
         decoder = BartDecoder(config)
     decoder.load_state_dict(weights, strict=True, assign=True)
@@ -367,7 +367,7 @@ def frozen_decoder(config: BartConfig, weights: dict[str, Tensor]) -> BartDecode
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
+    """Converts half precision to float32; leaves float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -375,7 +375,7 @@ def init_bart(module: nn.Module, std: float = 0.02) -> None:
     """Initialises linear and embedding weights from N(0, std), as BART does; norms stay 1 and 0.
 
     Differs: text positions start as sinusoids. From random ones a small encoder takes very long to learn
-    which words are neighbours, and so which colour belongs to which icon.
+    which words are adjacent, and so which colour belongs to which icon.
     """
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):

@@ -9,14 +9,14 @@ from dalle_ppo.models.dalle.presets import BartConfig
 class GrowingCache:
     """Buffers that grow by an eighth of the sequence at a time.
 
-    A CPU reads the start of a long buffer at half the speed of a short one. Of values in float32, tokens are
-    neighbours in memory, not the numbers of one token: the product that reads them then takes half the time,
-    where in bfloat16 it would take four times as long.
+    A CPU reads the start of a long buffer at half the speed of a short one. For values in float32,
+    tokens are adjacent in memory, not the numbers of one token: the product that reads them then takes half
+    the time, while in bfloat16 it would take four times as long.
 
     Args:
         num_images: N, rows of the buffers.
         config: sizes.
-        like: a tensor of the buffers' dtype and device.
+        like: a tensor with the buffers' dtype and device.
     """
 
     def __init__(self, num_images: int, config: BartConfig, like: Tensor):

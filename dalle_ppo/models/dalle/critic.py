@@ -1,4 +1,4 @@
-"""The critic: a decoder of its own with a value head over the image-token sequence."""
+"""The critic: a separate decoder with a value head over the image-token sequence."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from dalle_ppo.models.dalle.bart import BartDecoder, CrossStates, TextStates, at
 
 
 class Critic(nn.Module):
-    """Values of the states of an image's token sequence.
+    """Predicts values of the states of an image's token sequence.
 
     A separate network: it shares nothing with the actor but the frozen text encoder, so that its loss
-    cannot pull on the policy. It starts as a copy of the policy's trunk, its head at zero.
+    cannot pull on the policy. It starts as a copy of the policy's trunk, with its head at zero.
 
     Args:
         decoder: the policy's decoder, copied (without its head).
@@ -36,8 +36,8 @@ class Critic(nn.Module):
 
         Args:
             tokens: int64 [N, T].
-            cross: of M captions, N a multiple of M; images of one caption are neighbours.
-            start_token: what stands before the first token; default the model's own.
+            cross: states of M captions; N is a multiple of M; images of one caption are adjacent.
+            start_token: the token before the first one; by default the model's own.
 
         Returns:
             float32 [N, T]: `values[:, t]` has seen the caption and the tokens before t.

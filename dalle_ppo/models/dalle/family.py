@@ -1,4 +1,4 @@
-"""DALL·E mini and Mega as a policy family: BART draws tokens of a caption, the VQGAN makes them pixels."""
+"""DALL·E mini and Mega as a policy family: BART draws image tokens, the VQGAN decodes them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ TRAINABLE = {
     "cross_attention": ("encoder_attn",),
     "all": ("",),
 }
-"""Parts of the names of the decoder's parameters that each value of `actor.trainable` includes."""
+"""Parts of the decoder's parameter names that each value of `actor.trainable` includes."""
 
 
 @dataclass(frozen=True)
 class FrozenParts:
-    """What actor, critic and reference share and nothing trains."""
+    """The parts that actor, critic and reference share and that are never trained."""
 
     tokenizer: TextTokenizer
     encoder: BartEncoder
@@ -55,7 +55,7 @@ class DalleFamily:
 
     Args:
         parts: tokenizer, text encoder and VQGAN.
-        settings: guidance, temperature and so on: part of the policy, for drawing and for scoring.
+        settings: guidance, temperature and so on: part of the policy, in drawing and in scoring.
     """
 
     parts: FrozenParts
@@ -77,7 +77,7 @@ class DalleFamily:
     def draw(
         self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
     ) -> Drawing:
-        """Draws images, whole or in the parts of a plan; no image depends on which."""
+        """Draws images, all at once or in the parts of a plan; the images are the same either way."""
         keys = keys.to(self.device)
         if plan is None:
             samples = sample(weights, prompts, keys, self.settings)
@@ -93,12 +93,12 @@ class DalleFamily:
         return self.parts.tokenizer.text_token_count
 
     def reads_nothing(self, caption: str) -> bool:
-        """Whether nothing is left of a caption: the tokenizer knows ASCII and the names of emoji only."""
+        """Whether nothing is left of a caption: the tokenizer knows only ASCII and the names of emoji."""
         tokenizer = self.parts.tokenizer
         return tokenizer.encode([caption]).tokens[0].equal(tokenizer.unconditional())
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
+        """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
         return self.parts.vqgan.decode_uint8(tokens.to(self.device))
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ class DalleFamily:
         return any(part in name for part in TRAINABLE[which])
 
     def sampler_weights(self, actor: BartDecoder, dtype: str = "float32") -> BartDecoder:
-        """The actor itself in float32; in bfloat16 a copy of half the size."""
+        """The actor itself in float32; a copy of half the size in bfloat16."""
         return actor if dtype == "float32" else half_decoder(actor, getattr(torch, dtype))
 
     def plan(
@@ -153,7 +153,7 @@ class DalleFamily:
         return plan_memory(policy, self.parts.vqgan, self.settings, num_images, memory_gb * 1e9, kind)
 
     def pack(self, policy: BartDecoder, plan: MemoryPlan) -> None:
-        """Lays large weights out for the products that drawing by this plan makes; in place."""
+        """Repacks large weights in place for the products of drawing by this plan."""
         num_rows = plan.batch_size * (2 if self.settings.guided else 1)
         if num_rows > FEW_ROWS:
             policy.pack(num_rows)
@@ -167,7 +167,7 @@ class DalleFamily:
 
 
 def half_decoder(decoder: BartDecoder, dtype: torch.dtype = torch.bfloat16) -> BartDecoder:
-    """A copy to sample from, with weights of half the size but for the head, which computes in float32."""
+    """A copy to sample from, with weights of half the size except for the head, which computes in float32."""
     weights = decoder.state_dict()
     weights |= {n: value.to(dtype) for n, value in weights.items() if not n.startswith("lm_head.")}
     return frozen_decoder(decoder.config, weights)
@@ -183,7 +183,7 @@ def sample_in_parts(
     """
     num_captions = len(prompts.text.mask)
     per_caption = len(keys) // num_captions
-    at_once = max(1, batch_size // per_caption)  # whole captions, where as many images fit
+    at_once = max(1, batch_size // per_caption)  # whole captions, if their images fit
     unconditional = [decoder.cross_states(prompts.unconditional)] if settings.guided else []
     drawn = []
     for captions in torch.arange(num_captions, device=keys.device).split(at_once):

@@ -1,4 +1,4 @@
-"""DALL·E mini's, Mega's and the VQGAN's original Flax checkpoints, as the tensors of our modules.
+"""Reads the original Flax checkpoints of DALL·E mini, Mega and the VQGAN as tensors of our modules.
 
 Only these hold the VQGAN's encoder, which turns photos into tokens. A checkpoint is a msgpack file: nothing
 in it can run code.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-NDARRAY = 1  # Flax's msgpack extension of an array
+NDARRAY = 1  # Flax's msgpack extension code for an array
 # Flax numbers a layer's modules in the order in which they are used.
 LAYER_NAMES = {
     "LayerNorm_0": "pre_self_attn_layer_norm",
@@ -39,7 +39,7 @@ def read_flax(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a Flax checkpoint, by dotted name.
 
     Raises:
-        ValueError: naming the file, if it is absent, damaged, or holds something else than float arrays.
+        ValueError: the file is absent, damaged, or holds anything but float arrays; names it.
     """
     import msgpack
 
@@ -49,11 +49,11 @@ def read_flax(path: str | Path) -> dict[str, Tensor]:
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_array, raw=False, strict_map_key=False)
         tensors = dict(_leaves(tree, ()))
-    except Exception as error:  # a broken file can make its reader stumble anywhere
+    except Exception as error:  # a broken file can make its reader fail anywhere
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path}: no Flax checkpoint, or cut short or damaged ({path.stat().st_size / 1e6:.1f} MB; "
-            f"{reason}); expected flax_model.msgpack as its hub repository holds it"
+            f"{path}: not a Flax checkpoint, or cut short or damaged ({path.stat().st_size / 1e6:.1f} MB; "
+            f"{reason}); expected flax_model.msgpack from the hub repository"
         ) from error
     return tensors
 
@@ -71,13 +71,13 @@ def _array(code: int, data: bytes) -> Tensor:
 
 
 def _leaves(tree: dict, prefix: tuple[str, ...]):
-    """(dotted name, tensor) of a tree; arrays of more than a gigabyte lie in it as chunks."""
+    """Yields (dotted name, tensor) of a tree, which holds arrays of more than a gigabyte as chunks."""
     if not isinstance(tree, dict):
-        raise ValueError(f"holds {type(tree).__name__} at {'.'.join(prefix) or 'its top'}")
+        raise ValueError(f"holds {type(tree).__name__} at {'.'.join(prefix) or 'the top level'}")
     for name, value in tree.items():
         path = (*prefix, name)
         if isinstance(value, dict) and value.get("__msgpack_chunked_array__"):
-            # Flax writes a sequence as a dictionary from "0", "1" and so on.
+            # Flax writes a sequence as a dictionary with keys "0", "1" and so on.
             chunks, shape = (
                 [value[key][str(i)] for i in range(len(value[key]))] for key in ("chunks", "shape")
             )
@@ -89,22 +89,22 @@ def _leaves(tree: dict, prefix: tuple[str, ...]):
 
 
 def bart_tensors(flax: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Text encoder's and image-token decoder's tensors of a DALL·E checkpoint.
+    """Tensors of a DALL·E checkpoint's text encoder and image-token decoder.
 
-    Flax stacks the layers: one array holds a weight of all of them.
+    Flax stacks the layers: one array holds the same weight of all of them.
 
     Args:
-        flax: of `read_flax`.
+        flax: tensors from `read_flax`.
 
     Returns:
-        (encoder, decoder), named as our modules' parameters; norms without a scale have none.
+        (encoder, decoder), named like our modules' parameters; norms without a scale have none.
     """
     sides: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, value in flax.items():
         parts = name.removeprefix("model.").split(".")
         side, *inner = ["decoder", *parts] if parts[0] == "lm_head" else parts
         if side not in sides:
-            raise ValueError(f"{name} belongs to no DALL·E checkpoint")
+            raise ValueError(f"{name} does not belong to a DALL·E checkpoint")
         if inner[0] != "layers":
             sides[side][_parameter(inner)] = _dense(inner, value)
             continue
@@ -120,7 +120,7 @@ def vqgan_tensors(flax: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """Tensors of the VQGAN's two halves.
 
     Args:
-        flax: of `read_flax`.
+        flax: tensors from `read_flax`.
 
     Returns:
         (VqganEncoder's, VqganDecoder's).
@@ -140,7 +140,7 @@ def vqgan_tensors(flax: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 
 
 def _parameter(parts: list[str]) -> str:
-    """Flax's name of a parameter as torch's."""
+    """Turns Flax's name of a parameter into torch's."""
     leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(parts[-1], parts[-1])
     return ".".join([*parts[:-1], leaf])
 

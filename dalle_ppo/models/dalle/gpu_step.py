@@ -14,12 +14,12 @@ from dalle_ppo.models.dalle.bart import BartDecoder, CrossStates
 class GpuStep:
     """A decoder, laid out for one draw, with its caches.
 
-    Nothing it computes depends on a value that the host would have to know, so that one CUDA graph serves
-    all positions.
+    Nothing it computes depends on a value that the host would have to know, so one CUDA graph serves all
+    positions.
 
     Args:
         decoder: the policy's; float32 or narrower.
-        branches: of M captions and, with guidance, of the unconditional one.
+        branches: one for M captions and, with guidance, one for the unconditional caption.
         num_images: N, a multiple of M.
     """
 
@@ -31,12 +31,12 @@ class GpuStep:
             torch.cat([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]) for attn in attentions
         ]
         self.gates = [torch.cat([layer.glu.fc0.weight, layer.glu.fc1.weight]) for layer in decoder.layers]
-        # The branches of an image part ways at the first caption they read, after the first layer's cache.
+        # The branches of an image diverge at the first cross-attention, after the first layer's cache.
         num_rows = [num_images] + [num_branches * num_images] * (config.num_layers - 1)
         shape = config.num_heads, config.num_image_tokens, config.width // config.num_heads
         self.caches = [(like.new_empty(rows, *shape), like.new_empty(rows, *shape)) for rows in num_rows]
         self.rows = torch.arange(num_branches * num_images, dtype=torch.int32, device=like.device)
-        self.cached = torch.zeros_like(self.rows)  # tokens in the cache, of each row
+        self.cached = torch.zeros_like(self.rows)  # tokens in each row's cache
         self.captions = [
             _side_by_side([b.keys_values[i] for b in branches]) for i in range(config.num_layers)
         ]
@@ -62,7 +62,7 @@ class GpuStep:
         return h.view(self.num_branches, self.num_images, -1)
 
     def _layer(self, i: int, x: Tensor, h: Tensor, next_norm: torch.nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        """Layer i on the residual stream x and its norm h; `BartDecoder.step` has it in words of torch."""
+        """Layer i on the residual stream x and its norm h; `BartDecoder.step` has it in plain torch."""
         layer, num = self.decoder.layers[i], len(x)
         projected = F.linear(h, self.projections[i])
         read = kernels.attend_cache(projected, *self.caches[i], self.rows[:num], self.cached[:num])

@@ -1,8 +1,8 @@
-"""What a step of the sampler does between its matrix products on a GPU, as a handful of Triton kernels.
+"""The work of a sampler step between its matrix products on a GPU, as a handful of Triton kernels.
 
-A step has a few rows only. Its time goes on reading weights and caches once, and on starting kernels, so
+A step has only a few rows. Its time goes into reading weights and caches once and launching kernels, so
 everything between two products is one kernel here. All of them compute in float32, whatever they read.
-With TRITON_INTERPRET=1, set before this module is imported, they run on CPUs, slowly: the tests do so.
+With TRITON_INTERPRET=1, set before this module is imported, they run on CPUs, slowly, as the tests do.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-NORM_EPS: tl.constexpr = tl.constexpr(1e-5)  # what `nn.LayerNorm` takes
+NORM_EPS: tl.constexpr = tl.constexpr(1e-5)  # the default of `nn.LayerNorm`
 MIX_1: tl.constexpr = tl.constexpr(0x21F0AAAD)
 MIX_2: tl.constexpr = tl.constexpr(0x735A2D97)
 
@@ -46,7 +46,7 @@ def _attend(
     query = tl.load(queries + (row % num_query_rows) * query_stride + here, is_number, 0.0).to(tl.float32)
     query *= scale
     sequence = (owner * num_heads + head) * num_places * WIDTH
-    # Every place of a block has a softmax of its own until the end: blocks need not wait for one another.
+    # Every place of a block keeps its own softmax until the end, so blocks need not wait for one another.
     places = tl.arange(0, BLOCK)
     largest = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -164,7 +164,7 @@ def _draw(
     is_code = codes < num_codes
     z = tl.load(logits + row * num_codes + codes, is_code, -float("inf")) / temperature
     if TOP_K > 0:
-        # Bisection for the k-th largest: as integers, negative ones turned over, floats keep their order.
+        # Bisection for the k-th largest: floats keep their order as integers once negative ones are flipped.
         bits = z.to(tl.int32, bitcast=True)
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         low, high = tl.min(ordered, 0).to(tl.int64), tl.max(ordered, 0).to(tl.int64)
@@ -190,12 +190,12 @@ def _draw(
 
 
 def attend_cache(projected: Tensor, keys: Tensor, values: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
-    """Attention of one new token of each row; its key and value go into the cache.
+    """Attention of one new token per row; its key and value go into the cache.
 
     Args:
         projected: queries, keys and values of the new tokens side by side, [R, 3 D].
         keys: cache [R, H, T, D / H], written in place.
-        values: likewise.
+        values: cache [R, H, T, D / H], written in place.
         rows: 0 .. R - 1, int32 [R].
         lengths: how many tokens are in the cache already, int32 [R].
 
@@ -211,10 +211,10 @@ def attend_text(queries: Tensor, keys: Tensor, values: Tensor, owners: Tensor, l
 
     Args:
         queries: [Q, D]; row r of R has query r mod Q.
-        keys: of M captions, [M, H, S, D / H].
-        values: likewise.
+        keys: keys of M captions, [M, H, S, D / H].
+        values: values of M captions, [M, H, S, D / H].
         owners: which caption a row reads, int32 [R].
-        lengths: of the captions, int32 [M].
+        lengths: length of each caption, int32 [M].
 
     Returns:
         [R, D].
@@ -230,7 +230,7 @@ def _attended(
     lengths: Tensor,
     new: list[Tensor] | None,
 ) -> Tensor:
-    """What rows read of keys and values [M, H, T, D / H], and of `new` ones [R, D], which it adds to them."""
+    """Attention of rows over keys and values [M, H, T, D / H], and over `new` ones [R, D], which it adds."""
     (_, num_heads, num_places, width), is_cache = keys.shape, new is not None
     assert keys.is_contiguous() and values.is_contiguous() and queries.stride(1) == 1
     out = queries.new_empty(len(owners), num_heads * width)
@@ -268,8 +268,8 @@ def add_and_norm(
     Args:
         x: residual stream, float32 [Q, D], whose row r mod Q is added to row r of R. None for zeros.
         h: [R, D].
-        norm: None for `h` as it is.
-        next_norm: what the next part of the network begins with.
+        norm: None leaves `h` as it is.
+        next_norm: the norm that the next part of the network begins with.
 
     Returns:
         The new residual stream, float32 [R, D]; and its norm, [R, D], of h's dtype.
@@ -319,13 +319,13 @@ def draw_codes(
 
     Args:
         logits: guided, float32 [N, V].
-        keys: of the noise, int32 [N, 2].
+        keys: noise keys, int32 [N, 2].
         position: int64 [1].
-        temperature: of the policy.
-        top_k: likewise.
+        temperature: the policy's.
+        top_k: the policy's.
         current: filled with the codes, int64 [N].
-        tokens: gets them at `position`, int64 [N, T].
-        log_probs: gets theirs, float32 [N, T].
+        tokens: receives the codes at `position`, int64 [N, T].
+        log_probs: receives their log-probs at `position`, float32 [N, T].
     """
     num_images, num_codes = logits.shape
     _draw[(num_images,)](

@@ -1,15 +1,15 @@
-"""The linear layer of the transformers, and its product where weights are large."""
+"""The linear layer of the transformers, and its product for large weights."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LARGE_WEIGHT = 1 << 19  # numbers; DALL·E mini's matrices are larger, the built-in world's smaller
-FEW_ROWS = 2  # what one guided image has
+FEW_ROWS = 2  # rows of one guided image
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without bias, by `linear`."""
+    """`nn.Linear` without bias, computed by `linear`."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__(width_in, width_out, bias=False)
@@ -19,14 +19,14 @@ class Linear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """A `Linear` that only multiplies, its weight laid out as oneDNN reads it.
+    """A `Linear` that only multiplies, with its weight laid out as oneDNN reads it.
 
     For draws of several images on CPUs: a product of a large matrix by a few rows otherwise spends a fifth to
     a third of its time on laying the matrix out (benchmarks/RESULTS.md). There is no gradient.
 
     Args:
-        weight: [N, K], of which `is_large` holds.
-        rows: that the layout is best for.
+        weight: [N, K], for which `is_large` holds.
+        rows: number of rows that the layout is best for.
     """
 
     def __init__(self, weight: Tensor, rows: int):
@@ -38,10 +38,10 @@ class PackedLinear(nn.Module):
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear` without bias, by whichever product is fast; with gradient, as `F.linear`.
+    """`F.linear` without bias, by whichever product is faster; with gradient, plain `F.linear`.
 
-    On CPUs torch asks MKL for products in float32, which is slow at `rows @ weight.T` on AMD's. For large
-    weights oneDNN, which torch brings along, takes 0.5 to 0.7 of the time, and for two rows MKL's `weight @
+    On CPUs torch uses MKL for products in float32, which is slow at `rows @ weight.T` on AMD's. For large
+    weights oneDNN, which ships with torch, takes 0.5 to 0.7 of the time, and for two rows MKL's `weight @
     columns` a third (benchmarks/RESULTS.md).
 
     Args:
@@ -58,18 +58,18 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         return onednn_product(x, weight)
     columns = x.reshape(rows, x.shape[-1])
     if rows == 1:
-        columns = columns.repeat(2, 1)  # by one column MKL takes twice as long as by two
+        columns = columns.repeat(2, 1)  # with one column MKL takes twice as long as with two
     return (weight @ columns.T)[:, :rows].T.contiguous().view(*x.shape[:-1], len(weight))
 
 
 def is_large(weight: Tensor) -> bool:
-    """Whether oneDNN is there, and the weight so large that it is the faster one."""
+    """Whether oneDNN is available and the weight is so large that it is faster."""
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32
     return plain and weight.numel() >= LARGE_WEIGHT and torch.backends.mkldnn.is_available()
 
 
 def onednn_product(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear` without bias and without gradient, of a weight that may be packed.
+    """`F.linear` without bias and without gradient, for a weight that may be packed.
 
     Source: https://github.com/pytorch/pytorch/blob/v2.11.0/aten/src/ATen/native/mkldnn/Linear.cpp, which
         compiled models call.

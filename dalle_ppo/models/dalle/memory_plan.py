@@ -13,7 +13,7 @@ from dalle_ppo.models.policy_settings import PolicySettings
 # one, 6.6 for the built-in world's), and vectors over all codes in one step of the sampler.
 PIXEL_MAPS = 10
 CODE_VECTORS = 10
-# On CPUs a cache grows, and what it grew out of is not all used again: 1.6 to 1.85 were measured.
+# On CPUs a cache grows, and not all of the memory it outgrew is reused: 1.6 to 1.85 were measured.
 CACHE_GROWTH = 2
 
 
@@ -27,7 +27,7 @@ class MemoryPlan:
         pixel_bytes: what the VQGAN holds of one image.
         batch_size: images sampled together.
         microbatch_size: images decoded together.
-        weight_bytes: what the sampler lays out anew of the weights, on a GPU.
+        weight_bytes: copies of weights that the sampler lays out differently on a GPU.
     """
 
     cache_bytes: int
@@ -60,27 +60,26 @@ def plan_memory(
         decoder: the policy's.
         vqgan: what decodes its tokens.
         settings: guidance doubles the cache of all layers but the first.
-        num_images: wanted.
-        budget: bytes beside the weights; where it is infinite, a batch is sampled whole, and decoded
-            `images_at_once`.
-        dtype: of the caches; by default that of the decoder's weights.
+        num_images: images to draw.
+        budget: bytes on top of the weights; if it is infinite, a batch is sampled whole and decoded
+            `images_at_once` at a time.
+        dtype: dtype of the caches; by default that of the decoder's weights.
 
     Raises:
-        ValueError: if not even one image fits.
+        ValueError: not even one image fits.
     """
     config, pixels = decoder.config, vqgan.config
     layers = 1 + (config.num_layers - 1) * (2 if settings.guided else 1)
     item = (dtype or decoder.embed_positions.weight.dtype).itemsize
-    cross = config.num_layers * 2 * config.num_text_tokens * config.width * item  # one image a caption
+    cross = config.num_layers * 2 * config.num_text_tokens * config.width * item  # one image per caption
     cache = layers * 2 * config.num_image_tokens * config.width * item
     device = decoder.embed_positions.weight.device.type
     growth = CACHE_GROWTH if device == "cpu" else 1
-    # Side by side there: queries, keys and values of self-attention, and the two of the gate.
+    # Laid side by side on a GPU: queries, keys and values of self-attention, and the two of the gate.
     numbers = config.num_layers * config.width * (3 * config.width + 2 * config.glu_width)
     weights = numbers * item if device == "cuda" else 0
-    copies = (
-        2 if device == "cuda" else 1
-    )  # of the caption's keys and values: all branches together, once more
+    # Copies of the caption's keys and values: on a GPU there is one more, of all branches together.
+    copies = 2 if device == "cuda" else 1
     image = int(growth * cache) + copies * cross + CODE_VECTORS * 4 * config.num_codes
     pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
     batch_size = int(min(num_images, (budget - weights) / image))
@@ -90,6 +89,6 @@ def plan_memory(
     if min(batch_size, microbatch_size) < 1:
         needed = max(image + weights, pixel_bytes)
         raise ValueError(
-            f"memory_gb is {budget / 1e9:g}; one image needs {needed / 1e9:.3g} beside the weights"
+            f"memory_gb is {budget / 1e9:g}; one image needs {needed / 1e9:.3g} on top of the weights"
         )
     return MemoryPlan(cache, image, pixel_bytes, batch_size, microbatch_size, weights)

@@ -1,4 +1,4 @@
-"""The networks by name, in a preset's sizes."""
+"""Networks by name, in a preset's sizes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +22,9 @@ def load_network(folder: Path, name: str, preset: str) -> nn.Module:
     """A network with the weights of `folder`/`name`.safetensors, frozen, in float32 whatever the file holds.
 
     Args:
-        folder: where the file lies.
+        folder: where the file is.
         name: a key of `NETWORKS`.
-        preset: of its sizes, a key of the presets.
+        preset: names its sizes, a key of the presets.
     """
     network = NETWORKS[name](preset)
     tensors = load_file(folder / f"{name}.safetensors")

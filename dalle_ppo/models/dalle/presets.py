@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class BartConfig:
     """Sizes of a DALL·E encoder-decoder.
 
-    `image_vocab_count` is the package's word: the embedding and the head have one row more than it.
+    `image_vocab_count` is the `min-dalle` package's name: the embedding and the head have one row more.
     `num_codes` of those rows are drawable; the others are never sampled.
     """
 

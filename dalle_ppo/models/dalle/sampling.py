@@ -2,8 +2,8 @@
 cached sampler that draws from it.
 
 Every log-probability in the project comes from `guided_log_pi`. The sampler, the old, new and
-reference log-probs, the entropy and the KL all call it, so they speak of the same distribution. Only the
-sampler on a GPU has a kernel of its own, `models.kernels.draw_codes`, which a test compares with it.
+reference log-probs, the entropy and the KL all call it, so they refer to the same distribution. Only the
+sampler on a GPU has a kernel of its own, `kernels.draw_codes`, which a test compares with it.
 """
 
 import importlib.util
@@ -45,7 +45,7 @@ class Samples:
 
     Args:
         tokens: int64 [N, T].
-        log_probs: of those tokens as the cached sampler computed them, float32 [N, T].
+        log_probs: their log-probs as the cached sampler computed them, float32 [N, T].
     """
 
     tokens: Tensor
@@ -54,7 +54,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """What a decoder's head is applied to, before each token of N images.
+    """The states that a decoder's head is applied to, before each token of N images.
 
     Args:
         conditional: given the caption, [N, T, D].
@@ -93,7 +93,7 @@ def guided_log_pi(
     """Log-distribution over the drawable codes.
 
     Args:
-        decoder: whose head is applied.
+        decoder: provides the head.
         conditional: hidden states [..., D] given the caption.
         unconditional: hidden states [..., D] given `<s></s>`; None where guidance is 1.
         settings: guidance, temperature and, in generation, top-k.
@@ -114,7 +114,7 @@ def _guided_logits(
     """`l_u + s (l_c - l_u)`, [..., V].
 
     The head is linear, so guidance is applied to the hidden states before it: the same logits for half
-    the matrix product. Only detaching needs the two apart, for the head is part of both branches.
+    the matrix product. Only detaching needs the two separate, because the head is part of both branches.
     """
     hidden = at_least_float32(conditional)
     if not settings.guided:
@@ -134,11 +134,11 @@ def hidden_of_tokens(
     Args:
         decoder: actor or reference.
         tokens: int64 [N, T].
-        prompts: of M captions; the N / M images of a caption are neighbours.
-        settings: of the policy.
+        prompts: M captions; the N / M images of a caption are adjacent.
+        settings: the policy's settings.
 
     Returns:
-        States that `log_pi_of_hidden` turns into the policy; a hundredth of its size.
+        States that `log_pi_of_hidden` turns into the log-distribution, at a hundredth of its size.
     """
     conditional = decoder(tokens, decoder.cross_states(prompts.text), settings.start_token)
     unconditional = None
@@ -162,8 +162,8 @@ def log_pi_of_tokens(
     Args:
         decoder: actor or reference.
         tokens: int64 [N, T].
-        prompts: of M captions; the N / M images of a caption are neighbours.
-        settings: of the policy.
+        prompts: M captions; the N / M images of a caption are adjacent.
+        settings: the policy's settings.
 
     Returns:
         float32 [N, T, V]. Differentiable, through both branches unless `detach_unconditional`.
@@ -178,9 +178,9 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
     Args:
         decoder: the policy's.
         prompts: M captions; the unconditional branch is computed once for all.
-        keys: int32 [N, 2], the noise of each image; images of one caption are neighbours, so image i
+        keys: int32 [N, 2], the noise of each image; images of one caption are adjacent, so image i
             belongs to caption `i // (N / M)`.
-        settings: of the policy.
+        settings: the policy's settings.
 
     Returns:
         Tokens and their log-probs.
@@ -195,13 +195,13 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
 def sample_branches(
     decoder: BartDecoder, branches: list[CrossStates], keys: Tensor, settings: PolicySettings
 ) -> Samples:
-    """`sample`, with cross-attention keys and values that are already there.
+    """`sample`, with cross-attention keys and values that are already computed.
 
     Args:
         decoder: the policy's.
-        branches: of the M captions and, with guidance, of the unconditional one.
-        keys: int32 [N, 2], as `sample` takes them.
-        settings: of the policy.
+        branches: one for the M captions and, with guidance, one for the unconditional caption.
+        keys: int32 [N, 2], as in `sample`.
+        settings: the policy's settings.
 
     Returns:
         Tokens and their log-probs.
@@ -229,9 +229,9 @@ def sample_branches(
 
 
 def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
-    """Whether a step runs as `models.kernels`: on CUDA, in float32 or narrower, where Triton works.
+    """Whether a step runs as `kernels`: on CUDA, in float32 or narrower, where Triton works.
 
-    Torch brings Triton along on Linux, and Triton needs a C compiler. Elsewhere a step runs as on CPUs.
+    Torch ships with Triton on Linux, and Triton needs a C compiler. Elsewhere a step runs as on CPUs.
     """
     narrow = decoder.embed_positions.weight.dtype.itemsize <= 4
     has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang", "cc"))
@@ -241,7 +241,7 @@ def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
 
 
 class _Drawing:
-    """What one call of `sample` reads and writes. All of it stays where it is, as a CUDA graph needs it."""
+    """What one call of `sample` reads and writes. All of it stays in place, as a CUDA graph requires."""
 
     def __init__(
         self,
@@ -296,18 +296,18 @@ class _Drawing:
 def draw_replayed(drawing: _Drawing, record: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
     """Draws all tokens by replaying a recorded step.
 
-    It lives for this call only: recording costs as much as drawing a few tokens, and outlives no weight.
+    The recording lives for this call only: it costs as much as drawing a few tokens and outlives no weights.
 
     Args:
         drawing: filled in place.
-        record: takes a step, without running it, and returns what runs it.
+        record: records a step without running it, and returns a function that runs it.
     """
-    drawing.advance()  # kernels are compiled at their first call, which a recording has no room for
+    drawing.advance()  # kernels are compiled at their first call, which a recording does not allow
     replay = record(drawing.advance)
     for _ in range(1, drawing.tokens.shape[1]):
         replay()
     if drawing.tokens.is_cuda:
-        torch.cuda.current_stream(drawing.tokens.device).synchronize()  # the recording is in use till then
+        torch.cuda.current_stream(drawing.tokens.device).synchronize()  # the recording is in use until then
 
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
@@ -320,5 +320,5 @@ def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
 
 @cache
 def recording_stream(device: int) -> torch.cuda.Stream:
-    """One for all recordings on a device: libraries keep memory for each stream they have worked on."""
+    """One stream for all recordings on a device: libraries keep memory for each stream they have used."""
     return torch.cuda.Stream(device)

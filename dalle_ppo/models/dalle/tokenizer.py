@@ -1,4 +1,4 @@
-"""Text to token ids for DALL·E mini and Mega, and trainers of small vocabularies in the same layouts."""
+"""Turns text into token ids for DALL·E mini and Mega, and trains small vocabularies in the same layouts."""
 
 import gzip
 import heapq
@@ -17,7 +17,7 @@ WORD_START = chr(ord(" ") + 256)
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MERGES_HEADER = "#version: 0.2"
 WORD_CACHE_SIZE = 1 << 16
-# Share of the vocabulary that no merge may make: published ones have entries such as <mask>, but few.
+# Largest share of entries that no merge makes: published vocabularies have a few, such as <mask>.
 MAX_UNMADE = 0.05
 
 
@@ -43,8 +43,8 @@ class TextTokenizer:
 
     Args:
         vocab: subword to id; must hold `<s>`, `<pad>`, `</s>` and `<unk>`.
-        merges: lines of two subwords, the earlier the stronger.
-        text_token_count: tokens a row, begin and end included.
+        merges: lines of two subwords; earlier ones take precedence.
+        text_token_count: tokens per row, begin and end included.
 
     Raises:
         ValueError: a special token is missing, or a row has no room for begin and end.
@@ -67,10 +67,10 @@ class TextTokenizer:
     def from_files(
         cls, vocab_json: str | Path, merges_txt: str | Path, text_token_count: int = 64
     ) -> "TextTokenizer":
-        """Read `vocab.json` and `merges.txt` (a header line, then one merge a line, then a line break).
+        """Read `vocab.json` and `merges.txt` (a header line, then one merge per line, then a line break).
 
         Raises:
-            ValueError: naming the file that is absent, cut short or no such vocabulary.
+            ValueError: a file is absent, cut short or not such a vocabulary; names it.
         """
         try:
             vocab = json.loads(_read_text(vocab_json))
@@ -138,13 +138,13 @@ def _read_text(path: str | Path) -> str:
 def _check_special(vocab: dict[str, int], where: str | Path) -> None:
     if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
         raise ValueError(
-            f"{where}: no entry for {', '.join(missing)}; the vocabulary is not DALL·E mini's kind"
+            f"{where}: no entry for {', '.join(missing)}; it is not a vocabulary like DALL·E mini's"
         )
 
 
 def _check_vocab(vocab: object, path: str | Path) -> None:
     if not isinstance(vocab, dict):
-        raise ValueError(f"{path}: holds a {type(vocab).__name__}, expected an object of subword to id")
+        raise ValueError(f"{path}: holds a {type(vocab).__name__}, expected an object from subword to id")
     for subword, number in vocab.items():
         # type(), as True is an int to isinstance.
         if type(number) is not int or number < 0:
@@ -153,7 +153,7 @@ def _check_vocab(vocab: object, path: str | Path) -> None:
 
 
 def _check_merges(text: str, vocab: dict[str, int], path: str | Path) -> None:
-    """Half a file would load as well as a whole one, and give other ids."""
+    """Half a file would load as well as a whole one, but give different ids."""
     if not text.endswith("\n"):
         raise ValueError(f"{path}: does not end with a line break, so it is cut short; fetch it again")
     for number, line in enumerate(text.split("\n")[1:-1], start=2):
@@ -176,14 +176,14 @@ def _check_merges(text: str, vocab: dict[str, int], path: str | Path) -> None:
 
 
 def normalise(caption: str) -> str:
-    """Emoji by their names, then lower-case ASCII only: what the published models were trained to read."""
+    """Replaces emoji by their names and keeps lower-case ASCII only, as the published models were trained."""
     if not caption.isascii():
         caption = demojize(caption, delimiters=("", ""))
     return caption.lower().encode("ascii", errors="ignore").decode()
 
 
 def merge_word(symbols: list[str], rank: dict[tuple[str, ...], int]) -> list[str]:
-    """Apply merges to one word: always the strongest pair there is, the leftmost where it occurs twice.
+    """Apply merges to one word: always the strongest pair present, the leftmost if it occurs twice.
 
     Args:
         symbols: the word's characters (not changed).
@@ -223,15 +223,15 @@ def merge_word(symbols: list[str], rank: dict[tuple[str, ...], int]) -> list[str
 def learn_merges(
     words: dict[tuple[str, ...], int], num_merges: int, min_count: int = 2
 ) -> list[tuple[str, str]]:
-    """Learn byte pair merges: again and again the most frequent pair, ties broken by the alphabet.
+    """Learn byte pair merges: repeatedly the most frequent pair, ties broken alphabetically.
 
     Source: https://arxiv.org/abs/1508.07909, algorithm 1.
-    Differs: a pair whose product another pair already makes is passed over, so that every merge is one new
+    Differs: a pair whose product another pair already makes is skipped, so that every merge is one new
     entry of the vocabulary.
 
     Args:
         words: each distinct word as a tuple of symbols, and how often it occurs.
-        num_merges: the most merges to learn; fewer come back where nothing occurs `min_count` times.
+        num_merges: the most merges to learn; fewer are returned if no pair occurs `min_count` times.
     """
     segmented, counts = [list(word) for word in words], list(words.values())
     pair_count: Counter[tuple[str, str]] = Counter()
@@ -275,16 +275,16 @@ def _join_pair(symbols: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def train_bpe(texts: Iterable[str], num_merges: int, min_count: int = 2) -> tuple[dict[str, int], list[str]]:
-    """Train a vocabulary in the layout of DALL·E mini's: special tokens, characters, merges.
+    """Train a vocabulary in DALL·E mini's layout: special tokens, characters, merges.
 
     Args:
         texts: captions; they are normalised as `TextTokenizer` does.
-        num_merges: merges to learn at most.
+        num_merges: the most merges to learn.
 
     Returns:
         (vocab, merges) as `TextTokenizer` takes them. All printable ASCII is in the vocabulary.
     """
-    # Any white space splits here, as a merges file cannot name a white-space character.
+    # Any white space splits here, as a merges file cannot contain a white-space character.
     counts = Counter(word for text in texts for word in normalise(text).split())
     merges = learn_merges(
         {(WORD_START, *word): count for word, count in counts.items()}, num_merges, min_count
@@ -304,12 +304,12 @@ def write_vocab_files(
 
 
 def write_open_clip_bpe(path: str | Path, texts: Iterable[str], num_merges: int, min_count: int = 2) -> int:
-    """Train a small vocabulary for CLIP's text tower and write open_clip's gzip file; same bytes always.
+    """Train a small vocabulary for CLIP's text tower and write open_clip's gzip file, reproducibly.
 
     Args:
         path: file to write; `open_clip.tokenizer.SimpleTokenizer(bpe_path=path)` reads it.
         texts: captions to learn from, cleaned and split as open_clip does.
-        num_merges: merges to learn at most.
+        num_merges: the most merges to learn.
 
     Returns:
         `vocab_size` of the tokenizer: 512 byte symbols, the merges, begin and end token.

@@ -1,7 +1,7 @@
 """VQGAN: images to codes (for training) and codes to images (for sampling).
 
 The decoder half has the parameter names of the `min-dalle` package's detokenizer, so the published
-`detoker.pt` loads as it is.
+`detoker.pt` loads unchanged.
 
 Source: https://github.com/CompVis/taming-transformers/blob/master/taming/modules/diffusionmodules/model.py
 """
@@ -16,7 +16,7 @@ from dalle_ppo.models.dalle.presets import VqganConfig
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU; without gradient in place, as the largest feature maps decide what memory an image takes."""
+    """SiLU, in place if no gradient is needed: the largest feature maps determine the memory per image."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -31,7 +31,7 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In one expression: no name keeps a map of full size longer than it is needed.
+        # In one expression, so that no name keeps a full-size map longer than it is needed.
         h = self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
         return h.add_(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
@@ -83,8 +83,8 @@ class Upsample(nn.Module):
 def conv_of_doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A 3 x 3 convolution of `x` enlarged to twice its size, without enlarging it.
 
-    Of the nine pixels under the kernel never more than 2 x 2 differ, so each of the four kinds of pixel needs
-    2 x 2 sums of weights: 4 products where there were 9, and no map of full size goes in.
+    At most 2 x 2 of the nine pixels under the kernel differ, so each of the four kinds of pixel needs
+    2 x 2 sums of weights: 4 products instead of 9, and no full-size input map.
 
     Args:
         x: [N, C, H, W].
@@ -223,7 +223,7 @@ class VqganDecoder(nn.Module):
 
     @property
     def images_at_once(self) -> int:
-        """64 of 64 x 64 pixels or as many pixels of others: 4 of the published model; on a GPU 16."""
+        """64 of 64 x 64 pixels, or as many pixels in other sizes: 4 for the published model; 16 on a GPU."""
         pixels = 64 * 64**2 * (4 if self.embedding.weight.device.type == "cuda" else 1)
         return max(1, pixels // self.config.image_size**2)
 
@@ -241,7 +241,7 @@ class VqganDecoder(nn.Module):
 
 
 class VqganEncoder(nn.Module):
-    """Images to features; `nearest_codes` against the decoder's codebook makes tokens of them."""
+    """Images to features; `nearest_codes` against the decoder's codebook turns them into tokens."""
 
     def __init__(self, config: VqganConfig):
         super().__init__()
@@ -270,6 +270,6 @@ def nearest_codes(features: Tensor, codebook: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_images(encoder: VqganEncoder, decoder: VqganDecoder, images: Tensor) -> Tensor:
-    """Tokens, int64 [N, T], of images, float [N, 3, H, W] in 0..1."""
+    """Encodes images, float [N, 3, H, W] in 0..1, to tokens, int64 [N, T]."""
     features = encoder(images).permute(0, 2, 3, 1).flatten(1, 2)
     return nearest_codes(features.float(), decoder.embedding.weight.float())

@@ -1,4 +1,4 @@
-"""Where the weight files of DALL·E mini and Mega lie: folders in either of two layouts, or the hub.
+"""Finds the weight files of DALL·E mini and Mega: in folders of either of two layouts, or on the hub.
 
 Source: https://github.com/kuprel/min-dalle/blob/main/min_dalle/min_dalle.py names the files and the hub
     repository.
@@ -30,14 +30,14 @@ HUB_NAMES = {
     },
 }
 PUBLISHED = tuple(HUB_NAMES)
-# Beside the VQGAN's decoder, where a conversion of the original checkpoints put it; the hub has none.
+# Next to the VQGAN's decoder if a conversion of the original checkpoints put it there; the hub has none.
 VQGAN_ENCODER = "vqgan_encoder.safetensors"
-# Settings of the policy that an export came from, beside its weights.
+# Settings of the policy that an export came from, next to its weights.
 SETTINGS_FILE = "policy_settings.json"
 
 
 def disk_names(preset: str) -> dict[str, str]:
-    """Part to path, as the `min-dalle` package keeps its files under `models_root`."""
+    """Maps parts to paths, as the `min-dalle` package keeps its files under `models_root`."""
     folder = f"dalle_bart_{preset}"
     return {
         "encoder": f"{folder}/encoder.pt",
@@ -57,11 +57,11 @@ class WeightFiles:
         encoder: text encoder.
         decoder: image-token decoder.
         detoker: the decoder half of the VQGAN.
-        vocab: of the text tokenizer.
-        merges: of the text tokenizer.
-        settings: policy settings beside them; None for published weights.
-        commit: of the hub's repository; None for files of a folder.
-        vqgan_encoder: of images; None where there is none, as on the hub.
+        vocab: the text tokenizer's vocabulary.
+        merges: the text tokenizer's merges.
+        settings: policy settings next to them; None for published weights.
+        commit: commit of the hub's repository; None for files of a folder.
+        vqgan_encoder: the encoder half of the VQGAN; None if there is none, as on the hub.
     """
 
     preset: str
@@ -79,14 +79,14 @@ def find_weight_files(path: str | Path) -> WeightFiles | None:
     """Looks for a model in a local folder.
 
     Args:
-        path: a folder in the hub's or the package's layout. Where it holds both models, FOLDER/mini or
+        path: a folder in the hub's or the package's layout. If it holds both models, FOLDER/mini or
             FOLDER/mega names one.
 
     Returns:
-        Its files, or None where there is nothing of the kind.
+        Its files, or None if the folder holds no model.
 
     Raises:
-        ValueError: if a file is missing, or two models are there and none is named.
+        ValueError: a file is missing, or the folder holds both models and none is named.
     """
     folder, presets = _folder_and_presets(Path(path))
     found = [
@@ -124,7 +124,7 @@ def _folder_and_presets(path: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _existing(path: Path) -> Path | None:
-    """The file, or the safetensors file in its stead."""
+    """The file, or the safetensors file in its place."""
     candidates = [path, path.with_suffix(".safetensors")] if path.suffix == ".pt" else [path]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
@@ -136,18 +136,18 @@ def _missing(folder: Path, names: dict[str, str]) -> list[str]:
 def download(preset: str, revision: str | None = None) -> WeightFiles:
     """Takes a published model from the hub's cache, or fetches it from the hub.
 
-    What is in the cache is used as it is, without a connection: a branch that has moved is not followed.
+    A cached model is used as it is, without a connection, even if the branch has moved since.
 
     Args:
         preset: "mini" or "mega".
         revision: commit, tag or branch of the repository; default `HUB_REVISION`.
 
     Returns:
-        Files in `huggingface_hub`'s cache, and the commit they are of. HF_HUB_OFFLINE and HF_HOME are
+        Files in `huggingface_hub`'s cache, and their commit. HF_HUB_OFFLINE and HF_HOME are
         honoured.
 
     Raises:
-        ValueError: if there is no connection and no copy, or the hub refuses.
+        ValueError: there is no connection and no copy, or the hub refuses.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -158,10 +158,10 @@ def download(preset: str, revision: str | None = None) -> WeightFiles:
     except LocalEntryNotFoundError:
         pass
     try:
-        # Asked once, without the retries of a download, so that a missing connection is known at once.
+        # Asked once, without the retries of a download, so that a missing connection shows at once.
         get_hf_file_metadata(hf_hub_url(HUB_REPO, HUB_NAMES[preset]["vocab"], revision=revision))
         return _fetch(preset, revision, only_cached=False)
-    except Exception as error:  # whatever a download can die of, the user needs one line
+    except Exception as error:  # whatever makes a download fail, the user needs one line
         raise ValueError(_explain_download(preset, revision, error)) from error
 
 
@@ -178,11 +178,11 @@ def _fetch(preset: str, revision: str, only_cached: bool) -> WeightFiles:
 
 
 def _explain_download(preset: str, revision: str, error: Exception) -> str:
-    """Why a model could not be had, and the way out, in one line."""
+    """Says in one line why a model could not be loaded and what to do about it."""
     from huggingface_hub import constants, errors
 
     where = f"DALL·E {preset} ({HUB_REPO} at {revision})"
-    absent = f"{where} is not whole in the cache {constants.HF_HUB_CACHE}"
+    absent = f"{where} is not complete in the cache {constants.HF_HUB_CACHE}"
     way_out = "or give a folder that holds its files as the model's path"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if constants.HF_HUB_OFFLINE:

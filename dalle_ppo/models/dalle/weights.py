@@ -1,7 +1,7 @@
-"""Reads and writes the weights of DALL·E mini and Mega, strictly and within a bound of memory.
+"""Reads and writes the weights of DALL·E mini and Mega, strictly and in bounded memory.
 
-The published files are float16 torch files without the scales of the norms that the original models keep
-without one. Exactly those are filled with ones; any other difference is an error that names the tensors.
+The published files are float16 torch files. They lack the scales of norms that have none in the original
+models. Exactly those are filled with ones; any other difference is an error that names the tensors.
 """
 
 import pickle
@@ -27,7 +27,7 @@ SCALELESS_NORM = re.compile(
 )
 NAMES_SHOWN = 12
 NO_ENCODER_HINT = (
-    "the published weights hold none: convert the original checkpoints with converters/flax_to_safetensors.py"
+    "the published weights have none: convert the original checkpoints with converters/flax_to_safetensors.py"
 )
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,13 +48,13 @@ def load_published(
     """Loads a whole model.
 
     Args:
-        files: of `find_weight_files` or `download`.
-        device: of the networks.
-        dtype: of encoder and decoder; the VQGAN stays float32, as in the `min-dalle` package, and so does the
-            decoder's head, which computes in it: narrow weights would be widened at every token.
+        files: from `find_weight_files` or `download`.
+        device: where the networks go.
+        dtype: for encoder and decoder. The VQGAN stays float32, as in the `min-dalle` package. So does the
+            decoder's head, which computes in float32: narrower weights would be widened at every token.
 
     Raises:
-        ValueError: naming the file that does not fit, and how.
+        ValueError: a file does not fit; says which and why.
     """
     config = BART_PRESETS[files.preset]
     tokenizer = TextTokenizer.from_files(files.vocab, files.merges, config.num_text_tokens)
@@ -77,14 +77,14 @@ def load_published(
 
 
 def load_vqgan_encoder(files: WeightFiles, device: torch.device | str = "cpu") -> VqganEncoder:
-    """Loads what turns images into tokens.
+    """Loads the network that turns images into tokens.
 
     Raises:
-        ValueError: if the files hold none, or it does not fit.
+        ValueError: the files hold none, or it does not fit.
     """
     if files.vqgan_encoder is None:
         raise ValueError(
-            f"{files.detoker} has no {VQGAN_ENCODER} beside it to encode images; {NO_ENCODER_HINT}"
+            f"{files.detoker} has no {VQGAN_ENCODER} next to it to encode images; {NO_ENCODER_HINT}"
         )
     with torch.device("meta"):
         encoder = VqganEncoder(VQGAN_PRESETS[VQGAN_PRESET])
@@ -94,7 +94,7 @@ def load_vqgan_encoder(files: WeightFiles, device: torch.device | str = "cpu") -
 def load_weights(
     network: Module, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Module:
-    """Gives a network its weights, in place, frozen.
+    """Loads a network's weights in place and freezes it.
 
     Memory grows by the network's own weights and at most one tensor of the file.
 
@@ -108,7 +108,7 @@ def load_weights(
         The network.
 
     Raises:
-        ValueError: naming the file and what is wrong with it.
+        ValueError: the file cannot be used; names it and what is wrong with it.
     """
     path, wanted = Path(path), network.state_dict()
     tensors = read_tensors(path, sum(tensor.numel() for tensor in wanted.values()))
@@ -120,7 +120,7 @@ def load_weights(
             loaded[name] = torch.ones(target.shape, device=device, dtype=dtype)
             continue
         mapped += tensors[name].nbytes
-        if mapped > largest:  # pages that were read count as memory until the file is mapped anew
+        if mapped > largest:  # pages that were read count as memory until the file is mapped again
             tensors, mapped = map_tensors(path), tensors[name].nbytes
         loaded[name] = tensors[name].to(device, dtype, copy=True)
     network.load_state_dict(loaded, strict=True, assign=True)
@@ -132,10 +132,10 @@ def read_tensors(path: Path, num_values: int) -> dict[str, Tensor]:
 
     Args:
         path: a `.pt` or `.safetensors` file.
-        num_values: that a whole file holds, for the message about one that is not.
+        num_values: how many a complete file holds, for the error message.
 
     Raises:
-        ValueError: if it is absent, cut short, damaged, no file of tensors, or a pickle that names code.
+        ValueError: it is absent, cut short, damaged, not a file of tensors, or a pickle that names code.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
@@ -152,7 +152,7 @@ def read_tensors(path: Path, num_values: int) -> dict[str, Tensor]:
             f"{path}: refused, its pickle names {named.group(1) if named else 'more than tensors'}, which "
             "could run code; use a file of tensors only"
         ) from None
-    except Exception as error:  # a broken file can make its reader stumble anywhere
+    except Exception as error:  # a broken file can make its reader fail anywhere
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise ValueError(
             f"{path}: cut short or damaged ({path.stat().st_size / 1e6:.1f} MB; {reason}); "
@@ -166,17 +166,17 @@ def read_tensors(path: Path, num_values: int) -> dict[str, Tensor]:
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
-    """Name to tensor of a file; nothing is read before it is used."""
+    """Maps a file's tensors by name; nothing is read before it is used."""
     if path.suffix == ".safetensors":
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _check_format(path: Path) -> None:
-    """Refuses what is not torch's zip format.
+    """Rejects what is not torch's zip format.
 
     Raises:
-        ValueError: naming what is there instead.
+        ValueError: it is another format; names what is there instead.
     """
     with open(path, "rb") as file:
         head = file.read(16)
@@ -187,15 +187,15 @@ def _check_format(path: Path) -> None:
         )
     if head and not head.startswith(b"PK"):
         raise ValueError(
-            f"{path}: no torch file, it begins with {head!r}; is it an error page or a Git LFS pointer?"
+            f"{path}: not a torch file, it begins with {head!r}; is it an error page or a Git LFS pointer?"
         )
 
 
 def _check_sums(path: Path) -> None:
-    """Compares a zip file's content with its checksums: torch itself does not.
+    """Compares a zip file's content with its checksums, as torch itself does not.
 
     Raises:
-        zipfile.BadZipFile: for a damaged one.
+        zipfile.BadZipFile: the file is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
@@ -206,12 +206,12 @@ def check_tensors(tensors: dict[str, Tensor], wanted: dict[str, Tensor], path: P
     """Compares names, shapes and kinds.
 
     Args:
-        tensors: of the file.
-        wanted: of the network.
+        tensors: the file's tensors.
+        wanted: the network's tensors.
         path: for the message.
 
     Raises:
-        ValueError: naming the tensors that are missing, unexpected or misshapen.
+        ValueError: tensors are missing, unexpected or misshapen; names them.
     """
     missing = [n for n in wanted if n not in tensors and not SCALELESS_NORM.fullmatch(n)]
     unexpected = [n for n in tensors if n not in wanted]
@@ -236,9 +236,9 @@ def save_weights(network: nn.Module, path: str | Path, dtype: torch.dtype = torc
     """Writes a network's weights.
 
     Args:
-        network: of any device and dtype.
+        network: on any device, in any dtype.
         path: `.safetensors`, or `.pt` for the `min-dalle` package.
-        dtype: to write.
+        dtype: what to write them in.
     """
     tensors = {
         name: value.detach().to("cpu", dtype).contiguous() for name, value in network.state_dict().items()

@@ -1,1 +1,1 @@
-"""What reads CLIP embeddings: NSFW, aesthetic and violence heads."""
+"""Heads on CLIP embeddings: NSFW, aesthetic and violence."""

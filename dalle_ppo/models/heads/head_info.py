@@ -1,4 +1,4 @@
-"""What a head's file says about it."""
+"""The metadata stored in a head's file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HeadInfo:
-    """What a head's file says about it.
+    """The metadata stored in a head's file.
 
-    clip_model, clip_pretrained: open_clip's names of the CLIP whose embeddings it reads; "" where unknown.
+    clip_model, clip_pretrained: open_clip's names for the CLIP whose embeddings it reads; "" if unknown.
     dimension: width of the embedding.
     output: "probability" (a detector) or "score".
     round_to_float16: the reward rounds embeddings to float16 before it calls the head (which rounds nothing).

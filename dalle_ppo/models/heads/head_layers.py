@@ -1,6 +1,6 @@
 """The layers of a detector or score head on CLIP embeddings, rebuilt from plain tensors.
 
-Everything is a buffer, nothing a parameter: a reward's head is never trained by accident, while gradients
+Everything is a buffer, not a parameter: a reward's head is never trained by accident, while gradients
 still flow to the embedding. Each layer keeps the order of floating-point operations of the Keras original.
 """
 
@@ -45,26 +45,26 @@ class LayerSpec:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """One line for people: type, options and tensor shapes."""
+        """One readable line: type, options and tensor shapes."""
         parts = [f"{k}={v}" for k, v in self.options.items()]
         parts += [f"{k}{list(t.shape)}" for k, t in self.tensors.items()]
         return f"{self.type}({', '.join(parts)})"
 
 
 class CategoryEncoding(nn.Module):
-    """Replace some columns by the index of their value's text in a table, as AutoKeras' encoder does.
+    """Replaces some columns by the index of their value's text in a table, as AutoKeras' encoder does.
 
     AutoKeras formats the value as text with six decimals and looks the text up. The float32 numbers that
     print as one text are an interval, so the table holds intervals instead of texts: no strings, no rounding,
     any device. Bounds are float32 bit patterns mapped to ordered integers (see `ordered_bits`), which also
     tells -0.000000 from 0.000000 and places infinities and NaN. Short tables are padded with intervals that
-    nothing but one NaN pattern can meet, and with index 0, which means "unknown" anyway.
+    only one NaN pattern can match, and with index 0, which means "unknown" anyway.
 
     Args:
         columns: [K] int64, the columns that are categories.
         lower, upper: [K, N] int32, each row ascending: first and last number that print as the text.
         index: [K, N] float32, what the text is replaced by.
-        smooth: use index 0 for every value, which makes the head continuous but not the published one.
+        smooth: use index 0 for every value, which makes the head continuous but no longer the published one.
 
     The layer also turns NaN in every other column into 0, as AutoKeras does.
     """
@@ -80,7 +80,7 @@ class CategoryEncoding(nn.Module):
         self.register_buffer("index", index)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode [B, D] float32; columns in `self.columns` become indices, the rest stays."""
+        """Encode [B, D] float32; columns in `self.columns` become indices, the rest stay as they are."""
         numbers = torch.where(torch.isnan(x), torch.zeros_like(x), x)
         if self.smooth:
             return numbers.index_fill(1, self.columns, 0.0)
@@ -124,12 +124,12 @@ class ScaleShift(nn.Module):
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias, the kernel as Keras stores it: [in, out].
+    """x @ kernel + bias, with the kernel as Keras stores it: [in, out].
 
     The order of summation sets the last bits: for the ViT-B/32 detector TensorFlow is 1.4e-6 from the exact
-    probability, so a more exact sum is no nearer to it. TensorFlow on a CPU sums inputs wider than
-    384 in equal parts of at most that width, by oneDNN. With the same parts and the same library (where torch
-    has it) the published reference is met within 1e-7; torch's other matrix products come within 2e-6.
+    probability, so a more exact sum would be no closer to it. On a CPU, TensorFlow sums inputs wider than
+    384 in equal parts of at most that width, with oneDNN. With the same parts and the same library (where
+    torch has it) the published reference is matched within 1e-7; torch's other matrix products within 2e-6.
     """
 
     def __init__(self, kernel: Tensor, bias: Tensor | None = None) -> None:
@@ -150,7 +150,7 @@ class Dense(nn.Module):
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T, by oneDNN where it can: on a CPU and when no gradient is wanted (it has none)."""
+    """x @ weight.T, with oneDNN where possible: on a CPU, when no gradient is needed (it has none)."""
     plain = x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled())
     if plain or len(x) == 0 or not torch.backends.mkldnn.is_available():
         return F.linear(x, weight)
@@ -187,7 +187,7 @@ def build_layers(specs: list[LayerSpec], *, smooth: bool = False) -> nn.Sequenti
     """Build the modules of a chain.
 
     Raises:
-        ValueError: a layer or activation this version does not know, or tensors that do not fit it.
+        ValueError: a layer or activation is unknown to this version, or tensors do not fit it.
     """
     modules = []
     for position, spec in enumerate(specs):

@@ -17,10 +17,10 @@ from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
 from dalle_ppo.models.heads.published import read_torch_head, read_violence_directions
 
 FORMAT = "dalle_ppo.head.v1"
-# Smaller batches take other kernels on a CPU, which round differently: by 1.2e-6 for the ViT-B/32 detector.
-# Filled up to this many rows they stay as near to TensorFlow's numbers as larger ones.
+# Smaller batches use other kernels on a CPU, which round differently: by 1.2e-6 for the ViT-B/32 detector.
+# Padded to this many rows, they match TensorFlow's numbers as closely as larger ones do.
 MIN_ROWS = 8
-# On a CPU larger batches go in parts whose intermediate results stay in the cache: 3 times as fast at 65 536.
+# On a CPU larger batches are split so that intermediate results stay in the cache: 3 times as fast at 65 536.
 CACHE_ROWS = 1024
 
 
@@ -37,13 +37,13 @@ class EmbeddingHead(nn.Module):
         """Score a batch.
 
         Args:
-            embeddings: [B, D], any float dtype; computed in float32 also under autocast.
+            embeddings: [B, D], any float dtype; computed in float32, even under autocast.
 
         Returns:
             [B] float32, probabilities in [0, 1] or scores, as `info.output` says.
 
         Raises:
-            ValueError: embeddings of another shape.
+            ValueError: the embeddings have another shape.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.info.dimension:
             shape = list(embeddings.shape)
@@ -64,14 +64,14 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
     Args:
         path: a `.safetensors` file written by `converters/keras_nsfw_to_torch.py`.
         smooth: leave the category tables out (index 0 always), for a detector that is continuous in the
-            embedding. It is then no longer the published one: on the reference embeddings single
-            probabilities of LAION's ViT-L/14 detector move by up to 0.20, of its ViT-B/32 one by up to 0.13.
+            embedding. It is then no longer the published one: on the reference embeddings, single
+            probabilities move by up to 0.20 for LAION's ViT-L/14 detector and 0.13 for its ViT-B/32 one.
 
     Returns:
         A module mapping embeddings [B, D] to probabilities [B].
 
     Raises:
-        ValueError: not such a file, or a head that gives scores.
+        ValueError: it is not such a file, or the head gives scores.
     """
     specs, info = read_head(path)
     if info.output != "probability":
@@ -89,10 +89,10 @@ def load_head(path: str | Path) -> EmbeddingHead:
     Returns:
         A module mapping L2-normalised embeddings [B, D] to scores [B]. Published `.pth` and `.npy` heads give
         raw scores: near 0 to 1 for the NSFW head, about 1 to 10 for the aesthetic one, and for violence the
-        difference of two cosines, above 0 if nearer to violence.
+        difference of two cosines, above 0 if closer to violence.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: it is none of these.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,7 +114,7 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
     """Read what `save_head` wrote.
 
     Raises:
-        ValueError: the file is missing, is no safetensors file, or was not written by `save_head`.
+        ValueError: the file is missing, is not a safetensors file, or was not written by `save_head`.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,17 +136,17 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
         }
         specs.append(LayerSpec(layer.pop("type"), layer, own))
     if tensors:
-        raise ValueError(f"{path}: tensors that belong to no layer: {', '.join(sorted(tensors))}")
+        raise ValueError(f"{path}: tensors that do not belong to any layer: {', '.join(sorted(tensors))}")
     return specs, HeadInfo(**json.loads(metadata["info"]))
 
 
 @torch.no_grad()
 def head_probability(head: EmbeddingHead, embeddings: Tensor) -> Tensor:
-    """What a head says of CLIP embeddings, rounded first to float16 where it was trained on such.
+    """Scores CLIP embeddings with a head, rounding them to float16 first if it was trained on such.
 
     Args:
         head: a detector or a score head.
-        embeddings: [B, D] float, L2-normalised, of the CLIP that the head belongs to.
+        embeddings: [B, D] float, L2-normalised, from the CLIP that the head belongs to.
 
     Returns:
         [B] float32: probabilities in [0, 1], or scores, as `head.info.output` says.
@@ -155,11 +155,11 @@ def head_probability(head: EmbeddingHead, embeddings: Tensor) -> Tensor:
 
 
 def check_clip(info: HeadInfo, clip_model: str, clip_pretrained: str, dimension: int) -> None:
-    """Refuse a head that was made for another CLIP than the one in use.
+    """Reject a head made for a CLIP other than the one in use.
 
     Args:
         info: the head's.
-        clip_model, clip_pretrained: open_clip's names of the CLIP in use.
+        clip_model, clip_pretrained: open_clip's names for the CLIP in use.
         dimension: width of its embeddings.
 
     Raises:
@@ -180,5 +180,5 @@ def check_clip(info: HeadInfo, clip_model: str, clip_pretrained: str, dimension:
 
 
 def _plain_name(clip_model: str) -> str:
-    """OpenAI's ViT-L/14 and open_clip's ViT-L-14 are one model; so is -quickgelu with the same weights."""
+    """OpenAI's ViT-L/14 and open_clip's ViT-L-14 are the same model; so is -quickgelu, with equal weights."""
     return clip_model.replace("/", "-").removesuffix("-quickgelu")

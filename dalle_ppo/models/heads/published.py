@@ -1,4 +1,4 @@
-"""Score heads published as plain PyTorch or numpy files: how to know them, and which CLIP they read."""
+"""Score heads published as plain PyTorch or numpy files: how to recognise them, and which CLIP they read."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ VIOLENCE_CLIPS = {768: "ViT-L-14", 512: "ViT-B-32"}
 
 
 def read_torch_head(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
-    """Read a published `.pth` head; which one is told by the names and shapes of its tensors.
+    """Read a published `.pth` head, recognised by the names and shapes of its tensors.
 
     Raises:
-        ValueError: not a state dict, or not of a head known here.
+        ValueError: it is not the state dict of a known head.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -89,13 +89,13 @@ def read_torch_head(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
 
 
 def read_violence_directions(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
-    """Read LAION's two violence directions: the score is how much nearer the embedding is to the second.
+    """Read LAION's two violence directions: the score is how much closer the embedding is to the second.
 
     Source: clip-retrieval calls an image violent if the second direction's dot product is the larger one,
     which is a score above 0 (https://github.com/rom1504/clip-retrieval, `get_violent_items`).
 
     Raises:
-        ValueError: not an array of two directions in a CLIP space known here.
+        ValueError: it is not an array of two directions in a known CLIP space.
     """
     try:
         directions = np.load(path, allow_pickle=False)
@@ -103,7 +103,7 @@ def read_violence_directions(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
         raise ValueError(f"{path}: not a numpy array ({error})") from None
     if directions.ndim != 2 or directions.shape[0] != 2 or directions.shape[1] not in VIOLENCE_CLIPS:
         widths = " or ".join(map(str, VIOLENCE_CLIPS))
-        raise ValueError(f"{path}: has shape {directions.shape}, two directions of {widths} numbers are read")
+        raise ValueError(f"{path}: has shape {directions.shape}, needs two directions of {widths} numbers")
     other, violent = torch.from_numpy(directions.astype(np.float32))
     dimension = directions.shape[1]
     licence = "MIT, Copyright 2022 Christoph Schuhmann (LAION-AI/CLIP-based-NSFW-Detector)"

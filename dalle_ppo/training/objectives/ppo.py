@@ -11,7 +11,7 @@ from dalle_ppo.training.objective import Objective
 
 
 def loss(scores: TokenScores, rows: Experience, settings: Settings) -> PolicyLoss:
-    """PPO's loss of some rows, per token [b, T]."""
+    """PPO's loss for some rows, per token [b, T]."""
     return ppo_loss(
         scores.log_probs,
         rows.old_log_probs,

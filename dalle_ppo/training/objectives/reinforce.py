@@ -11,7 +11,7 @@ from dalle_ppo.training.objective import Objective
 
 
 def loss(scores: TokenScores, rows: Experience, settings: Settings) -> PolicyLoss:
-    """The score-function loss of some rows, per token [b, T]."""
+    """The score-function loss for some rows, per token [b, T]."""
     return score_function_loss(scores.log_probs, rows.advantages, old_log_probs=rows.old_log_probs)
 
 

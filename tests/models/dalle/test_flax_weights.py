@@ -224,7 +224,7 @@ def broken(kind: str, path: Path) -> None:
     [
         ("absent", "does not exist"),
         ("cut", "cut short or damaged"),
-        ("text", "no Flax checkpoint"),
+        ("text", "not a Flax checkpoint"),
         ("integers", "array of int64"),
         ("another tensor", "missing"),
     ],

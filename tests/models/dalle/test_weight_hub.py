@@ -221,7 +221,7 @@ def test_a_refusal_costs_one_line(refusal, hub):
 def test_without_a_connection_it_fails_at_once(hub):
     hub.server.shutdown()
     hub.server.server_close()
-    with pytest.raises(ValueError, match=r"is not whole in the cache .* could not be fetched .*refused"):
+    with pytest.raises(ValueError, match=r"is not complete in the cache .* could not be fetched .*refused"):
         load_model("mini", CPU)
 
 

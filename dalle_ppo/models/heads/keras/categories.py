@@ -1,8 +1,8 @@
-"""Turns a table of number texts into intervals of float32, so that no text is needed to look a value up.
+"""Turns a table of numbers as text into intervals of float32, so that looking up a value needs no text.
 
 TensorFlow's AsString prints a float32 as C's `printf("%f")` does: six decimals, the exact value rounded half
-to even, "-0.000000" for small negative numbers, "inf", "-inf", "nan". Python's formatting is the same
-function, so the table is made by asking it.
+to even, "-0.000000" for small negative numbers, "inf", "-inf", "nan". Python formats in
+the same way, so the table is built with it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def category_encoding(
     Args:
         columns: which columns of the embedding, ascending.
         tables: for each, the texts (bytes) and the index of each.
-        sources: for each, what it is called in the model (for messages).
+        sources: for each, its name in the model (for messages).
 
     Returns:
         A `category_encoding` layer, see `CategoryEncoding` for its tensors.
     """
     rows = [_intervals(*table, source) for table, source in zip(tables, sources, strict=True)]
-    # At least one place, also where no number can print as any of the texts: `CategoryEncoding` reads one.
+    # At least one entry, even if no number prints as any of the texts: `CategoryEncoding` reads one.
     width = max([1, *map(len, rows)])
     lower = np.full((len(rows), width), _UNREACHABLE, dtype=np.int32)
     upper = lower.copy()
@@ -59,7 +59,7 @@ def float32_bounds(text: str) -> tuple[int, int] | None:
     """The float32 numbers that print as `text`, as their first and last `ordered_bits`.
 
     Returns:
-        None if no float32 prints so (an entry such as "0.5" or "cat" can never be found).
+        None if no float32 prints as it (an entry such as "0.5" or "cat" can never be found).
     """
     if text in ("nan", "-nan"):
         low, high = _INFINITY_BITS + 1, 0x7FFFFFFF
@@ -70,7 +70,7 @@ def float32_bounds(text: str) -> tuple[int, int] | None:
         return None
     if f"{middle:f}" != text:
         return None
-    # Half a unit of the last decimal to either side, and a few numbers more for the rounding of this sum;
+    # Half a unit of the last decimal to either side, plus a few more numbers for the rounding of this sum;
     # the sign keeps the many numbers around zero apart.
     low, high = _bits(middle - 0.5e-6) - 3, _bits(middle + 0.5e-6) + 3
     low, high = (low, min(high, -1)) if text.startswith("-") else (max(low, 0), high)

@@ -1,4 +1,4 @@
-"""From a Keras model's JSON configuration and weights to our layers. No Keras, no code from the file."""
+"""Builds our layers from a Keras model's JSON configuration and weights. No Keras, no code from the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from dalle_ppo.models.heads.head_layers import ACTIVATIONS, LayerSpec
 
-# Layers that do nothing when a model predicts.
+# Layers that do nothing at inference.
 IDENTITY = {
     "InputLayer",
     "Dropout",
@@ -21,7 +21,7 @@ IDENTITY = {
 }
 KERAS_EPSILON = np.float32(1e-7)
 
-# Keras' name of an activation -> ours and its options, as Keras' function of that name defaults them.
+# Keras' name of an activation -> our name, and its options with the defaults of Keras' function.
 ACTIVATION_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ACTIVATIONS},
     "swish": ("silu", {}),
@@ -38,13 +38,13 @@ def layers_from_config(model: Layer, weights: Weights, keras_version: str) -> tu
     Args:
         model: the model's configuration as Keras writes it.
         weights: by layer name, the layer's arrays in Keras' order.
-        keras_version: for what changed between Keras 2 and 3.
+        keras_version: tells Keras 2 from 3 where they differ.
 
     Returns:
         The layers in order, and the width of the input.
 
     Raises:
-        ValueError: anything that is not a chain of known layers, by name.
+        ValueError: the model is not a chain of known layers; names what does not fit.
     """
     _check_modules(model)
     chain = _chain(model)
@@ -81,7 +81,7 @@ def _chain(model: Layer) -> list[Layer]:
     if kind == "Sequential":
         return config["layers"] if isinstance(config, dict) else config
     if kind not in ("Functional", "Model"):
-        raise ValueError(f"the model is a {kind}: only Sequential and functional models can be read")
+        raise ValueError(f"the model is a {kind}: only Sequential and functional models are supported")
     layers = {layer["name"]: layer for layer in config["layers"]}
     outputs, inputs = _keras_names(config["output_layers"]), _keras_names(config["input_layers"])
     if len(outputs) != 1 or len(inputs) != 1:
@@ -92,17 +92,20 @@ def _chain(model: Layer) -> list[Layer]:
         sources = _keras_names(layer["inbound_nodes"])
         if len(sources) != 1 or len(chain) > len(layers):
             raise ValueError(
-                f"layer {layer['name']} ({layer['class_name']}) reads {sources}: only a chain can be read"
+                f"layer {layer['name']} ({layer['class_name']}) reads {sources}: "
+                "only a chain of layers is supported"
             )
         chain.append(layers[sources[0]])
     if len(chain) != len(layers):
         unused = sorted(set(layers) - {layer["name"] for layer in chain})
-        raise ValueError(f"layers {unused} are not on the way from input to output: only a chain can be read")
+        raise ValueError(
+            f"layers {unused} are not on the path from input to output: only a chain of layers is supported"
+        )
     return chain[::-1]
 
 
 def _keras_names(node: Any) -> list[str]:
-    """Names of the layers in a nest of Keras' tensor references, `["name", 0, 0]` or `keras_history`."""
+    """Names of the layers in nested Keras tensor references, `["name", 0, 0]` or `keras_history`."""
     if isinstance(node, dict):
         if "keras_history" in node:
             return [node["keras_history"][0]]
@@ -115,7 +118,7 @@ def _keras_names(node: Any) -> list[str]:
 
 
 def _input_width(chain: list[Layer]) -> int:
-    """Width of the embedding, from whichever layer says it."""
+    """Width of the embedding, from whichever layer states it."""
     for layer in chain:
         config, build = layer["config"], layer.get("build_config") or {}
         given = (config.get("batch_shape"), config.get("batch_input_shape"), build.get("input_shape"))
@@ -124,31 +127,31 @@ def _input_width(chain: list[Layer]) -> int:
             raise ValueError(f"layer {_name(layer)} takes shape {shapes[0]}: it needs [batch, width]")
         if shapes:
             return int(shapes[0][1])
-    raise ValueError("the model does not say the width of its input: build it before saving it")
+    raise ValueError("the model does not state the width of its input: build it before saving it")
 
 
 def _check_plain(layer: Layer) -> None:
-    """Refuse custom classes and other number formats than float32, before looking at the class name."""
+    """Reject custom classes and number formats other than float32, before looking at the class name."""
     module, registered = layer.get("module"), layer.get("registered_name")
     package = (registered or "").rpartition(">")[0]
     if (module is not None and module.split(".")[0] != "keras") or package not in ("", "keras", "Keras"):
         where = registered or module
         raise ValueError(
-            f"layer {_name(layer)} is a custom {layer['class_name']} ({where}): it cannot be read"
+            f"layer {_name(layer)} is a custom {layer['class_name']} ({where}), which is not supported"
         )
     config = layer["config"]
     dtype = config.get("dtype", "float32")
     dtype = dtype["config"]["name"] if isinstance(dtype, dict) else dtype
     if layer["class_name"] != "InputLayer" and dtype not in ("float32", None):
-        raise ValueError(f"layer {_name(layer)} computes in {dtype}: only float32 can be read")
+        raise ValueError(f"layer {_name(layer)} computes in {dtype}: only float32 is supported")
     if config.get("quantization_config") or config.get("lora_rank"):
         raise ValueError(f"layer {_name(layer)} is quantised or has LoRA weights: merge them before saving")
 
 
 def _check_modules(config: Any) -> None:
-    """Refuse any reference to code that is not Keras', wherever in the configuration.
+    """Reject any reference to code outside Keras, anywhere in the configuration.
 
-    Keras would import what such a reference names when it loads the file, as `--verify` lets it do.
+    When Keras loads the file, as `--verify` makes it do, it imports what such a reference names.
     """
     if isinstance(config, list):
         for value in config:
@@ -158,12 +161,12 @@ def _check_modules(config: Any) -> None:
     module, name = config.get("module"), config.get("class_name")
     if str(name).rpartition(">")[2] == "MultiCategoryEncoding":  # Keras 2 writes Custom>MultiCategoryEncoding
         raise ValueError(
-            "the model holds AutoKeras' MultiCategoryEncoding, whose tables are read from SavedModels only: "
+            "the model holds AutoKeras' MultiCategoryEncoding, whose tables are read only from SavedModels: "
             "load it where AutoKeras is installed and export it as a SavedModel"
         )
     known = module is None or str(module).split(".")[0] in ("keras", "tf_keras", "builtins")
     if not known or name in ("__lambda__", "Lambda", "function"):
-        raise ValueError(f"the model refers to {name} of {module}: code cannot be read")
+        raise ValueError(f"the model refers to {name} of {module}: code is not supported")
     for key, value in config.items():
         if key != "compile_config":  # never read, by us or when verifying
             _check_modules(value)
@@ -189,7 +192,7 @@ def _dense(
 
 
 def _normalization(name: str, config: Layer, arrays: list[np.ndarray], width: int) -> LayerSpec:
-    """(x - mean) / max(sqrt(variance), 1e-7); given as constants they are in the configuration."""
+    """(x - mean) / max(sqrt(variance), 1e-7); constant ones are in the configuration."""
     axis = config.get("axis", -1)
     per_column = axis not in (None, [], ())
     if config.get("invert") or (per_column and axis not in (-1, 1, [-1], [1])):
@@ -230,7 +233,7 @@ def _batch_normalization(name: str, config: Layer, arrays: list[np.ndarray], wid
 
 
 def _activation_layer(name: str, kind: str, config: Layer, keras_version: str) -> list[LayerSpec]:
-    """The layers that are an activation of their own."""
+    """Layers that consist of one activation."""
     if kind == "Activation":
         return _activation(name, config["activation"], keras_version)
     if kind == "ReLU":
@@ -249,17 +252,17 @@ def _activation_layer(name: str, kind: str, config: Layer, keras_version: str) -
         return [LayerSpec("activation", {"name": "elu", "alpha": float(_constant(config["alpha"]))})]
     if kind == "Softmax" and config.get("axis", -1) in (-1, 1):
         return [LayerSpec("activation", {"name": "softmax"})]
-    raise ValueError(f"layer {name} is a {kind}: it cannot be read")
+    raise ValueError(f"layer {name} is a {kind}, which is not supported")
 
 
 def _activation(name: str, activation: Any, keras_version: str) -> list[LayerSpec]:
-    """An activation by Keras' name; custom and lambda ones are objects and refused."""
+    """An activation by Keras' name; custom and lambda ones are objects and are rejected."""
     if activation in (None, "linear"):
         return []
     known = isinstance(activation, str) and activation in ACTIVATION_NAMES
-    # Keras 2 computes hard_sigmoid with another slope.
+    # Keras 2 computes hard_sigmoid with a different slope.
     if not known or (activation == "hard_sigmoid" and keras_version.startswith("2")):
         shown = activation if isinstance(activation, str) else activation.get("class_name", activation)
-        raise ValueError(f"layer {name} has activation {shown}: it cannot be read")
+        raise ValueError(f"layer {name} has activation {shown}, which is not supported")
     ours, options = ACTIVATION_NAMES[activation]
     return [LayerSpec("activation", {"name": ours, **options})]

@@ -25,7 +25,7 @@ from dalle_ppo.models.heads.nsfw import HeadInfo, save_head
 MAX_UNPACKED_BYTES = 2 << 30
 PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
 
-# What zipfile, h5py, json, protobuf, numpy and the readers here raise on bytes that nobody wrote on purpose.
+# What zipfile, h5py, json, protobuf, numpy and the readers here raise on damaged files.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, MemoryError),
     *(struct.error, DecodeError, UnicodeError, json.JSONDecodeError),
@@ -42,21 +42,21 @@ def convert(
     round_to_float16: bool | None = None,
     licence: str = "",
 ) -> HeadInfo:
-    """Convert one detector. Reads weights and graph; runs nothing from the file.
+    """Convert one detector. Reads weights and graph; runs no code from the file.
 
     Args:
         source: a SavedModel folder, a zip of one, a `.keras` or a whole-model `.h5` file.
         out: the `.safetensors` file to write.
-        clip_model, clip_pretrained: open_clip's names of the CLIP it reads; known for LAION's own files.
-        round_to_float16: the reward shall round embeddings to float16 before the head. None: only for
-            LAION's own files, which were trained on such embeddings.
+        clip_model, clip_pretrained: open_clip's names for the CLIP it reads; known for LAION's own files.
+        round_to_float16: whether the reward must round embeddings to float16 before the head. None: only
+            for LAION's own files, which were trained on such embeddings.
         licence: a note on the terms of the original; known for LAION's own files.
 
     Returns:
-        What was written about it.
+        The metadata that was written.
 
     Raises:
-        ValueError: the source is missing, unreadable, or no chain of known layers ending in one number.
+        ValueError: the source is missing, unreadable, or not a chain of known layers ending in one number.
     """
     source = Path(source)
     with unpacked(source) as model, reading(source):
@@ -79,7 +79,7 @@ def convert(
 
 
 def read_model(path: Path) -> tuple[list[LayerSpec], int]:
-    """Read a model by what the file is, not by how it is called.
+    """Read a model, going by the file's content, not its name.
 
     Args:
         path: a SavedModel folder, a `.keras` or `.h5` file (a zipped SavedModel: see `unpacked`).
@@ -100,15 +100,15 @@ def read_model(path: Path) -> tuple[list[LayerSpec], int]:
 
 @contextmanager
 def reading(source: Path) -> Iterator[None]:
-    """Whatever goes wrong while a source is read becomes one line that names it.
+    """Turn whatever goes wrong while a source is read into one line that names it.
 
     Raises:
-        ValueError: instead of what the body raised, which is its cause.
+        ValueError: replaces what the body raised, which becomes its cause.
     """
     try:
         yield
     except _DAMAGE as error:
-        raise ValueError(f"{source}: damaged, or no model that can be read ({error!r})") from error
+        raise ValueError(f"{source}: damaged, or not a supported model ({error!r})") from error
     except ValueError as error:
         line = str(error).replace("\n", " ")
         raise ValueError(line if str(source) in line else f"{source}: {line}") from error
@@ -116,11 +116,11 @@ def reading(source: Path) -> Iterator[None]:
 
 @contextmanager
 def unpacked(source: Path) -> Iterator[Path]:
-    """The model as a folder or file; a zipped SavedModel is unpacked to a temporary folder meanwhile.
+    """The model as a folder or file; a zipped SavedModel is unpacked to a temporary folder.
 
     Raises:
-        ValueError: no such file, or a zip that is damaged, with no or several models, or with entries that
-            leave its folder.
+        ValueError: there is no such file, or a zip is damaged, holds no or several models, or has entries
+            outside its folder.
     """
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder, and not one of {', '.join(DETECTORS)}")
@@ -147,7 +147,7 @@ def _unpack(source: Path, folder: Path) -> Path:
 
 
 def _check_entries(archive: zipfile.ZipFile, source: Path) -> None:
-    """Refuse entries outside the folder, links, and more bytes than any detector has."""
+    """Reject entries outside the folder, links, and more bytes than any detector has."""
     for entry in archive.infolist():
         parts = Path(entry.filename.replace("\\", "/")).parts
         if ".." in parts or entry.filename.startswith(("/", "\\")) or ":" in entry.filename:
@@ -158,11 +158,11 @@ def _check_entries(archive: zipfile.ZipFile, source: Path) -> None:
             raise ValueError(f"{source}: entry {entry.filename!r} is a link: refused")
     total = sum(entry.file_size for entry in archive.infolist())
     if total > MAX_UNPACKED_BYTES:
-        raise ValueError(f"{source}: unpacks to {total} bytes, at most {MAX_UNPACKED_BYTES} are read")
+        raise ValueError(f"{source}: unpacks to {total} bytes, the limit is {MAX_UNPACKED_BYTES}")
 
 
 def hash_source(source: Path) -> str:
-    """SHA-256 of a file; of a folder, of its files' relative names and contents in order."""
+    """SHA-256 of a file, or of a folder's relative file names and contents in order."""
     if source.is_file():
         return hashlib.sha256(source.read_bytes()).hexdigest()
     digest = hashlib.sha256()
@@ -173,7 +173,7 @@ def hash_source(source: Path) -> str:
 
 
 def _published(model: Path) -> PublishedDetector | None:
-    """Recognise LAION's own detectors, also in an unpacked folder."""
+    """Recognise LAION's own detectors, even unpacked to a folder."""
     graph = model / "saved_model.pb"
     if not graph.is_file():
         return None
@@ -182,11 +182,11 @@ def _published(model: Path) -> PublishedDetector | None:
 
 
 def _output_kind(specs: list[LayerSpec]) -> str:
-    """'probability' if the last activation ends in [0, 1], else 'score'."""
+    """'probability' if the last activation maps to [0, 1], else 'score'."""
     dense = [spec for spec in specs if spec.type == "dense"]
     if not dense or dense[-1].tensors["kernel"].shape[1] != 1:
         units = dense[-1].tensors["kernel"].shape[1] if dense else 0
-        raise ValueError(f"the model ends in {units} numbers: a detector ends in one")
+        raise ValueError(f"the model outputs {units} numbers: a detector outputs one")
     last = specs[-1]
     if last.type == "activation" and last.options["name"] in PROBABILITY_ACTIVATIONS:
         return "probability"

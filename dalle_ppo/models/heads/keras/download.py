@@ -1,4 +1,4 @@
-"""Fetches LAION's published detectors once, and trusts only the bytes it knows."""
+"""Downloads LAION's published detectors once, and accepts only files with the known hashes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TIMEOUT_SECONDS = 60
 
 
 def detector_file(name: str) -> Path:
-    """The converted file of a setting that names a detector: one of LAION's by name, or a path."""
+    """The converted file for a detector setting: the name of one of LAION's, or a path."""
     return fetch_converted(name) if name in DETECTORS else Path(name)
 
 
 def fetch_converted(name: str, cache_dir: Path | None = None) -> Path:
-    """A published detector as `rewards.nsfw.load_detector` reads it; downloaded and converted once.
+    """A published detector as `models.heads.nsfw.load_detector` reads it; downloaded and converted once.
 
     Once converted, the file alone is enough: the download may be deleted.
 
@@ -29,7 +29,7 @@ def fetch_converted(name: str, cache_dir: Path | None = None) -> Path:
         cache_dir: as in `fetch`.
 
     Raises:
-        ValueError: as `fetch` and `convert` do.
+        ValueError: see `fetch` and `convert`.
     """
     from dalle_ppo.models.heads.keras.convert import convert
 
@@ -53,10 +53,10 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
         cache_dir: where downloads are kept; None is `default_cache`.
 
     Returns:
-        The file, whose SHA-256 is the known one.
+        The file, with the known SHA-256.
 
     Raises:
-        ValueError: no connection, a broken one, or other bytes than those published. Nothing is kept then.
+        ValueError: the download failed, or is not the published file. Nothing is kept then.
     """
     detector = DETECTORS[name]
     cache_dir = cache_dir or default_cache()

@@ -1,7 +1,7 @@
-"""Looks at every operation of a SavedModel before TensorFlow is allowed to load it.
+"""Checks every operation of a SavedModel before TensorFlow is allowed to load it.
 
 A SavedModel is a program: TensorFlow runs parts of it on loading, and operations can read and write files or
-call Python. What is not on the list below is not loaded.
+call Python. A model with an operation that is not on the list below is not loaded.
 Source: https://github.com/tensorflow/tensorflow/blob/master/SECURITY.md
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tensorboard.compat.proto.meta_graph_pb2 import MetaGraphDef
 
-# Arithmetic and shapes, also of training and of `adapt`; tables whose content is in the graph or the
+# Arithmetic and shapes, also for training and `adapt`; tables whose content is in the graph or the
 # checkpoint (not `InitializeTableFromTextFileV2`); saving and restoring, see below.
 _ALLOWED = """
 Add AddN AddV2 All Any ArgMax AsString AssignAddVariableOp AssignSubVariableOp AssignVariableOp BiasAdd
@@ -36,12 +36,12 @@ Functions = Mapping[str, Sequence[Any]]
 
 
 def check_operations(graph: MetaGraphDef) -> None:
-    """Refuse a graph with operations that are not on the list, or that touch files outside the saver.
+    """Reject a graph with operations that are not on the list, or that touch files outside the saver.
 
-    Of the saver's two, only saving may write: restoring runs when a model is loaded.
+    Only the saver's saving may write: its restoring runs when a model is loaded.
 
     Raises:
-        ValueError: names the operation, the node and where it is.
+        ValueError: an operation is not allowed; names it, the node and where it is.
     """
     functions = {f.signature.name: list(f.node_def) for f in graph.graph_def.library.function}
     nodes = {"graph": list(graph.graph_def.node), **functions}
@@ -55,14 +55,14 @@ def check_operations(graph: MetaGraphDef) -> None:
     others = [node for name in graph.object_graph_def.concrete_functions for node in functions.get(name, ())]
     for node in graph.graph_def.node:
         parts.get(node.name, others).append(node)
-    _check_files(others, functions, frozenset(), "outside the saver's own")
+    _check_files(others, functions, frozenset(), "outside the saver")
     _check_files(parts[restore], functions, RESTORING, "in the saver's restoring")
     if save != restore:
         _check_files(parts[save], functions, SAVING, "in the saver's saving")
 
 
 def _check_files(nodes: Iterable[Any], functions: Functions, allowed: frozenset[str], place: str) -> None:
-    """Refuse file operations other than those allowed, in these nodes and in all that they call."""
+    """Reject file operations other than those allowed, in these nodes and in everything they call."""
     waiting, called = list(nodes), set()
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""What each TensorFlow operation that a detector may hold means to the reader. Anything else is refused."""
+"""How the reader interprets the TensorFlow operations that a detector may hold. Anything else is rejected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from dalle_ppo.models.heads.keras.graph_values import Column, Handle, Stream, encode, join, select
 
-# Operations of which only the kind matters: TensorFlow's name -> ours.
+# Operations where only the kind matters: TensorFlow's name -> ours.
 _ACTIVATIONS = {
     "Relu": "relu",
     "Relu6": "relu6",
@@ -45,10 +45,10 @@ def apply(node: Any, inputs: list[Any]) -> list[Any]:
 
     Args:
         node: the NodeDef.
-        inputs: what its data inputs are: arrays, streams, handles, columns.
+        inputs: its data inputs: arrays, streams, handles, columns.
 
     Raises:
-        ValueError: an operation, or a use of one, that is not known; by name.
+        ValueError: the operation, or this use of it, is not known; names it.
     """
     if node.op in _PASS:
         return inputs
@@ -71,7 +71,7 @@ def apply(node: Any, inputs: list[Any]) -> list[Any]:
     return result if isinstance(result, list) else [result]
 
 
-def refusal(node: Any, reason: str = "not one that a detector can be read from") -> ValueError:
+def refusal(node: Any, reason: str = "not supported in a detector") -> ValueError:
     """The error for a node, naming operation and node."""
     return ValueError(f"operation {node.op} ({node.name}): {reason}")
 
@@ -85,7 +85,7 @@ def _matmul(node: Any, stream: Stream, kernel: np.ndarray) -> Stream:
 def _cast_stream(node: Any, stream: Stream) -> Stream:
     """Only the input may be rounded to float32: the detector does that itself."""
     if node.attr["DstT"].type != _FLOAT or stream.steps:
-        raise refusal(node, "computes in another number format than float32")
+        raise refusal(node, "computes in a number format other than float32")
     return stream
 
 
@@ -102,7 +102,7 @@ def _leaky_relu(node: Any, stream: Stream) -> Stream:
 
 def _split(node: Any, stream: Stream, sizes: np.ndarray, axis: np.ndarray) -> list[Column]:
     if int(axis) not in (-1, 1) or np.any(sizes != 1) or stream.steps:
-        raise refusal(node, "only the input split into single columns can be read")
+        raise refusal(node, "only the input split into single columns is supported")
     return [Column(stream, i) for i in range(len(sizes))]
 
 
@@ -129,7 +129,7 @@ def _as_string(node: Any, column: Column) -> Column:
     precision = a["precision"].i if "precision" in a else -1
     width = a["width"].i if "width" in a else -1
     if column.form != "raw" or not plain or precision not in (-1, 6) or width != -1 or a["T"].type != _FLOAT:
-        raise refusal(node, "only float32 as text with six decimals can be read")
+        raise refusal(node, "only float32 as text with six decimals is supported")
     return Column(column.source, column.position, "text")
 
 
@@ -146,7 +146,7 @@ def _cast_column(node: Any, column: Column) -> Column:
 
 
 def _fill(node: Any, handle: Handle, *content: np.ndarray) -> list[Any]:
-    """A table or variable gets its content; a later, empty import of a table leaves it as it is."""
+    """Fill a table or variable; a later, empty import of a table leaves it as it is."""
     handle.content = content[0] if len(content) == 1 else content
     return []
 

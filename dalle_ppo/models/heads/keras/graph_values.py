@@ -24,7 +24,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Stream:
-    """The embedding on its way: the steps so far. Compared by identity of the steps."""
+    """The embedding partway through the chain: the steps so far. Compared by identity of the steps."""
 
     steps: tuple[Step, ...] = ()
 
@@ -35,7 +35,7 @@ class Stream:
 
 @dataclass(eq=False)
 class Handle:
-    """A variable or a table: what was put into it."""
+    """A variable or a table, and its content."""
 
     name: str
     content: Any = None
@@ -43,7 +43,7 @@ class Handle:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the input while AutoKeras' encoder has it apart; `form` is what was done to it."""
+    """One column of the input while AutoKeras' encoder has it separate; `form` says what was done to it."""
 
     source: Stream
     position: int
@@ -51,7 +51,7 @@ class Column:
     table: Handle | None = None
 
 
-# The activations that are several operations: what two branches from one point did before they were joined.
+# Activations made of several operations: what two branches from one point did before they joined.
 _JOINED = {
     ("Mul", (), ("sigmoid",)): "silu",
     ("Mul", (), ("mul", "sigmoid")): "silu",
@@ -70,7 +70,7 @@ def join(op: str, name: str, first: Stream, second: Stream) -> Stream:
     """Recognise two branches that meet as one activation.
 
     Raises:
-        ValueError: they are none; the model is not a chain.
+        ValueError: they are not an activation, so the model is not a chain.
     """
     base = 0
     while base < min(len(first.steps), len(second.steps)) and first.steps[base] is second.steps[base]:
@@ -81,7 +81,7 @@ def join(op: str, name: str, first: Stream, second: Stream) -> Stream:
     numbers = [float(s.numbers) for s in branches[1] if s.numbers is not None and s.numbers.ndim == 0]
     halved = all(float(s.numbers) == 0.5 for s in branches[0] if s.numbers is not None)
     if activation is None or not halved or not np.allclose(numbers, _JOINED_NUMBERS.get(kinds[1], ())):
-        raise ValueError(f"operation {op} ({name}) joins two branches: only a chain can be read")
+        raise ValueError(f"operation {op} ({name}) joins two branches: only a chain of layers is supported")
     return Stream(first.steps[:base]).then("activation", name=activation)
 
 
@@ -89,22 +89,22 @@ def select(name: str, condition: Stream, yes: Stream, no: Stream) -> Stream:
     """where(x > 0, elu(x), alpha * elu(x)), as Keras computes elu with an alpha.
 
     Raises:
-        ValueError: any other choice between branches.
+        ValueError: it is any other choice between branches.
     """
     base = len(condition.steps) - 1
     heads = [stream.steps[:base] for stream in (condition, yes, no)]
     kinds = [tuple(step.kind for step in stream.steps[base:]) for stream in (condition, yes, no)]
     same = all(a is b is c for a, b, c in zip(*heads, strict=True)) if len({*map(len, heads)}) == 1 else False
     if not same or kinds != [("greater",), ("elu",), ("elu", "mul")] or condition.steps[-1].numbers != 0:
-        raise ValueError(f"operation SelectV2 ({name}) joins branches: only a chain can be read")
+        raise ValueError(f"operation SelectV2 ({name}) joins branches: only a chain of layers is supported")
     return Stream(condition.steps[:base]).then("activation", name="elu", alpha=float(no.steps[-1].numbers))
 
 
 def encode(columns: list[Column], name: str) -> Stream:
-    """The columns put together again: AutoKeras' multi-category encoding.
+    """Put the columns back together: AutoKeras' multi-category encoding.
 
     Raises:
-        ValueError: columns missing, moved or treated otherwise than AutoKeras does.
+        ValueError: columns are missing, moved or not treated as AutoKeras does.
     """
     source = columns[0].source
     order = [(column.source, column.position) for column in columns]
@@ -124,7 +124,7 @@ def encode(columns: list[Column], name: str) -> Stream:
 
 
 def to_layers(steps: tuple[Step, ...], dimension: int) -> list[LayerSpec]:
-    """Turn steps into layers, taking together what Keras thinks of as one layer.
+    """Turn steps into layers, merging the steps of one Keras layer.
 
     Args:
         steps: from the input to the output.
@@ -150,7 +150,7 @@ def _layer(step: Step, partner: Step | None, width: int) -> LayerSpec:
     def numbers(of: Step | None, default: float) -> torch.Tensor:
         value = np.float32(default) if of is None else of.numbers
         if value.size not in (1, width):
-            raise ValueError(f"{of.kind} of {value.shape} numbers to {width} columns cannot be read")
+            raise ValueError(f"{of.kind} of {value.shape} numbers to {width} columns is not supported")
         return torch.from_numpy(np.broadcast_to(value.ravel(), (width,)).astype(np.float32))
 
     if step.kind == "spec":
@@ -169,5 +169,5 @@ def _layer(step: Step, partner: Step | None, width: int) -> LayerSpec:
     if step.kind == "neg":
         return LayerSpec("scale_shift", {}, {"scale": -numbers(None, 1), "shift": numbers(None, 0)})
     if step.kind not in ACTIVATIONS:
-        raise ValueError(f"operation {step.kind} alone is not one that a detector can be read from")
+        raise ValueError(f"operation {step.kind} alone is not supported in a detector")
     return LayerSpec("activation", {"name": step.kind, **dict(step.options)})

@@ -19,7 +19,7 @@ def read_keras(path: Path) -> tuple[list[LayerSpec], int]:
     """Read a Keras 3 `.keras` file: layers and input width.
 
     Raises:
-        ValueError: not such a file, or a model that is not a chain of known layers.
+        ValueError: it is not such a file, or the model is not a chain of known layers.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -35,14 +35,14 @@ def read_keras(path: Path) -> tuple[list[LayerSpec], int]:
 def read_h5(path: Path) -> tuple[list[LayerSpec], int]:
     """Read a whole-model `.h5` file of Keras 2 or 3: layers and input width.
 
-    Such a file holds no checksums (SavedModels and `.keras` files do): changed numbers are not noticed.
+    Such a file holds no checksums (SavedModels and `.keras` files do): changed numbers go unnoticed.
 
     Raises:
-        ValueError: not such a file, or a model that is not a chain of known layers.
+        ValueError: it is not such a file, or the model is not a chain of known layers.
     """
     with _open_h5(path, path) as h5:
         if "model_config" not in h5.attrs or "model_weights" not in h5:
-            raise ValueError(f"{path}: holds no whole model (weights alone do not say the layers)")
+            raise ValueError(f"{path}: holds no whole model (weights alone do not define the layers)")
         config = json.loads(h5.attrs["model_config"])
         group = h5["model_weights"]
         version = str(group.attrs.get("keras_version", h5.attrs.get("keras_version", "2")))
@@ -70,7 +70,7 @@ def _keras3_weights(h5: Any, config: dict[str, Any]) -> dict[str, list[np.ndarra
     """
     groups = {place: group["vars"] for place, group in h5.get("layers", {}).items() if "vars" in group}
     names = {place: group.attrs.get("name") for place, group in groups.items()}
-    if None in names.values():  # written before Keras noted the names
+    if None in names.values():  # written before Keras recorded the names
         names = {}
         used: dict[str, int] = {}
         for layer in config["config"]["layers"]:
@@ -93,7 +93,7 @@ def _h5_layer(group: Any, name: str) -> list[np.ndarray]:
 
 
 def _array(group: Any, name: str) -> np.ndarray:
-    """One dataset, which must lie in this file: HDF5 can also point into others."""
+    """One dataset, which must be in this file: HDF5 can also link to others."""
     import h5py
 
     place = group
@@ -102,7 +102,7 @@ def _array(group: Any, name: str) -> np.ndarray:
             raise ValueError(f"weight {name} is a link to another file: refused")
         place = place[part]
     if place.external or place.is_virtual:
-        raise ValueError(f"weight {name} keeps its numbers in another file: refused")
+        raise ValueError(f"weight {name} stores its numbers in another file: refused")
     return np.asarray(place)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedDetector:
-    """One published detector. `graph_sha256` is of its saved_model.pb, to know it also when unpacked."""
+    """One published detector. `graph_sha256` is of its saved_model.pb, to recognise it when unpacked."""
 
     url: str
     sha256: str

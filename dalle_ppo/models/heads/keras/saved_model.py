@@ -32,7 +32,7 @@ def read_saved_model(path: Path) -> tuple[list[LayerSpec], int]:
     """Read a SavedModel folder: layers and input width.
 
     Raises:
-        ValueError: not a SavedModel, or a model that is not a chain of known layers.
+        ValueError: it is not a SavedModel, or the model is not a chain of known layers.
     """
     graph = read_graph(path)
     reader = _Reader(graph, TensorBundle(path / "variables" / "variables"))
@@ -85,7 +85,7 @@ def _first_width(output: Stream) -> int:
     for step in output.steps:
         if step.kind == "dense":
             return step.numbers.shape[0]
-    raise ValueError("the model does not say the width of its input")
+    raise ValueError("the model does not state the width of its input")
 
 
 class _Reader:
@@ -108,8 +108,8 @@ class _Reader:
         self._share_with_copied()
 
     def _share_with_copied(self) -> None:
-        """Saving a Keras 3 model by `tf.saved_model.save` restores copies of variables and computes with the
-        originals, of which the copies are initialised: give those the copies' content."""
+        """A Keras 3 model saved by `tf.saved_model.save` restores copies of variables but computes with the
+        originals, which initialise the copies: give the originals the copies' content."""
         for node in self.graph.graph_def.node:
             if node.op != "AssignVariableOp":
                 continue
@@ -129,7 +129,7 @@ class _Scope:
         self.reader, self.nodes, self.values, self.depth = reader, nodes, values, depth
 
     def run(self, tensor: str, value: Any) -> None:
-        """Say what a placeholder is."""
+        """Set the value of a placeholder."""
         self.values[_node_name(tensor)] = [value]
 
     def value(self, tensor: str) -> Any:
@@ -175,7 +175,7 @@ class _Scope:
     def _call(self, node: Any, inputs: list[Any]) -> list[Any]:
         function = self.reader.functions.get(node.attr["f"].func.name)
         if function is None or self.depth > _MAX_DEPTH:
-            raise refusal(node, "calls a function that the graph does not hold, or too deeply")
+            raise refusal(node, "calls a function that the graph does not hold, or nests calls too deeply")
         names = [argument.name for argument in function.signature.input_arg]
         values = {name: [value] for name, value in zip(names, inputs, strict=True)}
         scope = _Scope(self.reader, {n.name: n for n in function.node_def}, values, self.depth + 1)

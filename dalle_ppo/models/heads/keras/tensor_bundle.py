@@ -22,7 +22,7 @@ _FOOTER_BYTES = 48
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor lies. Source: tensorflow/core/protobuf/tensor_bundle.proto."""
+    """Where one tensor is stored. Source: tensorflow/core/protobuf/tensor_bundle.proto."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class TensorBundle:
         """Open `<prefix>.index`.
 
         Raises:
-            ValueError: missing, damaged, or in a form TensorFlow's own writer does not produce.
+            ValueError: it is missing, damaged, or in a form TensorFlow's own writer does not produce.
         """
         self.prefix = prefix
         index = prefix.with_name(prefix.name + ".index")
@@ -54,13 +54,13 @@ class TensorBundle:
         except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
             raise ValueError(f"{index}: damaged, or not a TensorFlow checkpoint ({error!r})") from None
         if header.get(2, 0):
-            raise ValueError(f"{index}: written big-endian, which is not read")
+            raise ValueError(f"{index}: written big-endian, which is not supported")
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor; texts come as an object array of bytes.
+        """One tensor; texts are returned as an object array of bytes.
 
         Raises:
-            ValueError: no such tensor, or its bytes are damaged.
+            ValueError: there is no such tensor, or its bytes are damaged.
         """
         entry = self.entries.get(name)
         if entry is None or entry.sliced:
@@ -78,7 +78,7 @@ class TensorBundle:
         kind = dtypes.as_dtype(entry.dtype)
         try:
             texts, summed = _texts(data, entry.shape) if kind == dtypes.string else (None, data)
-        except (IndexError, struct.error):  # lengths that lead out of the data
+        except (IndexError, struct.error):  # lengths that run past the data
             raise damaged from None
         if masked_crc32c(summed) != entry.crc32c:
             raise damaged
@@ -181,10 +181,10 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _texts(data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, bytes]:
-    """The texts, and the bytes that their CRC is of.
+    """The texts, and the bytes that their CRC covers.
 
-    Texts are stored as all lengths, a checksum of those, then all bytes. The CRC is of the same, but with
-    each length as four bytes (eight for texts of 4 GiB, which are not read).
+    Texts are stored as all lengths, a checksum of those, then all bytes. The CRC covers the same, but with
+    each length as four bytes (eight for texts of 4 GiB, which are not supported).
     Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc, `WriteStringTensor`.
     """
     count = int(np.prod(shape, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Runs the original model in TensorFlow beside the converted one. Needs TensorFlow."""
+"""Compares the converted model with the original one run in TensorFlow. Needs TensorFlow."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def verify(source: str | Path, converted: str | Path, *, seed: int = 0) -> list[
     Args:
         source: the original, as given to `convert`.
         converted: the file that `convert` wrote.
-        seed: of the embeddings.
+        seed: seed of the embeddings.
 
     Returns:
-        One comparison for float32 embeddings, one for such that float16 can represent, and, if there are
+        One comparison for float32 embeddings, one for those that float16 can represent, and, if there are
         category tables, one for embeddings whose categorical columns are all entries of the tables.
 
     Raises:
@@ -63,7 +63,7 @@ def verify(source: str | Path, converted: str | Path, *, seed: int = 0) -> list[
 
 
 def load_original(model: Path) -> Predict:
-    """Load the original into TensorFlow, after looking at what it holds.
+    """Load the original into TensorFlow, after checking what it holds.
 
     Args:
         model: a SavedModel folder, a `.keras` or an `.h5` file.
@@ -83,7 +83,7 @@ def load_original(model: Path) -> Predict:
         if not model.is_dir():
             return _keras_model(tensorflow, model)
         return _serving_function(tensorflow, model)
-    except Exception as error:  # TensorFlow and Keras raise all kinds
+    except Exception as error:  # TensorFlow and Keras raise all kinds of exceptions
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{model.name}: this TensorFlow cannot load it ({reason})") from error
 
@@ -128,7 +128,7 @@ def _table_entries(layer: CategoryEncoding, batch: np.ndarray, generator: np.ran
     batch = batch.copy()
     for k, column in enumerate(layer.columns.tolist()):
         known = layer.lower[k][layer.index[k] != 0]
-        bits = ordered_bits(known.view(torch.float32)).numpy()  # the mapping undoes itself
+        bits = ordered_bits(known.view(torch.float32)).numpy()  # the mapping is its own inverse
         values = bits.view(np.float32)
         values = values[np.isfinite(values)]
         if len(values):
