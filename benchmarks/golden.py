@@ -81,6 +81,8 @@ MOVED: dict[str, str | tuple[str, object] | None] = {
 """The current name of a setting in `FIRST`, with its value where that was renamed; None if it is now a
 constant with that value."""
 LATER_SETTINGS: dict[str, object] = {
+    "captions.header": None, "captions.quoting": "auto", "captions.lists": "all", "captions.tag_map": None,
+    "captions.tag_thresholds": None, "captions.where": None,
     "reward.terms": [
         {"name": "nsfw", "weight": 1.0, "detector": "builtin",
          "unsafe_threshold": 0.4, "unsure_threshold": 0.1, "unsafe_penalty": -30.0, "unsure_penalty": -10.0,
@@ -88,7 +90,7 @@ LATER_SETTINGS: dict[str, object] = {
         {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
     ],
 }  # fmt: skip
-"""Current settings that combine several of `FIRST` in one value."""
+"""Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = set()
 """Numbers added after 65870f2, compared only where both sides have them."""
 ASIDE = {"images_per_second", "memory_gb", "versions"}

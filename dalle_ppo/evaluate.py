@@ -6,14 +6,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dalle_ppo.config.command_line import OneLineParser, load_config, run_main
+from dalle_ppo.config.command_line import OneLineParser, load_config, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
+
+READING = ("column", "tag_column", "header", "quoting", "lists", "tag_map", "tag_thresholds", "where")
+"""Settings of the section `captions` that say how a file is read."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m dalle_ppo.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--captions", help="a file of captions instead of the run's held-out ones")
+    for name in READING:
+        parser.add_argument(
+            f"--captions.{name}", metavar="VALUE", help=f"of that file; default: the run's captions.{name}"
+        )
     parser.add_argument("--num_captions", type=int, help="default: the run's evaluation.num_captions")
     parser.add_argument("--num_samples", type=int, help="images per caption; default: the run's")
     parser.add_argument("--batch_size", type=int, help="images drawn together; default: the run's")
@@ -37,12 +44,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Draws all sides and writes evaluation.json and report.html into the run's folder."""
     args = parse_arguments(argv)
-    config = changed_config(load_config(args.run / "config.yaml"), args)
+    config = changed_config(config_of(args), args)
 
-    from dalle_ppo.build.captions import evaluation_captions
+    from dalle_ppo.build.captions import evaluation_captions, read_settings
     from dalle_ppo.build.measures import build_measures
     from dalle_ppo.build.models import choose_device, load_model
     from dalle_ppo.build.rewards import build_reward
+    from dalle_ppo.captions.reading import USUAL
     from dalle_ppo.captions.source import captions_of_file
     from dalle_ppo.evaluation.baselines import parse_baselines
     from dalle_ppo.evaluation.headline import headline
@@ -63,7 +71,10 @@ def main(argv: list[str] | None) -> int:
     if model.settings is not None:
         config = dataclasses.replace(config, policy=model.settings)
     if args.captions:
-        captions = captions_of_file(args.captions, config.evaluation.num_captions)
+        reading = read_settings(config.captions)
+        if args.captions.lower().endswith(".txt") and not given_reading(args):
+            reading = USUAL  # text has no columns; those of the run are of other files
+        captions = captions_of_file(args.captions, config.evaluation.num_captions, reading)
     else:
         captions = evaluation_captions(config)
     heldout = load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device)
@@ -83,6 +94,24 @@ def main(argv: list[str] | None) -> int:
     print(headline(result))
     print(f"report: {write_report(args.run)}")
     return 0
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The run's settings, with those for reading captions that the command line gives."""
+    path = args.run / "config.yaml"
+    given = given_reading(args)
+    if not given:
+        return load_config(path)
+    if not args.captions:
+        raise ValueError(f"--{next(iter(given))} is of the file in --captions; give that too")
+    pairs = [text for name, value in given.items() for text in (f"--{name}", value)]
+    return parse_command_line(["--config", str(path), *pairs], "python -m dalle_ppo.evaluate", "")[0]
+
+
+def given_reading(args: argparse.Namespace) -> dict[str, str]:
+    """What the command line says about reading captions, by the name of the setting."""
+    given = {f"captions.{name}": getattr(args, f"captions.{name}") for name in READING}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def changed_config(config: Config, args: argparse.Namespace) -> Config:

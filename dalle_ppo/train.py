@@ -29,7 +29,7 @@ def main(argv: list[str] | None) -> int:
     if flags["resume"] and (run_dir / "config.yaml").is_file():
         config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
-    from dalle_ppo.build.captions import evaluation_captions
+    from dalle_ppo.build.captions import draw_settings, evaluation_captions, say_what_is_there
     from dalle_ppo.build.measures import build_measures
     from dalle_ppo.build.models import check_start, choose_device, find_world
     from dalle_ppo.build.trainer import build_trainer
@@ -58,6 +58,7 @@ def main(argv: list[str] | None) -> int:
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
+    say_what_is_there(trainer.captions.contents, draw_settings(config))
     print(plan(config), flush=True)
     print(memory_plan, flush=True)
     trainer.run()

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dalle_ppo.captions.reading import ReadSettings
 from dalle_ppo.captions.source import CaptionRequest, open_captions
 from dalle_ppo.captions.streams import CaptionRecord, DrawSettings
 
@@ -32,8 +33,8 @@ def everything(**changes):
     return DrawSettings(**{"split": None, **changes})
 
 
-def open_source(source, settings, shares=None, **columns):
-    return open_captions(source, CaptionRequest(settings, shares, **columns))
+def open_source(source, settings, shares=None, **reading):
+    return open_captions(source, CaptionRequest(settings, shares, ReadSettings(**reading)))
 
 
 def texts(records):

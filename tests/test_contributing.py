@@ -13,6 +13,7 @@ import torch
 from tiny_trainer import NoWriter, tiny_trainer
 
 from dalle_ppo.build.rewards import build_reward
+from dalle_ppo.captions.reading import ReadSettings
 from dalle_ppo.captions.source import CaptionRequest, open_captions
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.config.command_line import parse_command_line
@@ -100,7 +101,7 @@ def test_the_caption_source(examples):
     )
     assert train and heldout and not train & heldout
     with pytest.raises(ValueError, match="columns"):
-        open_captions("colours:boat", CaptionRequest(DrawSettings(), caption_column="text"))
+        open_captions("colours:boat", CaptionRequest(DrawSettings(), reading=ReadSettings(column="text")))
 
 
 def test_the_objectives_loss_and_gradient(examples):

@@ -2,25 +2,38 @@
 
 from dataclasses import replace
 
+from dalle_ppo.captions.overview import SAMPLE_ROWS, as_text, look_at
+from dalle_ppo.captions.reading import ReadSettings, spelled
 from dalle_ppo.captions.source import (
     CaptionRecord,
     CaptionRequest,
     CaptionSource,
+    Contents,
     distinct_captions,
     open_captions,
 )
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
+from dalle_ppo.config.captions import CaptionsConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld import stream as world_captions
 
 TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
 
 
-def build_captions(config: Config, seed: int, stream: int, split: str) -> CaptionSource:
+def build_captions(config: Config, seed: int, stream: int, split: str | None) -> CaptionSource:
     """The caption source of the settings; only training captions are divided among ranks."""
     c = config.captions
-    rank, world_size = (c.rank, c.world_size) if split == "train" else (0, 1)
+    draw = replace(draw_settings(config), seed=seed, stream=stream, split=split)
+    if split == "train":
+        draw = replace(draw, rank=c.rank, world_size=c.world_size)
+    request = CaptionRequest(draw, c.shares, read_settings(c))
+    return open_captions(c.source, request, given={"builtin": world_captions.load})
+
+
+def draw_settings(config: Config) -> DrawSettings:
+    """What the settings say about which captions are drawn; seed, stream and split are left open."""
+    c = config.captions
     chosen = CaptionFilter(
         min_chars=c.min_chars,
         max_chars=c.max_chars,
@@ -28,19 +41,40 @@ def build_captions(config: Config, seed: int, stream: int, split: str) -> Captio
         blocked=read_phrases(c.blocklist) if c.blocklist else frozenset(),
         allowed=read_phrases(c.allowlist) if c.allowlist else frozenset(),
     )
-    draw = DrawSettings(
-        seed=seed,
-        stream=stream,
-        split=split,
-        rank=rank,
-        world_size=world_size,
+    return DrawSettings(
         filter=chosen,
         clean=c.clean,
         drop_duplicates=c.drop_duplicates,
         skip_bad_files=c.skip_bad_files,
     )
-    request = CaptionRequest(draw, c.shares, c.column, c.tag_column)
-    return open_captions(c.source, request, given={"builtin": world_captions.load})
+
+
+def read_settings(captions: CaptionsConfig) -> ReadSettings:
+    """What the settings say about reading files."""
+    return ReadSettings(
+        column=captions.column,
+        tag_column=captions.tag_column,
+        header=captions.header,
+        quoting=captions.quoting,
+        lists=captions.lists,
+        tag_map={spelled(old): spelled(new) for old, new in (captions.tag_map or {}).items()} or None,
+        tag_thresholds=captions.tag_thresholds,
+        where=captions.where or None,
+    )
+
+
+def say_what_is_there(contents: Contents | None, settings: DrawSettings) -> None:
+    """Prints what the files of a source hold, as a run does at its start; nothing for sources without files.
+
+    Only the first rows are looked at; on the network, only those of the first file.
+    """
+    if contents is None:
+        return
+    shards = contents.shards[:1] if contents.remote else contents.shards
+    overview = look_at(shards, contents.left_out, settings, 1 if contents.remote else SAMPLE_ROWS)
+    print(as_text(overview))
+    if contents.remote and len(contents.shards) > 1:
+        print(f"  and {len(contents.shards) - 1} more files, which are not opened yet")
 
 
 def evaluation_captions(

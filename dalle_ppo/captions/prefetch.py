@@ -26,7 +26,7 @@ class PrefetchedCaptions:
     """
 
     def __init__(self, source: CaptionSource, ahead: int = BATCHES_AHEAD):
-        self._source, self._ahead = source, ahead
+        self._source, self._ahead, self.contents = source, ahead, source.contents
         self._position = source.state_dict()
         self._size = 0
         self._drawings: deque[_Drawing] = deque()

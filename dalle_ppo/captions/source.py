@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions import sources
-from dalle_ppo.captions.files import Shard
+from dalle_ppo.captions.local_files import LeftOut
+from dalle_ppo.captions.reading import USUAL, ReadSettings
+from dalle_ppo.captions.shards import Shard
 from dalle_ppo.captions.streams import (
     CaptionRecord,
     DrawSettings,
@@ -35,6 +37,21 @@ from dalle_ppo.captions.streams import (
 OTHER = "OTHER"
 
 
+@dataclass(frozen=True)
+class Contents:
+    """The files behind a source.
+
+    Args:
+        shards: what is read.
+        left_out: what is not, and why.
+        remote: whether opening a shard takes the network.
+    """
+
+    shards: Sequence[Shard]
+    left_out: Sequence[LeftOut] = ()
+    remote: bool = False
+
+
 class CaptionSource:
     """Draws from one stream per tag so that each share is met to within one caption at any time.
 
@@ -45,8 +62,13 @@ class CaptionSource:
     """
 
     def __init__(
-        self, streams: Mapping[str, Stream], shares: Mapping[str, float], identity: Mapping[str, Any]
+        self,
+        streams: Mapping[str, Stream],
+        shares: Mapping[str, float],
+        identity: Mapping[str, Any],
+        contents: "Contents | None" = None,
     ):
+        self.contents = contents
         check_shares(shares)
         self._streams = {key: streams[key] for key, share in shares.items() if share > 0}
         self._shares = {key: share for key, share in shares.items() if share > 0}
@@ -131,33 +153,39 @@ class CaptionRequest:
 
     settings: order, split, filters.
     shares: share of each tag; the key OTHER stands for all tags not named. None uses the source's default.
-    caption_column, tag_column: None looks for the usual names.
+    reading: columns, tags and rows of files.
     """
 
     settings: DrawSettings
     shares: Mapping[str, float] | None = None
-    caption_column: str | None = None
-    tag_column: str | None = None
+    reading: ReadSettings = USUAL
 
     def __post_init__(self) -> None:
         if self.shares is not None:
             check_shares(self.shares)
 
     def draw_from(
-        self, shards: Sequence[Shard], default_shares: Mapping[str, float] | None = None
+        self,
+        shards: Sequence[Shard],
+        default_shares: Mapping[str, float] | None = None,
+        left_out: Sequence[LeftOut] = (),
+        remote: bool = False,
     ) -> CaptionSource:
         """The captions of the shards, in the order, split and shares requested.
 
         Args:
             shards: at least one; `TableShard` holds captions in memory.
             default_shares: shares if none are requested; None takes the captions as they come.
+            left_out: files that were found and are not read.
+            remote: whether opening a shard takes the network.
         """
+        contents = Contents(shards, left_out, remote)
         names = [Path(shard.name).name for shard in shards]
         identity = self.identity(hashlib.sha256("\n".join(names).encode()).hexdigest()[:16])
         shares = self.shares or default_shares
         if shares is None:
             stream = ShardStream(shards, self.settings, select_all, None, "caption")
-            return CaptionSource({"all": stream}, {"all": 1.0}, identity)
+            return CaptionSource({"all": stream}, {"all": 1.0}, identity, contents)
         named = [tag for tag in shares if tag != OTHER]
         streams = {
             tag: ShardStream(shards, self.settings, select_tag(tag), tag, f"caption tagged {tag}")
@@ -166,13 +194,15 @@ class CaptionRequest:
         if OTHER in shares:
             label = f"caption tagged other than {', '.join(named)}"
             streams[OTHER] = ShardStream(shards, self.settings, select_other(named), None, label)
-        return CaptionSource(streams, shares, identity)
+        return CaptionSource(streams, shares, identity, contents)
 
     def refuse_columns(self, source: str) -> None:
         """Refuses columns for a source that has none, with a ValueError, instead of ignoring them."""
-        if (self.caption_column, self.tag_column) != (None, None):
+        given = [name for name, value in asdict(self.reading).items() if value != getattr(ReadSettings, name)]
+        if given:
             raise ValueError(
-                f"captions: {source} has no columns; leave captions.column and captions.tag_column out"
+                f"captions: {source} has no columns; leave captions.{given[0]} out, or give another "
+                "captions.source"
             )
 
     def identity(self, source: str) -> dict[str, Any]:
@@ -182,7 +212,8 @@ class CaptionRequest:
         chosen = asdict(self.settings.filter)
         words = [sorted(chosen.pop("blocked")), sorted(chosen.pop("allowed"))]
         phrases = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
-        return {"source": source, **shown, "filter": {**chosen, "phrases": phrases}}
+        read = {name: value for name, value in asdict(self.reading).items() if value is not None}
+        return {"source": source, **shown, "reading": read, "filter": {**chosen, "phrases": phrases}}
 
 
 Load = Callable[[str, CaptionRequest], CaptionSource]
@@ -242,13 +273,13 @@ def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
     raise ValueError(f"there are only {len(records)} distinct captions, and {n} are wanted")
 
 
-def captions_of_file(path: str, wanted: int) -> list[CaptionRecord]:
+def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> list[CaptionRecord]:
     """At most `wanted` distinct captions from a file, held out or not.
 
     Raises:
         ValueError: the file cannot be read or contains no captions.
     """
-    source = open_captions(path, CaptionRequest(DrawSettings(split=None)))
+    source = open_captions(path, CaptionRequest(DrawSettings(split=None), reading=reading))
     records: dict[str, CaptionRecord] = {}
     fruitless = 0
     while len(records) < wanted and fruitless < 3:

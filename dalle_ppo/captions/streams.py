@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dalle_ppo.captions.files import Chunk, Shard
+from dalle_ppo.captions.columns import Chunk
+from dalle_ppo.captions.shards import Shard
 from dalle_ppo.captions.text import SPLITS, CaptionFilter, Fingerprint, clean, fingerprint
 
 DUPLICATE_WINDOW = 1 << 15
@@ -60,6 +61,30 @@ class DrawSettings:
             raise ValueError(f"rank: {self.rank} must be at least 0 and below world_size = {self.world_size}")
 
 
+class RecentCaptions:
+    """The last DUPLICATE_WINDOW captions.
+
+    Args:
+        keys: of the captions so far, as `keys` returns them.
+    """
+
+    def __init__(self, keys: Sequence[int] = ()):
+        self._keys: dict[int, None] = dict.fromkeys(keys)
+
+    def keys(self) -> list[int]:
+        return list(self._keys)
+
+    def seen(self, mark: Fingerprint) -> bool:
+        """Whether the caption is one of them; if not, it becomes the newest."""
+        key = int(mark.id, 16)
+        if key in self._keys:
+            return True
+        self._keys[key] = None
+        if len(self._keys) > DUPLICATE_WINDOW:
+            del self._keys[next(iter(self._keys))]
+        return False
+
+
 class Stream(Protocol):
     """An endless sequence of captions with one tag."""
 
@@ -100,7 +125,8 @@ class ShardStream:
         self._tag, self._label = tag, label
         # (pass, shard, row group, chunk, row) of the row to look at next, each counted in the order drawn.
         self._position = [0, 0, 0, 0, 0]
-        self._recent: dict[int, None] = {}
+        self._key = [settings.seed, settings.stream]
+        self._recent = RecentCaptions()
         self._candidates = self._walk()
 
     def next_record(self) -> CaptionRecord:
@@ -111,7 +137,7 @@ class ShardStream:
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        recent = np.array(list(self._recent), dtype="<u8").tobytes()
+        recent = np.array(self._recent.keys(), dtype="<u8").tobytes()
         return {
             "position": list(self._position),
             "recent": base64.b64encode(recent).decode("ascii"),
@@ -121,7 +147,7 @@ class ShardStream:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._position = list(state["position"])
         recent = np.frombuffer(base64.b64decode(state["recent"]), dtype="<u8")
-        self._recent = dict.fromkeys(recent.tolist())
+        self._recent = RecentCaptions(recent.tolist())
         self.counts = Counter(state["counts"])
         self._candidates = self._walk()
 
@@ -136,7 +162,7 @@ class ShardStream:
                 yield record
             if whole_pass and not found:
                 raise ValueError(self._nothing_found(self.counts - before))
-            self._recent.clear()
+            self._recent = RecentCaptions()
             start = [start[0] + 1, 0, 0, 0, 0]
             whole_pass = True
 
@@ -179,7 +205,7 @@ class ShardStream:
                     continue
                 if [g, c] != start[:2] or start[2] == 0:  # otherwise counted before the position was saved
                     self.counts["read"] += len(chunk.texts)
-                yield g, c, chunk
+                yield g, c, chunk.drawn([*self._key, number, int(index), int(order[g]), c])
 
     def _candidate_rows(self, chunk: Chunk, key: list[int]) -> np.ndarray:
         """Rows with the stream's tag, shuffled."""
@@ -187,12 +213,12 @@ class ShardStream:
         return rows[self._permutation(len(rows), *key)]
 
     def _permutation(self, size: int, *key: int) -> np.ndarray:
-        return np.random.default_rng([self._settings.seed, self._settings.stream, *key]).permutation(size)
+        return np.random.default_rng([*self._key, *key]).permutation(size)
 
     def _record(self, chunk: Chunk, row: int) -> CaptionRecord | None:
         """The caption in a row, or None (counted by reason) if it is dropped."""
         settings = self._settings
-        text = _text_at(chunk.texts, row)
+        text = text_at(chunk.texts, row)
         if settings.clean:
             text = clean(text)
         reason = settings.filter.reason_to_drop(text)
@@ -211,13 +237,8 @@ class ShardStream:
             return "other split"
         if mark.shard_number % settings.world_size != settings.rank:
             return "other process"
-        if settings.drop_duplicates:
-            key = int(mark.id, 16)
-            if key in self._recent:
-                return "duplicate"
-            self._recent[key] = None
-            if len(self._recent) > DUPLICATE_WINDOW:
-                del self._recent[next(iter(self._recent))]
+        if settings.drop_duplicates and self._recent.seen(mark):
+            return "duplicate"
         return None
 
     def _nothing_found(self, counts: Counter[str]) -> str:
@@ -245,7 +266,7 @@ def select_other(named: Sequence[str]) -> Callable[[Chunk], pa.Array]:
     return lambda chunk: pc.invert(pc.is_in(chunk.tags, value_set=pa.array(named, pa.string())))
 
 
-def _text_at(texts: pa.Array, row: int) -> str:
+def text_at(texts: pa.Array, row: int) -> str:
     """One text; bytes that are not UTF-8 become the replacement character, null becomes the empty text."""
     value = texts[row].as_buffer()
     return "" if value is None else value.to_pybytes().decode("utf8", errors="replace")

@@ -1,6 +1,7 @@
 """Settings of the captions."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dalle_ppo.base.checks import at_least_one
 
@@ -14,9 +15,25 @@ class CaptionsConfig:
     HF_TOKEN; "prompts:NAME" for simple_animals, animal_activities or counting; "NAME:REST" for a source that
     you added; or a parquet, CSV, TSV, JSONL or text file, or a folder or glob of them."""
     column: str | None = None
-    """The column that holds the caption; null looks for TEXT, caption, text and so on."""
+    """The column that holds the caption, in any case; null looks for TEXT, caption, text and so on.
+    "meta.caption" is a field of a struct, and a number a column of a file without a header, from 0."""
     tag_column: str | None = None
-    """The column that holds the tag; null looks for NSFW and tag. A missing tag counts as UNTAGGED."""
+    """The column that holds the tag; null looks for NSFW and tag in any case, and '' reads no tags. A missing
+    tag counts as UNTAGGED."""
+    header: bool | None = None
+    """Whether CSV and TSV files begin with a line of column names; null recognises it."""
+    quoting: Literal["auto", "none", "standard"] = "auto"
+    """Whether quotes in CSV and TSV files hold a field together ("standard") or belong to the caption
+    ("none"). "auto" takes commas to come with quotes, and looks at tab-separated files."""
+    lists: Literal["all", "one"] = "all"
+    """For rows with a list of captions: "all" of them, or "one" that is drawn anew in each pass."""
+    tag_map: dict[str, str] | None = None
+    """New names for tags, such as {true: NSFW, false: UNLIKELY}; tags that are not listed keep theirs."""
+    tag_thresholds: dict[str, float] | None = None
+    """Tags for a column of scores, each from its threshold on, such as {UNLIKELY: 0, UNSURE: 0.3, NSFW: 0.8};
+    with null in `tag_column` the column is punsafe."""
+    where: str | None = None
+    """Only rows where this SQL condition on the columns holds, such as "punsafe < 0.5 and width >= 256"."""
     shares: dict[str, float] | None = None
     """Share of each tag in a batch; OTHER is every tag not named. null means half UNLIKELY and a quarter each
     UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as they come for

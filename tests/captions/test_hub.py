@@ -157,7 +157,7 @@ def test_a_hub_that_refuses_in_mid_run_is_one_line_and_goes_on_when_it_relents(h
 
 
 def test_a_column_missing_on_the_hub_is_named_with_those_found(hub):
-    source = open_source(SOURCE, everything(), caption_column="CAPTION")
+    source = open_source(SOURCE, everything(), column="CAPTION")
     with pytest.raises(ValueError, match=r"part-0000.*no column 'CAPTION'.*SAMPLE_ID, URL, TEXT") as error:
         source.next_batch(1)
     assert "\n" not in str(error.value)

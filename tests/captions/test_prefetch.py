@@ -10,8 +10,8 @@ import pytest
 from laion_tables import everything, laion_table, open_source
 
 from dalle_ppo.captions import prefetch as caption_prefetch
-from dalle_ppo.captions.files import Chunk
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
+from dalle_ppo.captions.shards import Chunk
 from dalle_ppo.captions.source import CaptionRequest
 
 

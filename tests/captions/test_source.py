@@ -15,7 +15,7 @@ from laion_tables import everything, laion_table, open_source, read_frozen, text
 from memory_peak import peak_growth
 
 from dalle_ppo.captions import sources
-from dalle_ppo.captions.files import CHUNK_ROWS, ParquetShard, TableShard
+from dalle_ppo.captions.shards import CHUNK_ROWS, ParquetShard, TableShard
 from dalle_ppo.captions.source import (
     OTHER,
     CaptionRequest,
@@ -182,10 +182,10 @@ def test_missing_column_is_named_with_those_found(tmp_path):
     with pytest.raises(ValueError, match=r"a\.parquet.*picture, n.*captions.column"):
         open_source(str(tmp_path / "a.parquet"), everything())
     with pytest.raises(ValueError, match=r"no column 'Caption'.*picture, n"):
-        open_source(str(tmp_path / "a.parquet"), everything(), caption_column="Caption")
+        open_source(str(tmp_path / "a.parquet"), everything(), column="Caption")
     with pytest.raises(ValueError, match="int64, expected text"):
-        open_source(str(tmp_path / "a.parquet"), everything(), caption_column="n")
-    assert texts(open_source(str(tmp_path), everything(), caption_column="picture").next_batch(1)) == ["a"]
+        open_source(str(tmp_path / "a.parquet"), everything(), column="n")
+    assert texts(open_source(str(tmp_path), everything(), column="picture").next_batch(1)) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.tsv", "a.jsonl", "a.txt"])
@@ -229,7 +229,7 @@ def test_a_file_damaged_inside_is_named_or_skipped(laion_folder, tmp_path):
     content[4:3000] = b"\xff" * 2996  # the first pages; the footer is whole
     (tmp_path / "bad.parquet").write_bytes(content)
     (tmp_path / "good.parquet").write_bytes((laion_folder / "part-00001.parquet").read_bytes())
-    source = open_source(str(tmp_path), everything(), {"UNLIKELY": 1.0}, caption_column="TEXT")
+    source = open_source(str(tmp_path), everything(), {"UNLIKELY": 1.0}, column="TEXT")
     with pytest.raises(ValueError, match=r"bad\.parquet: cannot be read"):
         source.next_batch(5000)
     skipping = open_source(str(tmp_path), everything(skip_bad_files=True), {"UNLIKELY": 1.0})
@@ -375,7 +375,7 @@ def test_settings_that_a_source_would_ignore_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("a boat\n")
     refused = [
         ("prompts:counting", everything(), {"tag_column": "NSFW"}),
-        (str(tmp_path / "a.txt"), everything(), {"caption_column": "TEXT"}),
+        (str(tmp_path / "a.txt"), everything(), {"column": "TEXT"}),
     ]
     for source, settings, columns in refused:
         with pytest.raises(ValueError, match=r"leave captions\."):
@@ -399,7 +399,7 @@ def test_evaluation_sets_are_distinct_and_frozen(tmp_path):
 
 
 HAIKU = '''
-from dalle_ppo.captions.files import TableShard
+from dalle_ppo.captions.shards import TableShard
 
 
 def load(name, request):

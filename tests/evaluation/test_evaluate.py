@@ -567,3 +567,23 @@ def test_captions_of_a_file_are_distinct_and_not_held_out(tmp_path):
     path.write_text("a boat\na car\na boat\na tree\n")
     assert {record.text for record in captions_of_file(str(path), 10)} == {"a boat", "a car", "a tree"}
     assert len(captions_of_file(str(path), 2)) == 2
+
+
+def test_captions_of_a_file_are_read_by_the_runs_settings_unless_told_otherwise(tiny_run, tmp_path, cli):
+    run_dir = shutil.copytree(tiny_run.run_dir, tmp_path / "copy")
+    settings = (run_dir / "config.yaml").read_text()
+    assert "  column: null\n" in settings
+    (run_dir / "config.yaml").write_text(settings.replace("  column: null\n", "  column: words\n"))
+    (tmp_path / "a.csv").write_text("text,words\nx,a boat\ny,a car\n")
+    (tmp_path / "b.txt").write_text("a tree\n")
+
+    def captions(*arguments):
+        outcome = cli(command.main, run_dir, "--num_captions", "2", *arguments)
+        assert outcome.code == 0, outcome.err
+        return set(pq.read_table(run_dir / "evaluation" / "captions.parquet")["TEXT"].to_pylist())
+
+    assert captions("--captions", tmp_path / "a.csv") == {"a boat", "a car"}
+    assert captions("--captions", tmp_path / "a.csv", "--captions.column", "text") == {"x", "y"}
+    assert captions("--captions", tmp_path / "b.txt") == {"a tree"}
+    refused = cli(command.main, run_dir, "--captions.column", "text")
+    assert refused.code == 2 and "--captions.column is of the file in --captions" in refused.error

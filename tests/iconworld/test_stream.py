@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from laion_tables import everything, texts
 
+from dalle_ppo.captions.reading import ReadSettings
 from dalle_ppo.captions.source import CaptionRequest
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter
@@ -43,7 +44,7 @@ def test_the_next_batch_after_a_resume_is_the_one_that_was_due():
     [
         ("", CaptionRequest(everything(filter=CaptionFilter(min_chars=5))), r"leave captions\."),
         ("", CaptionRequest(everything(clean=True)), r"leave captions\."),
-        ("", CaptionRequest(everything(), caption_column="TEXT"), r"leave captions\."),
+        ("", CaptionRequest(everything(), reading=ReadSettings(column="TEXT")), r"leave captions\."),
         ("", CaptionRequest(everything(), {"UNSAFE": 1.0}), "no tag 'UNSAFE'"),
         ("mini", CaptionRequest(everything()), "builtin:mini"),
     ],

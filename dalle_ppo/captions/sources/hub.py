@@ -8,7 +8,8 @@ from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
 
-from dalle_ppo.captions.files import ParquetShard, Shard, one_line
+from dalle_ppo.captions.reading import ReadSettings
+from dalle_ppo.captions.shards import ParquetShard, Shard, one_line
 from dalle_ppo.captions.source import OTHER, CaptionRequest, CaptionSource
 
 HUB_SECONDS = 120.0
@@ -28,11 +29,10 @@ def load(repo: str, request: CaptionRequest) -> CaptionSource:
     Raises:
         ValueError: see `hub_shards`.
     """
-    shards = hub_shards(repo, request.caption_column, request.tag_column)
-    return request.draw_from(shards, default_shares=LAION_SHARES)
+    return request.draw_from(hub_shards(repo, request.reading), default_shares=LAION_SHARES, remote=True)
 
 
-def hub_shards(repo: str, caption_column: str | None = None, tag_column: str | None = None) -> list[Shard]:
+def hub_shards(repo: str, reading: ReadSettings) -> list[Shard]:
     """The parquet files of a data set on the hub, in alphabetical order.
 
     Files in the hub's local cache are read from there, all others over the network; with HF_HUB_OFFLINE, only
@@ -40,7 +40,7 @@ def hub_shards(repo: str, caption_column: str | None = None, tag_column: str | N
 
     Args:
         repo: such as `laion/laion400m`, or `laion/laion400m@main` with a revision.
-        caption_column, tag_column: None looks for the usual names.
+        reading: columns, tags and rows.
 
     Raises:
         ValueError: the hub refuses, does not answer within HUB_SECONDS, or has no parquet file there.
@@ -69,9 +69,7 @@ def hub_shards(repo: str, caption_column: str | None = None, tag_column: str | N
             return lambda: pa.OSFile(cached)
         return lambda: RemoteFile(lambda: files.open(f"datasets/{repo}/{file}", block_size=BLOCK_BYTES))
 
-    return [
-        ParquetShard(f"{repo}/{file}", opener(file), caption_column, tag_column, errors) for file in names
-    ]
+    return [ParquetShard(f"{repo}/{file}", opener(file), reading, read_errors=errors) for file in names]
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 
-from dalle_ppo.captions.files import TableShard
+from dalle_ppo.captions.shards import TableShard
 from dalle_ppo.captions.source import CaptionRequest, CaptionSource
 
 # Source: https://arxiv.org/abs/2305.13301 (DDPO), appendix: 45 common animals and three activities.

@@ -1,0 +1,186 @@
+"""Which columns of a table are captions and tags, and what is made of their values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dalle_ppo.captions.reading import ReadSettings, make_tags
+from dalle_ppo.captions.tags import UNTAGGED
+
+CAPTION_COLUMNS = ("TEXT", "caption", "text", "prompt", "captions", "alt_text")
+TAG_COLUMNS = ("NSFW", "tag")
+SCORE_COLUMNS = ("punsafe",)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a file that are read.
+
+    Args:
+        caption: of captions.
+        tag: of tags, or of scores that become tags; None where there is none.
+        condition: those that `captions.where` names, in its order.
+    """
+
+    caption: str
+    tag: str | None = None
+    condition: tuple[str, ...] = ()
+
+    def names(self, constants: Mapping[str, str]) -> list[str]:
+        """Those that stand in the file itself, each once."""
+        wanted = (self.caption, self.tag, *self.condition)
+        return [name for name in dict.fromkeys(wanted) if name is not None and name not in constants]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of a shard.
+
+    Args:
+        texts: of captions; lists of them where each row has several, of which one is drawn.
+        tags: as many, without nulls.
+    """
+
+    texts: pa.Array
+    tags: pa.Array
+
+    def drawn(self, key: Sequence[int]) -> "Chunk":
+        """With one caption in each row: of a list, one that `key` decides."""
+        if not pa.types.is_list(self.texts.type):
+            return self
+        lengths = pc.fill_null(pc.list_value_length(self.texts), 0).to_numpy(zero_copy_only=False)
+        picks = (np.random.default_rng(list(key)).random(len(lengths)) * lengths).astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else lengths
+        places = pa.array(starts + picks, mask=lengths == 0)
+        return Chunk(pc.list_flatten(self.texts).take(places), self.tags)
+
+
+def find_columns(name: str, columns: Sequence[str], reading: ReadSettings) -> Columns:
+    """The columns of captions, of tags and of the condition.
+
+    A name is found whatever its case; the exact spelling goes first. `meta.caption` is the field `caption` of
+    the column `meta`.
+
+    Args:
+        name: what messages call the file.
+        columns: names of the columns that there are, in order.
+        reading: which ones are wanted.
+
+    Raises:
+        ValueError: a column is not there, or stands there twice; the message lists those that are.
+    """
+    found = ", ".join(columns) or "none"
+    caption = _wanted(name, columns, "captions.column", reading.column) or _usual(columns, CAPTION_COLUMNS)
+    if caption is None:
+        raise ValueError(
+            f"{name}: has none of the usual caption columns ({', '.join(CAPTION_COLUMNS)}); "
+            f"columns found: {found}; name one with captions.column"
+        )
+    tag = None
+    if reading.tag_column != "":
+        usual = SCORE_COLUMNS if reading.tag_thresholds else TAG_COLUMNS
+        tag = _wanted(name, columns, "captions.tag_column", reading.tag_column)
+        tag = tag or _usual([c for c in columns if c != caption], usual)
+    condition = ()
+    if reading.where is not None:
+        condition = tuple(_wanted(name, columns, "captions.where", c) for c in reading.condition.columns)
+    for chosen in (caption, tag, *condition):
+        if list(columns).count(chosen) > 1:
+            raise ValueError(
+                f"{name}: has {list(columns).count(chosen)} columns called {chosen!r}; rename all but one"
+            )
+    return Columns(caption, tag, condition)
+
+
+def make_chunk(name: str, values: Mapping[str, pa.Array], columns: Columns, reading: ReadSettings) -> Chunk:
+    """Captions and tags out of the values of some columns.
+
+    Args:
+        name: what messages call the file.
+        values: by the names in `columns`, of equal length.
+        columns: which of them are what.
+        reading: what is made of them.
+
+    Raises:
+        ValueError: a column holds something else than is expected of it.
+    """
+    texts = _texts(name, columns.caption, values[columns.caption])
+    if columns.tag is None:
+        tags = pa.repeat(UNTAGGED, len(texts))
+    else:
+        tags = make_tags(name, columns.tag, values[columns.tag], reading)
+    if reading.where is not None:
+        mask = reading.condition.mask(name, [values[column] for column in columns.condition])
+        texts, tags = texts.filter(mask), tags.filter(mask)
+    if pa.types.is_list(texts.type) and reading.lists == "all":
+        tags = tags.take(pc.list_parent_indices(texts))
+        texts = pc.list_flatten(texts)
+    return Chunk(texts, tags)
+
+
+def check_caption_type(name: str, column: str, kind: pa.DataType) -> None:
+    """ValueError unless captions can be read from a column of that type."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
+    if not (_is_text(inner) or _is_binary(inner)):
+        raise ValueError(f"{name}: column {column!r} holds {kind}, expected text; name another column")
+
+
+def _wanted(name: str, columns: Sequence[str], key: str, wanted: str | None) -> str | None:
+    """The column that a setting names; None where it names none."""
+    if not wanted:
+        return None
+    root = wanted.split(".")[0]
+    if wanted not in columns and "." in wanted and root in columns:
+        return wanted
+    column = _usual(columns, (wanted,))
+    if column is None:
+        found = ", ".join(columns) or "none"
+        raise ValueError(f"{name}: has no column {wanted!r} ({key}); columns found: {found}")
+    return column
+
+
+def _usual(columns: Sequence[str], usual: Sequence[str]) -> str | None:
+    """The first of the usual names that is there, spelled so or in another case."""
+    exact = next((name for name in usual if name in columns), None)
+    if exact is not None:
+        return exact
+    lower = [name.lower() for name in usual]
+    return min((c for c in columns if c.lower() in lower), key=lambda c: lower.index(c.lower()), default=None)
+
+
+def _texts(name: str, column: str, values: pa.Array) -> pa.Array:
+    """Captions as strings, or as lists of strings."""
+    kind = values.type
+    check_caption_type(name, column, kind)
+    if _is_list(kind):
+        values = values.cast(pa.list_(kind.value_type))
+        inner = _texts(name, column, values.values)
+        return pa.ListArray.from_arrays(values.offsets, inner)  # a null becomes an empty list
+    if _is_binary(kind):
+        # Seen as text without a check: what is no UTF-8 becomes the replacement character when it is drawn.
+        plain = values.cast(pa.binary()) if kind != pa.binary() else values
+        return plain.view(pa.string())
+    return values.cast(pa.string())
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    checks = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    return any(check(kind) for check in checks)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    # A column of nothing but nulls has the type null.
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(check(kind) for check in checks)

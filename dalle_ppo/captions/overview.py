@@ -1,0 +1,218 @@
+"""What a source of captions holds: files, columns, tags, what filters drop, what is left out and why."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from dalle_ppo.captions.columns import Chunk, Columns
+from dalle_ppo.captions.local_files import LeftOut, kind_of
+from dalle_ppo.captions.shards import Shard
+from dalle_ppo.captions.streams import DrawSettings, RecentCaptions, text_at
+from dalle_ppo.captions.tags import UNTAGGED, in_order
+from dalle_ppo.captions.text import clean, fingerprint
+
+SAMPLE_ROWS = 200_000
+FILTERED_ROWS = 20_000
+EXAMPLES = 10
+
+
+class Pass:
+    """One pass through captions, held out or not: which ones the filters leave, and counts of the others."""
+
+    def __init__(self, settings: DrawSettings):
+        self.dropped: Counter[str] = Counter()
+        self._settings, self._recent = settings, RecentCaptions()
+
+    def admitted(self, text: str) -> str | None:
+        """The text as it would be drawn; None if it is dropped."""
+        text = clean(text) if self._settings.clean else text
+        reason = self._settings.filter.reason_to_drop(text)
+        if reason is None and self._settings.drop_duplicates and self._recent.seen(fingerprint(text)):
+            reason = "duplicate"
+        if reason is None:
+            return text
+        self.dropped[reason] += 1
+        return None
+
+
+@dataclass(frozen=True)
+class FileContents:
+    """One file.
+
+    Args:
+        name: of the file.
+        rows: captions in it, those with `captions.where`; those seen, where not all were.
+        columns: which are read; None where it has none.
+        tags: how many of the rows have which.
+        complete: whether all its rows were seen.
+    """
+
+    name: str
+    rows: int
+    columns: Columns | None
+    tags: Counter
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What a source holds.
+
+    Args:
+        files: one by one.
+        left_out: files that are not read.
+        examples: the first captions, with their tags.
+        dropped: how many of `filtered` captions the filters drop, by reason.
+        filtered: captions that were tried on the filters.
+        unseen_rows: rows of files, or of parts of them, whose tags were not looked at.
+    """
+
+    files: list[FileContents]
+    left_out: Sequence[LeftOut]
+    examples: list[tuple[str, str]] = field(default_factory=list)
+    dropped: Counter = field(default_factory=Counter)
+    filtered: int = 0
+    unseen_rows: int = 0
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files) + self.unseen_rows
+
+    @property
+    def tags(self) -> Counter:
+        return sum((file.tags for file in self.files), Counter())
+
+    def to_dict(self) -> dict:
+        """As `python -m dalle_ppo.captions --json` prints it."""
+        tags = self.tags
+        return {
+            "files": [
+                {
+                    "file": file.name,
+                    "rows": file.rows,
+                    "caption_column": file.columns.caption if file.columns else None,
+                    "tag_column": file.columns.tag if file.columns else None,
+                    "tags": {tag: file.tags[tag] for tag in in_order(file.tags)},
+                }
+                for file in self.files
+            ],
+            "rows": self.rows,
+            "tags": {tag: tags[tag] for tag in in_order(tags)},
+            "left_out": [{"file": left.file, "why": left.why} for left in self.left_out],
+            "dropped": dict(self.dropped),
+            "complete": self.unseen_rows == 0,
+        }
+
+
+def look_at(
+    shards: Sequence[Shard], left_out: Sequence[LeftOut], settings: DrawSettings, max_rows: int | None = None
+) -> Overview:
+    """Reads shards from the first on.
+
+    Args:
+        shards: of a source.
+        left_out: the files that are no shards.
+        settings: whose filters are tried on the first captions.
+        max_rows: captions after which tags are not looked at any more; None looks at all.
+
+    Raises:
+        ValueError: a shard cannot be read.
+    """
+    files, unseen, seen = [], 0, 0
+    examples: list[tuple[str, str]] = []
+    one_pass = Pass(settings)
+    filtered = 0
+    for shard in shards:
+        tags, rows, complete = Counter(), 0, True
+        for chunk in _chunks(shard):
+            if max_rows is not None and seen >= max_rows:
+                complete = False
+                break
+            rows, seen = rows + len(chunk.texts), seen + len(chunk.texts)
+            tags += Counter({v["values"]: v["counts"] for v in pc.value_counts(chunk.tags).to_pylist()})
+            for row in range(min(len(chunk.texts), FILTERED_ROWS - filtered)):
+                filtered += 1
+                text = one_pass.admitted(text_at(chunk.texts, row))
+                if text is not None and len(examples) < EXAMPLES:
+                    examples.append((text, chunk.tags[row].as_py()))
+        unseen += 0 if complete else max(0, shard.num_rows - rows)
+        files.append(FileContents(shard.name, rows, shard.columns, tags, complete))
+    return Overview(files, left_out, examples, one_pass.dropped, filtered, unseen)
+
+
+def every_caption(shards: Sequence[Shard], settings: DrawSettings) -> Iterator[tuple[str, str]]:
+    """Every caption that passes the filters, once, in the order of the files; held out or not."""
+    one_pass = Pass(settings)
+    for shard in shards:
+        for chunk in _chunks(shard):
+            for row in range(len(chunk.texts)):
+                text = one_pass.admitted(text_at(chunk.texts, row))
+                if text is not None:
+                    yield text, chunk.tags[row].as_py()
+
+
+def _chunks(shard: Shard) -> Iterator[Chunk]:
+    for group in range(shard.num_groups()):
+        for number, chunk in enumerate(shard.chunks(group)):
+            yield chunk.drawn([group, number])
+
+
+def as_text(overview: Overview) -> str:
+    """The overview in a few lines, as a run prints it at its start."""
+    lines = [_headline(overview), *_file_lines(overview), *_column_lines(overview)]
+    tags, seen = overview.tags, sum(overview.tags.values())
+    if seen:
+        about = f" (of the first {seen:,} rows)" if overview.unseen_rows else ""
+        listed = ", ".join(f"{tag} {tags[tag]:,} ({tags[tag] / seen:.1%})" for tag in in_order(tags))
+        lines.append(f"  tags{about}: {listed}")
+    if overview.dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(overview.dropped.items()))
+        lines.append(f"  filters drop, of the first {overview.filtered:,}: {reasons}")
+    whys = Counter(left.why for left in overview.left_out)
+    for why, count in whys.items():
+        first = next(left.file for left in overview.left_out if left.why == why)
+        lines.append(f"  left out: {Path(first).name}{f' and {count - 1} more' if count > 1 else ''}: {why}")
+    return "\n".join(lines)
+
+
+def _headline(overview: Overview) -> str:
+    kinds = Counter(kind_of(Path(file.name)).lstrip(".") or "prompts" for file in overview.files)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    about = "about " if overview.unseen_rows else ""
+    files = "file" if len(overview.files) == 1 else "files"
+    return f"captions: {about}{overview.rows:,} rows in {len(overview.files)} {files} ({listed})"
+
+
+def _file_lines(overview: Overview, most: int = 8) -> list[str]:
+    if len(overview.files) < 2:
+        return []
+    lines = [
+        f"  {Path(file.name).name}: {'' if file.complete else 'at least '}{file.rows:,} rows"
+        for file in overview.files[:most]
+    ]
+    rest = len(overview.files) - most
+    return lines + ([f"  and {rest} more files"] if rest > 0 else [])
+
+
+def _column_lines(overview: Overview) -> list[str]:
+    """Which columns are read; files that differ from the others are named with their rows."""
+    lines = []
+    captions = Counter(file.columns.caption for file in overview.files if file.columns)
+    if captions:
+        lines.append(f"  captions from column {' and '.join(captions)}")
+    tagged = [file for file in overview.files if file.columns and file.columns.tag]
+    untagged = [file for file in overview.files if file not in tagged]
+    if not tagged:
+        return [*lines, f"  no column of tags: every caption is {UNTAGGED}"]
+    names = dict.fromkeys(file.columns.tag for file in tagged)
+    lines.append(f"  tags from column {' and '.join(names)}")
+    if untagged:
+        rows = sum(file.rows for file in untagged)
+        lines.append(
+            f"  {Path(untagged[0].name).name}{f' and {len(untagged) - 1} more' if len(untagged) > 1 else ''} "
+            f"of {len(overview.files)} files have no such column: their {rows:,} rows are {UNTAGGED}"
+        )
+    return lines
