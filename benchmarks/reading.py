@@ -65,7 +65,9 @@ def seconds(tree: Path, path: Path, drawn: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("commit", help="what the working tree is compared with")
     parser.add_argument("--rows", type=int, default=400_000)
     arguments = parser.parse_args()

@@ -2,7 +2,7 @@
 
 import csv
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -96,18 +96,31 @@ def _of_folder(root: Path) -> FoundFiles:
             files.append(path)
         elif path.suffix.lower() not in _IMAGES:
             left_out.append(LeftOut(str(path), why))
-    sidecars = {
-        path for path in files if path.with_suffix("") in images and kind_of(path) in (".txt", ".json")
-    }
-    tables = [path for path in files if path not in sidecars and kind_of(path) in TABLES]
-    texts = {path.with_suffix("") for path in sidecars if kind_of(path) == ".txt"}
-    for path in sorted(sidecars):
+    left_out += _sidecars(files, images)
+    gone = {left.file for left in left_out}
+    return FoundFiles([path for path in files if str(path) not in gone], left_out, root)
+
+
+def _sidecars(files: Sequence[Path], images: Collection[Path]) -> list[LeftOut]:
+    """Files that hold one image's caption, where it is read from elsewhere.
+
+    They lie beside the image or, as img2dataset writes them, in the folder 00000 beside 00000.parquet.
+    """
+    tables = [path for path in files if kind_of(path) in TABLES and kind_of(path) != ".json"]
+    folders = {path.with_name(path.name.split(".")[0]) for path in tables}
+    own = [
+        path
+        for path in files
+        if kind_of(path) in (".txt", ".json") and (path.with_suffix("") in images or path.parent in folders)
+    ]
+    texts = {path.with_suffix("") for path in own if kind_of(path) == ".txt"}
+    left_out = []
+    for path in own:
         if tables:
             left_out.append(LeftOut(str(path), f"is an image's own; captions are read from {tables[0].name}"))
         elif kind_of(path) == ".json" and path.with_suffix("") in texts:
             left_out.append(LeftOut(str(path), "is an image's own; its caption is read from the .txt file"))
-    gone = {left.file for left in left_out}
-    return FoundFiles([path for path in files if str(path) not in gone], left_out, root)
+    return left_out
 
 
 def _why_not(path: Path, root: Path) -> str | None:
