@@ -1,9 +1,9 @@
-"""How fast captions of files are read, beside another commit: drawing from parquet, and opening CSV and JSONL.
+"""How fast captions of files are read, compared with another commit.
 
     python benchmarks/reading.py 65870f2
 
-makes the files once, then alternates both sides, each in a process of its own, and prints the median of five
-and the ratio (above 1: the working tree is faster).
+makes parquet, CSV and JSONL files once, then alternates both sides, each in a process of its own, and prints
+the median of five and the ratio (above 1: the working tree is faster).
 """
 
 import argparse
