@@ -27,7 +27,8 @@ def build_captions(config: Config, seed: int, stream: int, split: str | None) ->
     draw = replace(draw_settings(config), seed=seed, stream=stream, split=split)
     if split == "train":
         draw = replace(draw, rank=c.rank, world_size=c.world_size)
-    request = CaptionRequest(draw, c.shares, read_settings(c))
+    shares = None if c.shares is None else {spelled(tag): share for tag, share in c.shares.items()}
+    request = CaptionRequest(draw, shares, read_settings(c))
     return open_captions(c.source, request, given={"builtin": world_captions.load})
 
 
@@ -68,13 +69,8 @@ def say_what_is_there(contents: Contents | None, settings: DrawSettings) -> None
 
     Only the first rows are looked at; on the network, only those of the first file.
     """
-    if contents is None:
-        return
-    shards = contents.shards[:1] if contents.remote else contents.shards
-    overview = look_at(shards, contents.left_out, settings, 1 if contents.remote else SAMPLE_ROWS)
-    print(as_text(overview))
-    if contents.remote and len(contents.shards) > 1:
-        print(f"  and {len(contents.shards) - 1} more files, which are not opened yet")
+    if contents is not None:
+        print(as_text(look_at(contents, settings, SAMPLE_ROWS)))
 
 
 def evaluation_captions(

@@ -39,10 +39,10 @@ def main(argv: list[str] | None) -> int:
     if contents is None:
         raise ValueError(f"captions.source is {args.source}, whose captions are made up as they are drawn")
     shards = contents.shards
-    if contents.remote:
-        overview = look_at(shards[:1], contents.left_out, settings, max_rows=1)
-    else:
-        overview = look_at(shards, contents.left_out, settings)
+    check_output(args.dump, shards)
+    overview = look_at(contents, settings)
+    if not overview.rows:
+        raise ValueError(f"captions: {args.source} contains no captions that captions.where admits")
     if args.json:
         print(json.dumps(overview.to_dict(), indent=1, ensure_ascii=False))
     else:
@@ -56,6 +56,16 @@ def main(argv: list[str] | None) -> int:
         )
         atomic_write(args.dump, lambda new: write_lines(new, lines))
     return 0
+
+
+def check_output(path: Path | None, shards) -> None:
+    """Refuses to write where there is no folder, or over the captions themselves."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"--dump is {path}, but {path.parent} is not a folder; make it first")
+    if path.resolve() in {Path(shard.name).resolve() for shard in shards}:
+        raise ValueError(f"--dump is {path}, which holds the captions; name another file")
 
 
 def config_of(args: argparse.Namespace):

@@ -1,6 +1,7 @@
 """Which columns of a table are captions and tags, and what is made of their values."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Columns:
     tag: str | None = None
     condition: tuple[str, ...] = ()
 
-    def names(self, constants: Mapping[str, str]) -> list[str]:
+    def names(self, constants: Collection[str]) -> list[str]:
         """Those that stand in the file itself, each once."""
         wanted = (self.caption, self.tag, *self.condition)
         return [name for name in dict.fromkeys(wanted) if name is not None and name not in constants]
@@ -58,7 +59,13 @@ class Chunk:
         return Chunk(pc.list_flatten(self.texts).take(places), self.tags)
 
 
-def find_columns(name: str, columns: Sequence[str], reading: ReadSettings) -> Columns:
+class NoCaptionColumn(ValueError):
+    """A table has no column of captions."""
+
+
+def find_columns(
+    name: str, columns: Sequence[str], reading: ReadSettings, constants: Collection[str] = ()
+) -> Columns:
     """The columns of captions, of tags and of the condition.
 
     A name is found whatever its case; the exact spelling goes first. `meta.caption` is the field `caption` of
@@ -68,6 +75,7 @@ def find_columns(name: str, columns: Sequence[str], reading: ReadSettings) -> Co
         name: what messages call the file.
         columns: names of the columns that there are, in order.
         reading: which ones are wanted.
+        constants: names of columns that the file's path gives; those of the file go first.
 
     Raises:
         ValueError: a column is not there, or stands there twice; the message lists those that are.
@@ -75,18 +83,25 @@ def find_columns(name: str, columns: Sequence[str], reading: ReadSettings) -> Co
     found = ", ".join(columns) or "none"
     caption = _wanted(name, columns, "captions.column", reading.column) or _usual(columns, CAPTION_COLUMNS)
     if caption is None:
-        raise ValueError(
+        hint = "; only commas (.csv) and tabs (.tsv) separate columns" if re.search(r"[;|]", found) else ""
+        raise NoCaptionColumn(
             f"{name}: has none of the usual caption columns ({', '.join(CAPTION_COLUMNS)}); "
-            f"columns found: {found}; name one with captions.column"
+            f"columns found: {found}; name one with captions.column, or say captions.header false{hint}"
         )
+    every = [*columns, *(c for c in constants if c not in columns)]
     tag = None
     if reading.tag_column != "":
         usual = SCORE_COLUMNS if reading.tag_thresholds else TAG_COLUMNS
-        tag = _wanted(name, columns, "captions.tag_column", reading.tag_column)
-        tag = tag or _usual([c for c in columns if c != caption], usual)
+        tag = _wanted(name, every, "captions.tag_column", reading.tag_column)
+        tag = tag or _usual([c for c in every if c != caption], usual)
+    if reading.tag_thresholds and tag is None:
+        raise ValueError(
+            f"{name}: captions.tag_thresholds needs a column of scores; name it with captions.tag_column; "
+            f"columns found: {', '.join(every)}"
+        )
     condition = ()
     if reading.where is not None:
-        condition = tuple(_wanted(name, columns, "captions.where", c) for c in reading.condition.columns)
+        condition = tuple(_wanted(name, every, "captions.where", c) for c in reading.condition.columns)
     for chosen in (caption, tag, *condition):
         if list(columns).count(chosen) > 1:
             raise ValueError(
@@ -132,10 +147,10 @@ def _wanted(name: str, columns: Sequence[str], key: str, wanted: str | None) -> 
     """The column that a setting names; None where it names none."""
     if not wanted:
         return None
-    root = wanted.split(".")[0]
-    if wanted not in columns and "." in wanted and root in columns:
-        return wanted
     column = _usual(columns, (wanted,))
+    root, dot, rest = wanted.partition(".")
+    if column is None and dot and _usual(columns, (root,)):
+        return f"{_usual(columns, (root,))}.{rest}"
     if column is None:
         found = ", ".join(columns) or "none"
         raise ValueError(f"{name}: has no column {wanted!r} ({key}); columns found: {found}")
@@ -148,7 +163,8 @@ def _usual(columns: Sequence[str], usual: Sequence[str]) -> str | None:
     if exact is not None:
         return exact
     lower = [name.lower() for name in usual]
-    return min((c for c in columns if c.lower() in lower), key=lambda c: lower.index(c.lower()), default=None)
+    found = [column for column in columns if column.strip().lower() in lower]
+    return min(found, key=lambda column: lower.index(column.strip().lower()), default=None)
 
 
 def _texts(name: str, column: str, values: pa.Array) -> pa.Array:

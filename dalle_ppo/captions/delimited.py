@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,17 @@ import pyarrow.csv
 
 from dalle_ppo.captions.columns import CAPTION_COLUMNS, Columns, find_columns
 from dalle_ppo.captions.reading import ReadSettings
+from dalle_ppo.captions.suffixes import kind_of
 
-HEAD_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 24
+"""A row must fit into a block of this size."""
 _WELL_QUOTED = r'^"([^"]|"")*"$'
 _DOUBLED = r'^".*"".*"$'
+_NO_NAME = re.compile(r"https?://.*|\S+\.(jpe?g|png|webp|gif)(#\d+)?", re.IGNORECASE)
 
 
 def read_delimited(
-    path: Path, data: pa.Buffer, reading: ReadSettings, constants: Mapping[str, str]
+    path: Path, data: pa.Buffer, reading: ReadSettings, constants: Collection[str]
 ) -> tuple[dict[str, pa.Array], Columns]:
     """The columns of a CSV or TSV file that are wanted, and which they are.
 
@@ -27,59 +32,74 @@ def read_delimited(
         path: of the file; its name says what separates columns.
         data: its contents.
         reading: the settings.
-        constants: columns that the path gives.
+        constants: names of the columns that the path gives.
 
     Raises:
         ValueError: a column is missing, or it is in doubt whether quotes mean anything.
     """
-    delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+    delimiter = "\t" if kind_of(path) == ".tsv" else ","
     quoted = _is_quoted(path, data, delimiter, reading)
     first = _first_row(data, delimiter, quoted)
     header = _has_header(first, reading) if reading.header is None else reading.header
     names = first if header else [str(number) for number in range(len(first))]
     if not header and reading.column is None:
-        columns = find_columns(str(path), [*names, *constants], _with_column(path, first, reading))
-    else:
-        columns = find_columns(str(path), [*names, *constants], reading)
+        reading = _with_column(path, first, reading)
+    columns = find_columns(str(path), names, reading, constants)
     wanted = columns.names(constants)
-    table = _parse(data, delimiter, quoted, None if header else names, wanted, columns)
+    table = _parse(data, delimiter, quoted, None if header else names, (wanted, columns))
+    if quoted and reading.quoting == "auto":
+        _refuse_swallowed(path, data, delimiter, table.num_rows + header)
     values = {name: table[name].combine_chunks() for name in wanted}
-    if quoted and reading.quoting == "auto" and delimiter == "," and len(first) > 1:
-        _refuse_swallowed(path, values[columns.caption], data, len(first))
+    for name in columns.condition:
+        if name in values:
+            values[name] = _blanks_as_null(values[name])
     return values, columns
 
 
+def _blanks_as_null(values: pa.Array) -> pa.Array:
+    """Text without blanks around it, and nothing as null, as in columns of numbers."""
+    if not pa.types.is_string(values.type):
+        return values
+    values = pc.utf8_trim_whitespace(values)
+    return pc.if_else(pc.equal(values, ""), None, values)
+
+
+def looks_like_a_table(lines: Sequence[str]) -> str:
+    """The suffix that lines of text should have if they are rows of columns; empty if they are captions."""
+    for delimiter, suffix in (("\t", ".tsv"), (",", ".csv")):
+        cells = [line.split(delimiter) for line in lines[:20]]
+        names = {name.strip().lower() for name in cells[0]} if cells else set()
+        if len(names) > 1 and names & {name.lower() for name in CAPTION_COLUMNS}:
+            return suffix
+        if cells and all(len(row) > 1 and _NO_NAME.fullmatch(row[0]) for row in cells):
+            return suffix
+    return ""
+
+
 def _first_row(data: pa.Buffer, delimiter: str, quoted: bool) -> list[str]:
-    head = data.slice(0, min(HEAD_BYTES, data.size)).to_pybytes().decode("utf-8-sig", errors="replace")
+    head = data.slice(0, min(BLOCK_BYTES, data.size)).to_pybytes().decode("utf-8-sig", errors="replace")
     rules = {"delimiter": delimiter} if quoted else {"delimiter": delimiter, "quoting": csv.QUOTE_NONE}
-    return next(csv.reader(io.StringIO(head, newline=""), **rules), [])
+    return next((row for row in csv.reader(io.StringIO(head, newline=""), **rules) if row), [])
 
 
 def _has_header(first: Sequence[str], reading: ReadSettings) -> bool:
-    """Whether the first row holds names: one that is wanted, a usual one, or at least no web address.
+    """Whether the first row holds names.
 
-    Conceptual Captions has no header: its first row is a caption and an address.
+    It does not if a cell is a web address or an image file: Conceptual Captions and Flickr8k have none.
     """
     if reading.column is not None and reading.column.isdecimal():
         return list(first) == [str(number) for number in range(len(first))]  # pandas names columns so
-    known = {reading.column.split(".")[0].lower()} if reading.column else {n.lower() for n in CAPTION_COLUMNS}
-    return any(name.lower() in known for name in first) or not any(_is_address(cell) for cell in first)
-
-
-def _is_address(cell: str) -> bool:
-    return cell.lower().startswith(("http://", "https://"))
+    return not any(_NO_NAME.fullmatch(cell) for cell in first)
 
 
 def _with_column(path: Path, first: Sequence[str], reading: ReadSettings) -> ReadSettings:
-    """Settings that name the column of captions by its number: the only one that holds no addresses."""
-    from dataclasses import replace
-
-    numbers = [number for number, cell in enumerate(first) if not _is_address(cell)]
+    """Settings that name the column of captions by its number: the only one without addresses."""
+    numbers = [number for number, cell in enumerate(first) if not _NO_NAME.fullmatch(cell)]
     if len(numbers) != 1:
         cells = ", ".join(f"{number}: {cell[:40]!r}" for number, cell in enumerate(first))
         raise ValueError(
             f"{path}: has no header; give the number of the column that holds the caption, such as "
-            f"captions.column {len(first) - 1}; its first row is {cells}"
+            f"captions.column {max(0, len(first) - 1)}; its first row is {cells}"
         )
     return replace(reading, column=str(numbers[0]))
 
@@ -87,12 +107,12 @@ def _with_column(path: Path, first: Sequence[str], reading: ReadSettings) -> Rea
 def _is_quoted(path: Path, data: pa.Buffer, delimiter: str, reading: ReadSettings) -> bool:
     """Whether quotes hold fields together.
 
-    In a comma-separated file they do. A tab-separated one is read without quotes where that gives every line
-    the same number of columns and not every quote that opens a field is closed as the rule wants it.
+    In a comma-separated file they do. A tab-separated one is read without quotes if that gives every line the
+    same number of columns and not every quote that opens a field is closed.
     """
     if reading.quoting != "auto":
         return reading.quoting == "standard"
-    if delimiter == "," or not (np.frombuffer(data, np.uint8) == ord('"')).any():
+    if delimiter == "," or not _has(data, '"'):
         return delimiter == ","
     width = len(_first_row(data, delimiter, quoted=False))
     cells = _unquoted_cells(data, delimiter, width)
@@ -110,20 +130,34 @@ def _is_quoted(path: Path, data: pa.Buffer, delimiter: str, reading: ReadSetting
 def _unquoted_cells(data: pa.Buffer, delimiter: str, width: int) -> pa.ChunkedArray | None:
     """All fields, read without quotes; None if lines then have different numbers of them."""
     try:
-        table = _parse(data, delimiter, False, [f"f{n}" for n in range(width)], None, None)
+        table = _parse(data, delimiter, False, [f"f{n}" for n in range(width)], None)
     except pa.ArrowInvalid:
         return None
     return pa.chunked_array([chunk for column in table.columns for chunk in column.chunks], pa.string())
 
 
-def _refuse_swallowed(path: Path, captions: pa.Array, data: pa.Buffer, width: int) -> None:
-    """Refuses a file in which a quote may have swallowed rows.
+def _refuse_swallowed(path: Path, data: pa.Buffer, delimiter: str, num_records: int) -> None:
+    """Refuses a file in which a quote that only opens may have swallowed rows.
 
-    A caption with a line break is suspicious if without quotes, too, all lines have equally many columns.
+    A record over several lines is suspicious if each of its lines, taken alone, has all the columns.
     """
-    broken = pc.any(pc.match_substring(captions, "\n")).as_py()
-    if broken and _unquoted_cells(data, ",", width) is not None:
-        raise _doubt(path, "a quoted field spans lines, and without quotes every line has its columns, too")
+    num_lines = int((np.frombuffer(data, np.uint8) == ord("\n")).sum()) if data.size else 0
+    if num_lines <= num_records or not _has(data, '"'):
+        return
+    lines = io.StringIO(data.to_pybytes().decode("utf-8-sig", errors="replace"), newline="").readlines()
+    csv.field_size_limit(max(csv.field_size_limit(), data.size))
+    reader, before, width = csv.reader(lines, delimiter=delimiter), 0, None
+    for row in reader:
+        width = width or len(row)
+        spanned = lines[before : reader.line_num]
+        before = reader.line_num
+        if row and len(spanned) > 1 and all(line.count(delimiter) == width - 1 for line in spanned):
+            shown = " ".join(spanned[0].split())[:60]
+            raise _doubt(path, f"from {shown!r} on, a quote spans {len(spanned)} lines that look like rows")
+
+
+def _has(data: pa.Buffer, character: str) -> bool:
+    return data.size > 0 and bool((np.frombuffer(data, np.uint8) == ord(character)).any())
 
 
 def _doubt(path: Path, why: str) -> ValueError:
@@ -138,18 +172,25 @@ def _parse(
     delimiter: str,
     quoted: bool,
     names: list[str] | None,
-    wanted: list[str] | None,
-    columns: Columns | None,
+    wanted: tuple[list[str], Columns] | None,
 ) -> pa.Table:
-    """Some columns as text, those of a condition as what they look like; `names` if there is no header."""
-    as_text = names if wanted is None else [columns.caption, columns.tag]
+    """Columns as text, but for those that only a condition names.
+
+    Args:
+        data: of the file.
+        delimiter: between columns.
+        quoted: whether quotes hold fields together.
+        names: of the columns, if there is no header.
+        wanted: which columns, and what they are; None takes all.
+    """
+    include, as_text = (None, names) if wanted is None else (wanted[0], [wanted[1].caption, wanted[1].tag])
     return pa.csv.read_csv(
         pa.BufferReader(data),
-        read_options=pa.csv.ReadOptions(column_names=names),
+        read_options=pa.csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES),
         parse_options=pa.csv.ParseOptions(
             delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
         ),
         convert_options=pa.csv.ConvertOptions(
-            include_columns=wanted, column_types={name: pa.string() for name in as_text if name is not None}
+            include_columns=include, column_types={name: pa.string() for name in as_text if name is not None}
         ),
     )

@@ -34,10 +34,14 @@ def read_json(
     numbers, known, kept = _collect(rows, _names_to_keep(reading))
     if not numbers:
         return {"text": pa.nulls(0, pa.string())}, Columns("text")
-    columns = find_columns(str(path), [*known, *constants], reading)
+    columns = find_columns(str(path), known, reading, constants)
     values = {}
     for name in columns.names(constants):
-        found = kept.get(name) or _inside(kept[name.split(".")[0]], name)
+        found = kept.get(name)
+        if found is None:
+            found = _inside(kept[name.split(".")[0]], name)
+            if all(value is None for value in found):
+                raise ValueError(f"{path}: there is no {name!r} in any row; name another column")
         places = (f"{path}, {unit} {number}" for number in numbers)
         if name == columns.caption:
             values[name] = _captions(name, found, places)
@@ -55,6 +59,8 @@ def _rows_of_lines(path: Path, text: str) -> Rows:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: is not JSON ({error.msg})") from None
+            except RecursionError:
+                raise ValueError(f"{path}, line {number}: is nested too deeply") from None
             if not isinstance(row, dict):
                 raise _no_object(f"{path}, line {number}")
             yield number, row
@@ -64,6 +70,8 @@ def _rows_of_document(path: Path, text: str) -> tuple[str, Rows]:
     """What a number counts, lines or rows; and the rows."""
     try:
         document = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply") from None
     except json.JSONDecodeError:
         return "line", _rows_of_lines(path, text)  # many write JSON Lines into .json
     if isinstance(document, dict):
@@ -156,7 +164,7 @@ def _tags(name: str, values: list[Any], places: Iterable[str]) -> pa.Array:
 def _comparable(path: Path, name: str, values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except pa.ArrowException:
+    except (pa.ArrowException, OverflowError):
         raise ValueError(
             f"{path}: {name!r}, which captions.where names, holds values of several types; make them one type"
         ) from None

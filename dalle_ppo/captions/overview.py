@@ -8,9 +8,11 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from dalle_ppo.captions.columns import Chunk, Columns
-from dalle_ppo.captions.local_files import LeftOut, kind_of
+from dalle_ppo.captions.local_files import LeftOut
 from dalle_ppo.captions.shards import Shard
+from dalle_ppo.captions.source import Contents
 from dalle_ppo.captions.streams import DrawSettings, RecentCaptions, text_at
+from dalle_ppo.captions.suffixes import kind_of
 from dalle_ppo.captions.tags import UNTAGGED, in_order
 from dalle_ppo.captions.text import clean, fingerprint
 
@@ -68,6 +70,7 @@ class Overview:
         dropped: how many of `filtered` captions the filters drop, by reason.
         filtered: captions that were tried on the filters.
         unseen_rows: rows of files, or of parts of them, whose tags were not looked at.
+        unopened: files that were not opened.
     """
 
     files: list[FileContents]
@@ -76,6 +79,7 @@ class Overview:
     dropped: Counter = field(default_factory=Counter)
     filtered: int = 0
     unseen_rows: int = 0
+    unopened: int = 0
 
     @property
     def rows(self) -> int:
@@ -103,24 +107,22 @@ class Overview:
             "tags": {tag: tags[tag] for tag in in_order(tags)},
             "left_out": [{"file": left.file, "why": left.why} for left in self.left_out],
             "dropped": dict(self.dropped),
-            "complete": self.unseen_rows == 0,
+            "complete": not (self.unseen_rows or self.unopened),
         }
 
 
-def look_at(
-    shards: Sequence[Shard], left_out: Sequence[LeftOut], settings: DrawSettings, max_rows: int | None = None
-) -> Overview:
-    """Reads shards from the first on.
+def look_at(contents: Contents, settings: DrawSettings, max_rows: int | None = None) -> Overview:
+    """Reads the files of a source from the first on; on the network, only the beginning of the first.
 
     Args:
-        shards: of a source.
-        left_out: the files that are no shards.
+        contents: of the source.
         settings: whose filters are tried on the first captions.
         max_rows: captions after which tags are not looked at any more; None looks at all.
 
     Raises:
-        ValueError: a shard cannot be read.
+        ValueError: a file cannot be read.
     """
+    shards, max_rows = (contents.shards[:1], 1) if contents.remote else (contents.shards, max_rows)
     files, unseen, seen = [], 0, 0
     examples: list[tuple[str, str]] = []
     one_pass = Pass(settings)
@@ -140,7 +142,8 @@ def look_at(
                     examples.append((text, chunk.tags[row].as_py()))
         unseen += 0 if complete else max(0, shard.num_rows - rows)
         files.append(FileContents(shard.name, rows, shard.columns, tags, complete))
-    return Overview(files, left_out, examples, one_pass.dropped, filtered, unseen)
+    unopened = len(contents.shards) - len(shards)
+    return Overview(files, contents.left_out, examples, one_pass.dropped, filtered, unseen, unopened)
 
 
 def every_caption(shards: Sequence[Shard], settings: DrawSettings) -> Iterator[tuple[str, str]]:
@@ -183,7 +186,8 @@ def _headline(overview: Overview) -> str:
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     about = "about " if overview.unseen_rows else ""
     files = "file" if len(overview.files) == 1 else "files"
-    return f"captions: {about}{overview.rows:,} rows in {len(overview.files)} {files} ({listed})"
+    more = f", and {overview.unopened} more that are not opened yet" if overview.unopened else ""
+    return f"captions: {about}{overview.rows:,} rows in {len(overview.files)} {files} ({listed}){more}"
 
 
 def _file_lines(overview: Overview, most: int = 8) -> list[str]:

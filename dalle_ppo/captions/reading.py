@@ -44,6 +44,15 @@ class ReadSettings:
     def __post_init__(self) -> None:
         if self.tag_map and self.tag_thresholds:
             raise ValueError("captions.tag_map and captions.tag_thresholds exclude each other; give one")
+        if self.tag_thresholds and self.tag_column == "":
+            raise ValueError(
+                "captions.tag_thresholds needs a column of scores; name it with captions.tag_column"
+            )
+        bounds = list((self.tag_thresholds or {}).values())
+        if len(set(bounds)) < len(bounds) or any(bound != bound for bound in bounds):
+            raise ValueError(
+                f"captions.tag_thresholds is {self.tag_thresholds}; thresholds must be different numbers"
+            )
         if self.where is not None:
             self.condition  # noqa: B018  parsed now, so that a mistake is found before any file is opened
 
@@ -98,12 +107,16 @@ class Condition:
         """
         import polars
 
-        frame = polars.DataFrame(
-            {c: polars.from_arrow(v) for c, v in zip(self.columns, columns, strict=True)}
-        )
+        series = [polars.from_arrow(values) for values in columns]
+        frame = polars.DataFrame({c: v for c, v in zip(self.columns, series, strict=True)}).fill_nan(None)
+        numbers = frame.with_columns(_numbers(frame[c]) for c in frame.columns)
         try:
-            mask = frame.select(self._expression.alias("mask"))["mask"]
-        except Exception as error:
+            try:
+                # Text that holds nothing but numbers is compared as numbers, unless it is compared with text.
+                mask = numbers.select(self._expression.alias("mask"))["mask"]
+            except polars.exceptions.PolarsError:
+                mask = frame.select(self._expression.alias("mask"))["mask"]
+        except polars.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{name}: captions.where is {self.text!r}: {reason}") from None
         if mask.dtype != polars.Boolean or len(mask) != len(frame):
@@ -114,6 +127,16 @@ class Condition:
         return mask.fill_null(False).to_arrow()
 
 
+def _numbers(series):
+    """A column of text as numbers if all of it are some; else as it is."""
+    import polars
+
+    if series.dtype != polars.String or series.null_count() == len(series):
+        return series
+    cast = series.cast(polars.Float64, strict=False)
+    return cast if cast.null_count() == series.null_count() else series
+
+
 def spelled(value: object) -> str:
     """One spelling of a tag, whatever kind of file it comes from.
 
@@ -122,9 +145,11 @@ def spelled(value: object) -> str:
     """
     if value is None or value != value:
         return UNTAGGED
-    text = str(value).strip()
+    text = (value.decode("utf8", "replace") if isinstance(value, bytes) else str(value)).strip()
     if text.lower() in ("true", "false"):
         return text.lower()
+    if text.lower() in ("nan", "null"):
+        return UNTAGGED
     whole = _INTEGER.fullmatch(text)
     return whole[1] if whole else text or UNTAGGED
 
@@ -145,6 +170,10 @@ def make_tags(name: str, column: str, values: pa.Array, reading: ReadSettings) -
     """
     if reading.tag_thresholds:
         return _by_threshold(name, column, values, reading.tag_thresholds)
+    if pa.types.is_nested(values.type):
+        raise ValueError(
+            f"{name}: column {column!r} holds {values.type}, not tags; name another captions.tag_column"
+        )
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     _refuse_scores(name, column, distinct)
@@ -157,16 +186,21 @@ def make_tags(name: str, column: str, values: pa.Array, reading: ReadSettings) -
 
 def is_score(value: object) -> bool:
     """Whether a tag is a number that is not whole."""
+    number = _number(value)
+    return number is not None and np.isfinite(number) and number != int(number)
+
+
+def _number(value: object) -> float | None:
     try:
-        number = float(value) if isinstance(value, str | float) else 0.0
-    except ValueError:
-        return False
-    return np.isfinite(number) and number != int(number)
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _refuse_scores(name: str, column: str, distinct: list) -> None:
-    scores = [value for value in distinct if is_score(value)]
-    if scores and 2 * len(scores) >= len(distinct):
+    values = [value for value in distinct if spelled(value) != UNTAGGED]
+    scores = [value for value in values if is_score(value)]
+    if scores and all(_number(value) is not None for value in values):
         raise ValueError(
             f"{name}: column {column!r} holds scores such as {scores[0]}, not tags; give "
             "captions.tag_thresholds, such as '{UNLIKELY: 0, UNSURE: 0.3, NSFW: 0.8}', or read no tags with "
@@ -175,20 +209,18 @@ def _refuse_scores(name: str, column: str, distinct: list) -> None:
 
 
 def _by_threshold(name: str, column: str, values: pa.Array, thresholds: Mapping[str, float]) -> pa.Array:
-    if pa.types.is_string(values.type):
-        values = pc.utf8_trim_whitespace(values)
-        values = pc.if_else(pc.equal(values, ""), None, values)
-    if pa.types.is_string(values.type):
-        values = pc.utf8_trim_whitespace(values)
-        values = pc.if_else(pc.equal(values, ""), None, values)
     try:
-        scores = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        if not pa.types.is_floating(values.type):
+            texts = [None if spelled(value) == UNTAGGED else spelled(value) for value in values.to_pylist()]
+            values = pa.array(texts, pa.string()).cast(pa.float64())
+        scores = values.to_numpy(zero_copy_only=False)
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(
-            f"{name}: captions.tag_thresholds needs scores, and column {column!r} holds {values.type} "
+            f"{name}: captions.tag_thresholds needs scores, and column {column!r} holds others "
             f"({str(error).splitlines()[0]}); name another captions.tag_column"
         ) from None
     tags = sorted(thresholds, key=thresholds.get)
-    below = np.searchsorted([thresholds[tag] for tag in tags], scores, side="right")
+    # As numbers of the column's own precision: 0.7 in float32 is below 0.7.
+    below = np.searchsorted(np.array([thresholds[tag] for tag in tags], scores.dtype), scores, side="right")
     below[np.isnan(scores)] = 0
     return pa.array([UNTAGGED, *tags], pa.string()).take(pa.array(below))

@@ -100,7 +100,7 @@ class ParquetShard:
             return tag == UNTAGGED
         if self._reading.tag_map or self._reading.tag_thresholds or tag == UNTAGGED:
             return True
-        if self.columns.tag in self._constants:
+        if self.columns.tag in self._constants and self.columns.tag not in file.schema_arrow.names:
             return spelled(self._constants[self.columns.tag]) == tag
         index = file.schema_arrow.get_field_index(self.columns.tag)
         column = file.metadata.row_group(group).column(index) if index >= 0 else None
@@ -130,7 +130,7 @@ class ParquetShard:
         self._metadata = file.metadata
         if self.columns is None:
             schema = file.schema_arrow
-            columns = find_columns(self.name, [*schema.names, *self._constants], self._reading)
+            columns = find_columns(self.name, schema.names, self._reading, self._constants)
             for name in columns.names(self._constants):
                 kind = _type_at(self.name, schema, name)
                 if name == columns.caption:

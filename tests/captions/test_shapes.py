@@ -28,7 +28,7 @@ def captions_of(path: Path | str, **reading) -> list[tuple[str, str]]:
 
 def found(path: Path | str, **reading):
     contents = open_captions(str(path), CaptionRequest(ALL, reading=ReadSettings(**reading))).contents
-    return look_at(contents.shards, contents.left_out, ALL)
+    return look_at(contents, ALL)
 
 
 def write(path: Path, text: str) -> Path:
@@ -72,7 +72,7 @@ def test_a_quote_style_in_doubt_is_asked_for(tmp_path):
 
 def test_rows_that_a_quote_swallows_in_a_csv_are_not_lost_in_silence(tmp_path):
     path = write(tmp_path / "a.csv", 'TEXT,NSFW\n"24 inch,NSFW\na boat,NSFW\nthe end",NSFW\n')
-    with pytest.raises(ValueError, match="a quoted field spans lines"):
+    with pytest.raises(ValueError, match="on, a quote spans 3 lines that look like rows"):
         captions_of(path)
     assert len(captions_of(path, quoting="none")) == 3
     honest = write(tmp_path / "b.csv", 'TEXT,NSFW\n"a boat,\nat sea, far",NSFW\na tree,UNSURE\n')
@@ -238,7 +238,7 @@ def test_scores_are_no_tags_and_thresholds_make_them_some(tmp_path):
             captions_of(path, tag_column="punsafe")
         tags = [tag for _, tag in captions_of(path, tag_thresholds=THRESHOLDS)]
         assert tags == ["UNLIKELY", "UNSURE", "NSFW", UNTAGGED, UNTAGGED], path.name
-    with pytest.raises(ValueError, match="needs scores, and column 'TEXT' holds string"):
+    with pytest.raises(ValueError, match="needs scores, and column 'TEXT' holds others"):
         captions_of(tmp_path / "a.parquet", tag_column="TEXT", column="TEXT", tag_thresholds=THRESHOLDS)
 
 
@@ -339,7 +339,7 @@ def test_companions_of_captions_are_none(tmp_path):
     seen = found(tmp_path)
     assert seen.rows == 2 and len(seen.left_out) == 8
     whys = {Path(left.file).name: left.why for left in seen.left_out}
-    assert whys["a.tar"] == "of a kind that is not read (.tar)"
+    assert whys["a.tar"] == "of a format that is not read (.tar)"
     assert whys["README.txt"] == "by its name no captions"
     assert whys["._a.parquet"].startswith("hidden")
 
@@ -406,3 +406,168 @@ def test_blanks_around_tags_rule_no_row_group_out(tmp_path):
     assert len(open_source(str(tmp_path), everything(), {"NSFW": 1.0}).next_batch(2)) == 2
     write_table(tmp_path / "a.parquet", TEXT=["a", "b"], NSFW=["True", "True"])
     assert len(open_source(str(tmp_path), everything(), {"true": 1.0}).next_batch(2)) == 2
+
+
+# --- what an attempt to break the readers found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'TEXT,title\na,"24 inch\nb,x\nc,end"\nd,y\n',
+        'id,TEXT\n1,"24 inch\n2,b\n3,the end"\n4,"a, b"\n',
+        'TEXT\n"24 inch\nb\nthe end"\nd\n',
+    ],
+    ids=["other column", "a quoted comma elsewhere", "one column"],
+)
+def test_a_swallowing_quote_is_seen_wherever_it_is(text, tmp_path):
+    path = write(tmp_path / "a.csv", text)
+    with pytest.raises(ValueError, match="it is in doubt whether quotes mean anything"):
+        captions_of(path)
+
+
+def test_text_that_is_numbers_is_compared_as_numbers(tmp_path):
+    rows = [("a", "9e-05"), ("b", "0.9"), ("c", ""), ("d", "0.1")]
+    path = write(tmp_path / "a.csv", "TEXT,punsafe\n" + "".join(f"{t},{p}\n" for t, p in rows))
+    low = {"where": "punsafe < 0.5", "tag_thresholds": {"low": 0.0}}
+    assert [text for text, _ in captions_of(path, **low)] == ["a", "d"]
+    path = write_table(tmp_path / "a.parquet", TEXT=["a", "b"], width=["1000", "99"])
+    assert [text for text, _ in captions_of(path, where="width > 256.5")] == ["a"]
+    assert [text for text, _ in captions_of(path, where="width = '99'")] == ["b"]
+
+
+def test_nan_and_null_are_no_tags_and_fulfil_no_condition(tmp_path):
+    path = write(tmp_path / "a.csv", "TEXT,NSFW\na,NaN\nb,NULL\nc,NSFW\n")
+    assert [tag for _, tag in captions_of(path)] == [UNTAGGED, UNTAGGED, "NSFW"]
+    path = write_table(tmp_path / "a.parquet", TEXT=["a", "b"], score=[float("nan"), 0.9])
+    assert [text for text, _ in captions_of(path, where="score > 0.5")] == ["b"]
+
+
+def test_shards_that_look_alike_are_no_copies(tmp_path):
+    for part in range(2):
+        columns = {"TEXT": ["same", "same"], "n": [part, part]}
+        write_table(tmp_path / f"part.{part}.parquet", **columns)
+    assert len(found(tmp_path).files) == 2
+
+
+def test_of_two_copies_the_one_with_tags_is_read(tmp_path):
+    write(tmp_path / "a.csv", "TEXT\none\n")
+    write(tmp_path / "a.jsonl", '{"TEXT": "one", "NSFW": "NSFW"}\n')
+    assert captions_of(tmp_path) == [("one", "NSFW")]
+    assert [left.why for left in found(tmp_path).left_out] == [
+        "the same captions as a.jsonl, which has tags too"
+    ]
+
+
+def test_captions_of_images_are_read_where_no_table_covers_them(tmp_path):
+    write(tmp_path / "a" / "1.txt", "one")
+    (tmp_path / "a" / "1.jpg").write_bytes(b"")
+    write(tmp_path / "b" / "captions.csv", "TEXT\ntwo\n")
+    write(tmp_path / "b" / "captions" / "more.txt", "three")
+    assert {text for text, _ in captions_of(tmp_path)} == {"one", "two", "three"}
+
+
+def test_damaged_json_in_a_folder_is_not_passed_over(tmp_path):
+    write_table(tmp_path / "a.parquet", TEXT=["one"])
+    write(tmp_path / "b.json", '[{"TEXT": "two"}, {"TEXT"')
+    with pytest.raises(ValueError, match=r"b\.json, line 1: is not JSON"):
+        captions_of(tmp_path)
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+    write_table(tmp_path / "data" / "a.parquet", TEXT=["one"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "gone.csv").symlink_to(tmp_path / "nowhere")
+    assert captions_of(tmp_path / "set") == [("one", UNTAGGED)]
+    assert [left.why for left in found(tmp_path / "set").left_out] == [
+        "no file, or a link that leads nowhere"
+    ]
+
+
+def test_a_glob_may_name_folders(tmp_path):
+    write(tmp_path / "a.csv" / "part-0.csv", "TEXT\none\n")
+    write(tmp_path / "b.csv" / "part-0.csv", "TEXT\ntwo\n")
+    assert [text for text, _ in captions_of(tmp_path / "*.csv")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.txt", "1.jpg#0\tA child\n1.jpg#1\tA boy\n", r"looks like a table .* let its name end in \.tsv"),
+        ("a.txt", "image,caption\n1.jpg,A child\n", r"let its name end in \.csv"),
+        (
+            "a.csv",
+            "image;caption\n1.jpg;A child\n",
+            r"only commas \(\.csv\) and tabs \(\.tsv\)",
+        ),
+        ("a.jsonl", '{"text": {"a": 1}}\n', r"a\.jsonl, line 1: 'text' is \{'a': 1\}, expected text"),
+        ("a.jsonl", '{"text": "a", "NSFW": ["x"]}\n', r"'NSFW' is \['x'\], expected a tag"),
+    ],
+)
+def test_files_that_are_something_else_than_their_name_says(name, content, words, tmp_path):
+    path = write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=words):
+        captions_of(path)
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [(gzip.compress(b"TEXT\na\n"), "let its name end in .gz"), ("TEXT\na\n".encode("utf-16"), "is UTF-16")],
+)
+def test_the_first_bytes_say_what_a_file_is(data, words, tmp_path):
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        captions_of(tmp_path / "a.csv")
+
+
+def test_flickrs_captions_have_no_header(tmp_path):
+    path = write(tmp_path / "a.tsv", "1.jpg#0\tA child\n1.jpg#1\tA boy\n")
+    assert [text for text, _ in captions_of(path)] == ["A child", "A boy"]
+
+
+def test_a_row_with_an_address_is_no_header_whatever_it_says(tmp_path):
+    path = write(tmp_path / "a.tsv", "caption\thttp://example.org/1\ntext\thttp://example.org/2\n")
+    assert [text for text, _ in captions_of(path)] == ["caption", "text"]
+
+
+def test_folders_give_no_captions(tmp_path):
+    write_table(tmp_path / "text=en" / "a.parquet", prompt=["one"], nsfw=["NSFW"])
+    assert captions_of(tmp_path) == [("one", "NSFW")]
+    with pytest.raises(ValueError, match=r"has no column 'text' \(captions\.column\); columns found: prompt"):
+        captions_of(tmp_path, column="text")
+
+
+def test_tags_in_bytes_and_decimals(tmp_path):
+    from decimal import Decimal
+
+    path = write_table(tmp_path / "a.parquet", TEXT=["a"], NSFW=[b"NSFW"])
+    assert captions_of(path) == [("a", "NSFW")]
+    path = write_table(tmp_path / "b.parquet", TEXT=["a", "b"], NSFW=[Decimal("0.10"), Decimal("1.00")])
+    with pytest.raises(ValueError, match="holds scores such as 0"):
+        captions_of(path)
+    path = write_table(tmp_path / "c.parquet", TEXT=list("abcd"), NSFW=[0.0, 1.0, 2.0, 0.5])
+    with pytest.raises(ValueError, match="holds scores such as 0"):
+        captions_of(path)
+
+
+def test_thresholds_in_the_columns_own_precision(tmp_path):
+    path = write_table(tmp_path / "a.parquet", TEXT=["a"], punsafe=pa.array([0.7], pa.float32()))
+    assert captions_of(path, tag_thresholds={"low": 0, "high": 0.7}) == [("a", "high")]
+
+
+@pytest.mark.parametrize(
+    "reading, words",
+    [
+        ({"tag_thresholds": {"a": float("nan")}}, "thresholds must be different numbers"),
+        ({"tag_thresholds": {"a": 0.5, "b": 0.5}}, "thresholds must be different numbers"),
+        ({"tag_thresholds": {"a": 0.5}, "tag_column": ""}, "needs a column of scores"),
+        ({"tag_thresholds": {"a": 0.5}}, "needs a column of scores; name it with captions.tag_column"),
+        ({"tag_thresholds": {"a": 0.5}, "tag_map": {"a": "b"}}, "exclude each other"),
+    ],
+)
+def test_thresholds_that_say_nothing(reading, words, tmp_path):
+    path = write_table(tmp_path / "a.parquet", TEXT=["a"])
+    with pytest.raises(ValueError, match=words):
+        captions_of(path, **reading)

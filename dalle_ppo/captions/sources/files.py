@@ -17,8 +17,6 @@ def load(path: str, request: CaptionRequest) -> CaptionSource:
         ValueError: there is no such file, a file cannot be read, or the files contain no captions.
     """
     shards, left_out = open_files(path, request.reading, _warn if request.settings.skip_bad_files else None)
-    if not any(shard.num_rows for shard in shards):
-        raise ValueError(f"captions: {path} contains no captions; add at least one, or name another file")
     return request.draw_from(shards, left_out=left_out)
 
 

@@ -1,0 +1,102 @@
+"""One caption file, in any of the formats."""
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from dalle_ppo.captions.columns import TAG_COLUMNS, Columns, make_chunk
+from dalle_ppo.captions.delimited import looks_like_a_table, read_delimited
+from dalle_ppo.captions.json_files import read_json
+from dalle_ppo.captions.reading import ReadSettings
+from dalle_ppo.captions.shards import ParquetShard, Shard, TableShard, one_line, with_constants
+from dalle_ppo.captions.suffixes import kind_of
+
+_DECOMPRESSORS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+_MAGIC = {
+    b"\x1f\x8b": "is compressed by gzip; let its name end in .gz",
+    b"\xff\xfe": "is UTF-16; convert it to UTF-8",
+    b"\xfe\xff": "is UTF-16; convert it to UTF-8",
+    b"PAR1": "is parquet; let its name end in .parquet",
+}
+
+
+def open_shard(path: Path, reading: ReadSettings, root: Path | None = None) -> Shard:
+    """Open one local file; one that is not parquet is held in memory, its captions and tags only.
+
+    Args:
+        path: of the file.
+        reading: which columns and rows are wanted.
+        root: the folder in which it was found; folders below it may give columns.
+
+    Raises:
+        ValueError: the file cannot be read, or a column is missing.
+    """
+    constants = partitions(path, root)
+    if kind_of(path) == ".parquet":
+        shard = ParquetShard(str(path), lambda: pa.OSFile(str(path)), reading, constants)
+        shard.num_groups()  # better to find a damaged file now than after an hour
+        return shard
+    readers = {".csv": read_delimited, ".tsv": read_delimited, ".txt": _read_text}
+    try:
+        values, columns = readers.get(kind_of(path), read_json)(path, read_buffer(path), reading, constants)
+        values = with_constants(values, constants, columns)
+        return TableShard.of_chunk(str(path), make_chunk(str(path), values, columns, reading), columns)
+    except (OSError, pa.ArrowException, UnicodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def partitions(path: Path, root: Path | None) -> dict[str, str | None]:
+    """Columns that the folders of a path give, as Hive lays them out: `NSFW=UNSURE/part-0.parquet`.
+
+    Args:
+        path: of a file.
+        root: folders above it do not count; None counts all.
+    """
+    folders = path.relative_to(root).parts[:-1] if root else path.parts[:-1]
+    pairs = [folder.split("=", 1) for folder in folders if "=" in folder]
+    missing = "__HIVE_DEFAULT_PARTITION__"
+    return {unquote(name): None if value == missing else unquote(value) for name, value in pairs}
+
+
+def read_buffer(path: Path) -> pa.Buffer:
+    """The contents of a file, decompressed if its name says so.
+
+    Raises:
+        ValueError: its first bytes show that it is something else than its name says.
+        OSError: it cannot be read.
+    """
+    if path.suffix.lower() in _DECOMPRESSORS:
+        with pa.input_stream(str(path), compression=_DECOMPRESSORS[path.suffix.lower()]) as stream:
+            return pa.py_buffer(stream.read())
+    with pa.OSFile(str(path)) as file:
+        data = file.read_buffer()
+    head = data.slice(0, min(4, data.size)).to_pybytes()
+    for magic, what in _MAGIC.items():
+        if head.startswith(magic):
+            raise ValueError(f"{path}: {what}")
+    return data
+
+
+def _read_text(
+    path: Path, data: pa.Buffer, reading: ReadSettings, constants: Mapping[str, str | None]
+) -> tuple[dict[str, pa.Array], Columns]:
+    """One caption per line; tags from the path, if at all."""
+    if reading.column or reading.where:
+        raise ValueError(f"{path}: text files have no columns; leave captions.column and captions.where out")
+    text = data.to_pybytes().decode("utf-8-sig", errors="replace")
+    lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+    suffix = looks_like_a_table(lines)
+    if suffix:
+        raise ValueError(
+            f"{path}: looks like a table with columns, not like captions; let its name end in {suffix}"
+        )
+    wanted = [reading.tag_column] if reading.tag_column else TAG_COLUMNS if reading.tag_column is None else []
+    lower = {name.lower(): name for name in constants}
+    tag = next((lower[name.lower()] for name in wanted if name.lower() in lower), None)
+    if reading.tag_column and tag is None:
+        raise ValueError(f"{path}: text files have no columns; leave captions.tag_column out")
+    return {"text": pa.array(lines, pa.string())}, Columns("text", tag)
