@@ -19,8 +19,8 @@ class CaptionsConfig:
     """The column that holds the tag; null looks for NSFW and tag. A missing tag counts as UNTAGGED."""
     shares: dict[str, float] | None = None
     """Share of each tag in a batch; OTHER is every tag not named. null means half UNLIKELY and a quarter each
-    UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as they come for
-    everything else."""
+    UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:" with tags, and captions as they come
+    for everything else."""
     clean: bool = False
     """Repair mojibake, decode entities, drop HTML tags and control characters, and collapse spaces."""
     drop_duplicates: bool = True

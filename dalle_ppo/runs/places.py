@@ -46,6 +46,7 @@ def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
     Raises:
         ValueError: it is a file or folder of a run's own, or a folder of runs.
     """
+    path = Path(path)
     if holds_run(path):
         return
     run = enclosing_run(path)
