@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dalle_ppo.config.command_line import OneLineParser, load_config, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
+from dalle_ppo.runs.places import checkpoint_of, refuse_wrong_path
 
 READING = ("column", "tag_column", "header", "quoting", "lists", "tag_map", "tag_thresholds", "where")
 """Settings of the section `captions` that say how a file is read."""
@@ -44,8 +45,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Draws all sides and writes evaluation.json and report.html into the run's folder."""
     args = parse_arguments(argv)
+    refuse_other_paths(args.run)
     config = changed_config(config_of(args), args)
+    from dalle_ppo.runs.folder import sole_writer
 
+    with sole_writer(args.run, "or evaluate a copy of the folder"):
+        draw_and_write(args, config)
+    return 0
+
+
+def refuse_other_paths(run: Path) -> None:
+    """Refuses a path inside a run, with the command that evaluates that run or checkpoint.
+
+    Raises:
+        ValueError: it is one, or a folder of runs.
+    """
+    iteration = checkpoint_of(run)
+    chosen = "" if iteration is None else f" --checkpoints {iteration}"
+    refuse_wrong_path(run, "run", f"python -m dalle_ppo.evaluate {{}}{chosen}")
+
+
+def draw_and_write(args: argparse.Namespace, config: Config) -> None:
+    """Draws all sides, measures them and writes the results into the run's folder."""
     from dalle_ppo.build.captions import evaluation_captions, read_settings
     from dalle_ppo.build.measures import build_measures
     from dalle_ppo.build.models import choose_device, load_model
@@ -93,7 +114,6 @@ def main(argv: list[str] | None) -> int:
         write_evaluation(args.run, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     print(headline(result))
     print(f"report: {write_report(args.run)}")
-    return 0
 
 
 def config_of(args: argparse.Namespace) -> Config:

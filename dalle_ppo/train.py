@@ -33,22 +33,49 @@ def main(argv: list[str] | None) -> int:
     from dalle_ppo.build.measures import build_measures
     from dalle_ppo.build.models import check_start, choose_device, find_world
     from dalle_ppo.build.trainer import build_trainer
+    from dalle_ppo.build.trial import try_reward
     from dalle_ppo.evaluation.heldout import load_heldout
-    from dalle_ppo.runs.checkpoints import load_checkpoint
-    from dalle_ppo.runs.folder import prepare_run_dir
-    from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics
-    from dalle_ppo.runs.tensorboard import write_settings
+    from dalle_ppo.runs.folder import check_run_dir, sole_writer
 
     # All settings are checked before the folder is touched.
+    check_run_dir(run_dir, flags["resume"], flags["overwrite"])
     check_start(config.model.path, run_dir)
     trainer = build_trainer(config, run_dir)
     memory_plan = trainer.memory_plan()
     config = trainer.config  # with the commit of the weights if they came from the hub
+    tried = try_reward(trainer)
     captions, measures = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
         heldout = load_heldout(e.heldout_clip, e.heldout_detector, choose_device(config.device))
         measures = build_measures(config, trainer.reward, find_world(config.model.path), heldout)
+    check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
+    with sole_writer(run_dir):
+        prepare(trainer, flags)
+        say_what_is_there(trainer.captions.contents, draw_settings(config))
+        print(plan(config), flush=True)
+        print(memory_plan, flush=True)
+        print(tried, flush=True)
+        trainer.run()
+        if trainer.progress.captions_truncated:
+            print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
+        if config.evaluation.at_end:
+            finish(trainer, captions, measures)
+    return 0
+
+
+def prepare(trainer, flags: dict[str, bool]) -> None:
+    """Makes the folder ready for the trainer, which goes to the checkpoint to resume from, if any.
+
+    Raises:
+        ValueError: the folder or its checkpoint does not fit.
+    """
+    from dalle_ppo.runs.checkpoints import load_checkpoint
+    from dalle_ppo.runs.folder import prepare_run_dir
+    from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics
+    from dalle_ppo.runs.tensorboard import write_settings
+
+    config, run_dir = trainer.config, trainer.run_dir
     checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
@@ -58,15 +85,6 @@ def main(argv: list[str] | None) -> int:
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
-    say_what_is_there(trainer.captions.contents, draw_settings(config))
-    print(plan(config), flush=True)
-    print(memory_plan, flush=True)
-    trainer.run()
-    if trainer.progress.captions_truncated:
-        print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
-    if config.evaluation.at_end:
-        finish(trainer, config, run_dir, captions, measures)
-    return 0
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
@@ -130,7 +148,7 @@ def truncation(num_truncated: int, text_token_count: int) -> str:
     return f"{which} longer than {text_token_count} tokens and cut"
 
 
-def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> None:
+def finish(trainer, captions: list, measures) -> None:
     """Evaluates the policy against the reference, writes the report and prints the headline."""
     from dalle_ppo.evaluation.headline import headline
     from dalle_ppo.evaluation.sides import Subject, evaluate
@@ -139,6 +157,7 @@ def finish(trainer, config: Config, run_dir: Path, captions: list, measures) -> 
     from dalle_ppo.runs.provenance import checkpoint_facts
     from dalle_ppo.runs.tensorboard import write_evaluation
 
+    config, run_dir = trainer.config, trainer.run_dir
     origin = checkpoint_facts(latest_checkpoint(run_dir, "policy"))
     subject = Subject(trainer.actor.module.eval(), trainer.networks.reference, trainer.family, origin)
     result = evaluate(config, run_dir, subject, measures, captions)

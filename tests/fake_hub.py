@@ -19,13 +19,17 @@ class FakeHub:
     Attributes:
         stall_on: requests whose path contains this text get no answer until `close`.
         trickle: send one byte of a file every 50 ms.
+        gated: list the data set to everybody, but refuse its files and say so when asked for access.
+        renamed_from: an old name, from which the hub forwards to the data set.
+        disabled: refuse everything, as the hub does with data sets that it has taken down.
         requests: (path, bytes sent) of every request.
     """
 
     def __init__(self, folder: Path, repo: str, token: str | None = None):
         self.folder, self.repo, self.token = folder, repo, token
         self.stall_on: str | None = None
-        self.trickle = False
+        self.trickle = self.gated = self.disabled = False
+        self.renamed_from: str | None = None
         self.requests: list[tuple[str, int]] = []
         self.closed = threading.Event()
         hub = self
@@ -44,7 +48,7 @@ class FakeHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = False  # so that closing waits for the last answers
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         """Ends stalling and trickling: an abandoned request gets its answer and is not tried again."""
@@ -61,13 +65,25 @@ class FakeHub:
         if self.token is not None and handler.headers.get("authorization") != f"Bearer {self.token}":
             self.send(handler, 401, b"{}", {"X-Error-Message": "Access is restricted: gated data set"})
             return
+        if self.disabled:
+            self.send(handler, 403, b"{}", {"X-Error-Message": "Access to this resource is disabled."})
+            return
+        if self.renamed_from is not None and self.renamed_from in url.path:
+            there = handler.path.replace(self.renamed_from, self.repo)
+            self.send(handler, 307, b"", {"Location": there})
+            return
+        if self.gated and ("/resolve/" in url.path or url.path.endswith("/auth-check")):
+            self.send(handler, 403, b"{}", {"X-Error-Code": "GatedRepo"})
+            return
         resolve = f"/datasets/{self.repo}/resolve/main/"
         if url.path.startswith(resolve):
             self.send_range(handler, self.folder / url.path.removeprefix(resolve))
         elif url.path.startswith(f"/api/datasets/{self.repo}/tree/main"):
             self.send_json(handler, self.listing("recursive=true" in url.query.lower()))
+        elif "/revision/" in url.path and not url.path.endswith("/revision/main"):
+            self.send(handler, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif url.path.startswith(f"/api/datasets/{self.repo}"):
-            self.send_json(handler, {"id": self.repo, "sha": "a" * 40, "tags": []})
+            self.send_json(handler, {"id": self.repo, "sha": "a" * 40, "tags": [], "gated": self.gated})
         else:
             self.send(handler, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
 

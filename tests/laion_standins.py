@@ -27,7 +27,7 @@ from dalle_ppo.models.heads.keras.published import DETECTORS
 from dalle_ppo.models.heads.nsfw import save_head
 
 COMMIT = "a" * 40
-CAPTIONS_REPO = "laion/laion400m"
+CAPTIONS_REPO = "laion/relaion400m"
 CLIPS = ("ViT-L-14-quickgelu", "ViT-B-32-quickgelu")
 
 

@@ -1,7 +1,11 @@
 """The processes that train one model together; a single process is a team of one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+"""Where torchrun (which `accelerate launch` uses too) and mpirun tell a process its number and theirs."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,12 @@ class Team:
 
 ALONE = Team()
 """A team of one process."""
+
+
+def launched(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process's number and the number of processes, as a launcher has set them; (0, 1) without one."""
+    for rank, size in LAUNCHERS:
+        numbers = environment.get(rank, ""), environment.get(size, "")
+        if all(number.isdecimal() for number in numbers):
+            return int(numbers[0]), int(numbers[1])
+    return 0, 1

@@ -18,6 +18,7 @@ from dalle_ppo.models.dalle.weights import load_published
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
+from dalle_ppo.runs.places import refuse_wrong_path
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 
 # Default sampling settings of published weights: those of the min-dalle package, except for the start token,
@@ -112,6 +113,7 @@ def find_world(path: str) -> World | None:
         return find_world(load_config(Path(path) / "config.yaml").model.path)
     if path in PUBLISHED or find_weight_files(path):
         return None
+    refuse_wrong_path(path, "model", "{}, whose newest checkpoint is loaded")
     raise ValueError(
         f"model {path!r} is neither builtin, mini nor mega, nor the folder of a run (with config.yaml), of a "
         "built world (with bart_decoder.safetensors) or of DALL·E weights (with encoder and decoder)"

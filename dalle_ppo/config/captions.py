@@ -36,8 +36,8 @@ class CaptionsConfig:
     """Only rows where this SQL condition on the columns holds, such as "punsafe < 0.5 and width >= 256"."""
     shares: dict[str, float] | None = None
     """Share of each tag in a batch; OTHER is every tag not named. null means half UNLIKELY and a quarter each
-    UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:", and captions as they come for
-    everything else."""
+    UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:" with tags, and captions as they come
+    for everything else."""
     clean: bool = False
     """Repair mojibake, decode entities, drop HTML tags and control characters, and collapse spaces."""
     drop_duplicates: bool = True

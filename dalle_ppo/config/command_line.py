@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
 import warnings
@@ -13,10 +14,16 @@ from typing import TYPE_CHECKING, NoReturn
 import yaml
 
 from dalle_ppo.base.run_format import FORMAT, check_format
+from dalle_ppo.base.team import launched
 from dalle_ppo.config.objective import Objective, find_objective, objective_names
 from dalle_ppo.config.renamed import explain_old
 from dalle_ppo.config.sections import record_classes, setting_names
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
+
+MANY_PROCESSES = (
+    "started in {} processes, but this program works in one, on one device; start it without torchrun, "
+    "accelerate launch or mpirun, as python -m"
+)
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -182,8 +189,14 @@ class OneLineParser(argparse.ArgumentParser):
 def run_main(main: Callable[[list[str] | None], int]) -> None:
     """Runs a command line: a user's error or an unusable file becomes one line and exit code 2.
 
-    A warning becomes one line too.
+    A warning becomes one line too. Started in several processes, it ends with exit code 2, and the first
+    process alone says why: they would all do the same work and write the same files.
     """
+    rank, size = launched(os.environ)
+    if size > 1:
+        if rank == 0:
+            print(f"error: {MANY_PROCESSES.format(size)}", file=sys.stderr)
+        sys.exit(2)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dalle_ppo.base.lock import locked
 from dalle_ppo.config.command_line import run_main
 
 if TYPE_CHECKING:
@@ -158,23 +159,31 @@ def main(argv: list[str] | None) -> int:
     args = parser.parse_args(argv)
     if importlib.util.find_spec("keras") is None and not (args.out / "detector.safetensors").exists():
         raise ValueError("the detector is trained in Keras, which is not installed: pip install '.[convert]'")
-    args.out.mkdir(parents=True, exist_ok=True)
-    begun = args.out / "seed.txt"
-    seed = begun.read_text(encoding="utf-8").strip() if begun.exists() else str(args.seed)
-    if seed != str(args.seed):
-        raise ValueError(
-            f"--seed is {args.seed}, but {args.out} was begun with seed {seed}; use that seed "
-            "or another folder"
-        )
-    begun.write_text(f"{seed}\n", encoding="utf-8")
     started = time.perf_counter()
-    for name, stage in STAGES:
-        if (args.out / name).exists():
-            print(f"{name} already exists: kept")
-            continue
-        stage(args.out, args.seed)
+    with locked(args.out, f"--out {args.out}"):
+        run_stages(args.out, args.seed)
     print(f"built the world in {args.out} in {(time.perf_counter() - started) / 60:.1f} minutes")
     return 0
+
+
+def run_stages(out: Path, seed: int) -> None:
+    """Runs the stages that are not done yet.
+
+    Raises:
+        ValueError: the folder was begun with another seed.
+    """
+    begun = out / "seed.txt"
+    first = begun.read_text(encoding="utf-8").strip() if begun.exists() else str(seed)
+    if first != str(seed):
+        raise ValueError(
+            f"--seed is {seed}, but {out} was begun with seed {first}; use that seed or another folder"
+        )
+    begun.write_text(f"{seed}\n", encoding="utf-8")
+    for name, stage in STAGES:
+        if (out / name).exists():
+            print(f"{name} already exists: kept")
+            continue
+        stage(out, seed)
 
 
 if __name__ == "__main__":

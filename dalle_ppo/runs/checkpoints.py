@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from dalle_ppo.base.atomic import flush
 from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
+from dalle_ppo.runs.places import CHECKPOINT_NAME, TEMPORARY_NAME
 
 STATE_FILE = "state.json"
-CHECKPOINT_NAME = re.compile(r"step_(\d{6,})")
-TEMPORARY_NAME = re.compile(r"\.step_\d{6,}\.(new|old)")
 
 
 @dataclass(frozen=True)

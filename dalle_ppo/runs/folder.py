@@ -1,27 +1,43 @@
-"""A run's folder: what a run writes into it, and how it is prepared."""
+"""A run's folder: how it is checked, kept for one process and prepared."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dalle_ppo.runs.checkpoints import (
-    CHECKPOINT_NAME,
-    TEMPORARY_NAME,
-    checkpoint_folders,
-    latest_checkpoint,
-)
+from dalle_ppo.base.lock import OTHERWISE, locked, refuse_locked
+from dalle_ppo.runs.checkpoints import checkpoint_folders, latest_checkpoint
+from dalle_ppo.runs.places import RUN_ENTRIES, enclosing_run, holds_run, refuse_wrong_path
 
-# What a run writes into its folder. `config.yaml` is last: entries are removed in this order, and a
-# folder whose removal was interrupted still counts as a run.
-RUN_ENTRIES = (
-    "tensorboard",
-    "samples",
-    "evaluation",
-    "evaluation.json",
-    "report.html",
-    "checkpoints",
-    "metrics.jsonl",
-    "config.yaml",
-)
+
+def check_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> None:
+    """Checks a run's folder before anything is loaded; changes nothing and reads no checkpoint.
+
+    Args:
+        run_dir, resume, overwrite: as in `prepare_run_dir`.
+
+    Raises:
+        ValueError: as `prepare_run_dir`; or another process is writing to the folder.
+    """
+    folder = Path(run_dir)
+    _refuse_unfit(folder, resume, overwrite)
+    refuse_locked(folder, f"run_dir: {folder}")
+
+
+@contextmanager
+def sole_writer(run_dir: str | Path, otherwise: str = OTHERWISE) -> Iterator[None]:
+    """Keeps other processes from writing to a run's folder, which is made if it is absent.
+
+    Args:
+        run_dir: the folder.
+        otherwise: what the error offers besides waiting for the other process.
+
+    Raises:
+        ValueError: another process is writing to it, or it cannot be made.
+    """
+    _make(Path(run_dir))
+    with locked(Path(run_dir), f"run_dir: {run_dir}", otherwise):
+        yield
 
 
 def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> Path | None:
@@ -38,16 +54,37 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
 
     Raises:
         ValueError: the folder holds a run and neither flag is given, or holds something else, or has no
-            usable checkpoint to resume from; in that case nothing has been changed.
+            usable checkpoint to resume from, or belongs to another run; in that case nothing has been
+            changed.
     """
     folder = Path(run_dir)
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other; use only one of them")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run_dir: {folder} is a file; name a folder")
+    _refuse_unfit(folder, resume, overwrite)
     if resume:
         return _checkpoint_to_resume(folder)
-    occupied = [name for name in RUN_ENTRIES if _exists(folder / name)]
+    for name in _occupied(folder):
+        _remove(folder / name)
+    _make(folder)
+    return None
+
+
+def _refuse_unfit(folder: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; use only one of them")
+    if resume:
+        refuse_wrong_path(folder, "run_dir", "--resume --run_dir {}")
+    run = enclosing_run(folder)
+    if run is not None:
+        raise ValueError(
+            f"run_dir: {folder} lies inside the run {run}; name another folder, or type --resume --run_dir "
+            f"{run} to continue that run"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run_dir: {folder} is a file; name a folder")
+    if resume and not holds_run(folder):
+        raise ValueError(
+            f"run_dir: {folder} holds no run to resume; leave out --resume or name another folder"
+        )
+    occupied = [] if resume else _occupied(folder)
     if occupied and not overwrite:
         raise ValueError(
             f"run_dir: {folder} already holds a run ({', '.join(occupied)}); "
@@ -58,34 +95,9 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
             f"run_dir: {folder} is not a run of this program, so overwrite leaves it alone "
             f"(it holds {', '.join(occupied)}); name another folder or remove these yourself"
         )
-    for name in occupied:
-        _remove(folder / name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"run_dir: {folder} cannot be created ({error.strerror}); name another folder"
-        ) from error
-    return None
-
-
-def holds_run(run_dir: str | Path) -> bool:
-    """Whether a folder looks like a run: a config, and metrics or a folder that holds only checkpoints."""
-    folder = Path(run_dir)
-    checkpoints = folder / "checkpoints"
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    if any(not (CHECKPOINT_NAME.fullmatch(name) or TEMPORARY_NAME.fullmatch(name)) for name in names):
-        return False
-    return (folder / "config.yaml").is_file() and (
-        checkpoints.is_dir() or (folder / "metrics.jsonl").is_file()
-    )
 
 
 def _checkpoint_to_resume(folder: Path) -> Path | None:
-    if not holds_run(folder):
-        raise ValueError(
-            f"run_dir: {folder} holds no run to resume; leave out --resume or name another folder"
-        )
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None and checkpoint_folders(folder / "checkpoints"):
         raise ValueError(
@@ -93,6 +105,19 @@ def _checkpoint_to_resume(folder: Path) -> Path | None:
             "restore one from a copy, or start over with --overwrite"
         )
     return checkpoint
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"run_dir: {folder} cannot be created ({error.strerror}); name another folder"
+        ) from error
+
+
+def _occupied(folder: Path) -> list[str]:
+    return [name for name in RUN_ENTRIES if _exists(folder / name)]
 
 
 def _exists(path: Path) -> bool:

@@ -91,6 +91,86 @@ def test_a_hub_that_refuses_is_one_line(hub, monkeypatch):
     assert "\n" not in str(error.value) and "wrong-one" not in str(error.value)
 
 
+def refused(hub, source=SOURCE) -> str:
+    """The error of opening a source, found without opening a file."""
+    with pytest.raises(ValueError) as error:
+        open_source(source, everything())
+    assert "\n" not in str(error.value) and not downloaded(hub)
+    return str(error.value)
+
+
+def test_a_data_set_that_is_gone_names_what_took_its_place(hub):
+    hub.repo = "laion/another"
+    for source in (SOURCE, "hub:LAION/laion400m@main"):
+        error = refused(hub, source)
+        assert "is not on the hub" in error and "use hub:laion/relaion400m" in error and "HF_TOKEN" in error
+    error = refused(hub, "hub:nobody/nothing")
+    assert "nobody/nothing is not on the hub" in error and "folder with its parquet files" in error
+    assert "relaion" not in error
+
+
+def test_a_data_set_that_was_taken_down_names_what_took_its_place(hub):
+    hub.disabled = True
+    error = refused(hub)
+    assert "laion/laion400m has been disabled" in error and "use hub:laion/relaion400m" in error
+
+
+def test_a_gated_data_set_says_where_its_terms_are(hub):
+    hub.gated, hub.repo = True, "laion/relaion400m"
+    error = refused(hub, "hub:laion/relaion400m")
+    assert "https://huggingface.co/datasets/laion/relaion400m and set HF_TOKEN" in error
+
+
+def test_a_gated_data_set_in_the_cache_needs_no_access(hub, tmp_path):
+    cache(hub, tmp_path, [f"part-{part:05d}-c000.snappy.parquet" for part in range(2)])
+    hub.gated = True
+    assert open_source(SOURCE, everything()).next_batch(1)
+
+
+def test_a_renamed_data_set_is_refused_with_its_new_name(hub):
+    """What the hub forwards to may hold other captions: re-LAION is not LAION."""
+    hub.renamed_from = "laion/laion-old"
+    assert "laion/laion-old is called laion/laion400m" in refused(hub, "hub:laion/laion-old")
+    hub.renamed_from = "LAION/Laion400M"
+    assert open_source("hub:LAION/Laion400M", everything()).next_batch(1), "only other capitals"
+
+
+def test_a_revision_that_does_not_exist(hub):
+    assert "no revision v9" in refused(hub, f"{SOURCE}@v9")
+
+
+@pytest.mark.parametrize(
+    "names", [("caption", "NSFW"), ("caption", "nsfw"), ("Caption", "Nsfw"), ("text", "TAG")]
+)
+def test_columns_in_another_case_are_found(hub, names):
+    """re-LAION-400M calls its captions `caption`."""
+    for file in hub.folder.glob("*.parquet"):
+        table = pq.read_table(file)
+        renamed = [{"TEXT": names[0], "NSFW": names[1], "URL": "url"}.get(c, c) for c in table.column_names]
+        pq.write_table(table.rename_columns(renamed), file)
+    drawn = open_source(SOURCE, everything()).next_batch(200)
+    assert all(record.text.endswith((record.tag, "None")) for record in drawn)
+    assert sum(record.tag == "NSFW" for record in drawn) == 100
+
+
+def test_without_tags_captions_are_taken_as_they_come(hub):
+    """Half of the captions tagged NSFW is no default for a data set without tags, such as re-LAION-2B."""
+    for file in hub.folder.glob("*.parquet"):
+        pq.write_table(pq.read_table(file, columns=["URL", "TEXT"]), file)
+    assert {record.tag for record in open_source(SOURCE, everything()).next_batch(100)} == {"UNTAGGED"}
+
+
+def test_a_damaged_first_file_is_named_or_skipped(hub):
+    first = hub.folder / "part-00000-c000.snappy.parquet"
+    first.write_bytes(first.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"part-00000\S+ of laion/laion400m could not be read") as error:
+        open_source(SOURCE, everything())
+    assert "\n" not in str(error.value)
+    source = open_source(SOURCE, everything(skip_bad_files=True))
+    with pytest.warns(UserWarning, match="file skipped"):
+        assert len(source.next_batch(50)) == 50
+
+
 def test_a_data_set_without_parquet_files_is_named(hub):
     for file in hub.folder.glob("*.parquet"):
         file.unlink()

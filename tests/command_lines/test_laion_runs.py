@@ -149,7 +149,7 @@ def test_a_shard_that_disappears_in_mid_run_costs_one_line_and_no_progress(tmp_p
     }
     with laion_machine(tmp_path, "mini", num_shards=8, rows=200) as hub:
         argv, run_dir = arguments("mini", tmp_path / "run", settings), tmp_path / "run"
-        shards, aside = hub / "datasets--laion--laion400m" / "blobs", tmp_path / "aside"
+        shards, aside = hub / "datasets--laion--relaion400m" / "blobs", tmp_path / "aside"
         iterate = Trainer.iterate
 
         def iterate_and_lose_the_shards(trainer, writer):
@@ -161,7 +161,7 @@ def test_a_shard_that_disappears_in_mid_run_costs_one_line_and_no_progress(tmp_p
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "iterate", iterate_and_lose_the_shards)
             error = cli(train.main, *argv).error
-        assert "laion/laion400m/part-0000" in error and "cannot be opened" in error
+        assert "laion/relaion400m/part-0000" in error and "cannot be opened" in error
         done = len(rows_of(run_dir))
         assert 8 < done < 30
         checkpoint = load_checkpoint(latest_checkpoint(run_dir))

@@ -477,11 +477,11 @@ def test_drawing_needs_no_own_reward(own_rewards, tmp_path, cli, monkeypatch):
     assert outcome.code == 0 and "flagged unsafe" in outcome.out
 
 
-@pytest.mark.parametrize("broken_at, iterations_done", [(1, 0), (3, 1)])
+@pytest.mark.parametrize("broken_at, iterations_done", [(2, 0), (4, 1)])
 def test_a_reward_that_is_not_a_number_stops_the_run_and_can_be_mended(
     own_rewards, tiny_run, tmp_path, cli, broken_at, iterations_done
 ):
-    """Call 1 is for the samples before training, 2 and 3 are the first iterations."""
+    """Call 1 is for the samples before training, 2 and 3 are the first iterations. The trial is forgotten."""
     own_rewards.broken_at = broken_at
     run_dir = tmp_path / "run"
     arguments = tiny_arguments(run_dir, evaluation__at_end="false")

@@ -24,7 +24,7 @@ from dalle_ppo.train import by_dotted_name
 def test_it_trains_that_model_on_laions_captions_with_laions_detector(size):
     config = load(size)
     assert config.model.path == size and config.device == "cuda"
-    assert config.captions.source == "hub:laion/laion400m"
+    assert config.captions.source == "hub:laion/relaion400m"
     assert config.captions.shares == {"NSFW": 0.5, "OTHER": 0.5}
     assert (config.clip.model, config.clip.pretrained) == ("ViT-L-14-quickgelu", "openai")
     assert config.reward.settings_of("nsfw").detector == "laion-l14"

@@ -1,0 +1,171 @@
+"""One process at a time in a folder: a lock that ends with the process that holds it, however that ends."""
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+LOCK_FILE = ".lock"
+BUSY = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+"""What the systems say of a file that somebody else has locked."""
+WINDOWS_BYTE = 1 << 30
+"""The byte that is locked on Windows, where nobody else can read what is locked: beyond the holder's name."""
+OTHERWISE = "stop it, or name another folder"
+TAKEN = -1
+
+_held: set[int] = set()
+
+
+class Busy(ValueError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(folder: Path, what: str, otherwise: str = OTHERWISE) -> Iterator[None]:
+    """Holds the lock of a folder, which is made if it is absent.
+
+    The operating system drops the lock of a process that ends, is killed or loses its machine. On a file
+    system without locks there is a warning instead.
+
+    Args:
+        folder: the folder.
+        what: its name in the error, such as "run_dir: runs/a".
+        otherwise: what the error offers besides waiting.
+
+    Raises:
+        Busy: another process holds it; the message names that process.
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    try:
+        descriptor = _acquire(path)
+    except OSError as error:
+        descriptor = None
+        with suppress(OSError):
+            path.unlink()
+        warnings.warn(
+            f"{what} cannot be locked ({error.strerror}): nothing keeps a second process out of this folder",
+            stacklevel=3,
+        )
+    if descriptor == TAKEN:
+        raise _busy(path, what, otherwise)
+    try:
+        if descriptor is not None:
+            _write_holder(descriptor)
+        yield
+    finally:
+        if descriptor is not None:
+            _release(descriptor, path)
+
+
+def refuse_locked(folder: Path, what: str) -> None:
+    """Refuses a folder that a process holds, early and without leaving anything behind.
+
+    Raises:
+        Busy: as `locked`.
+    """
+    with suppress(OSError):
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR)
+        try:
+            busy = not _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+        if busy:
+            raise _busy(folder / LOCK_FILE, what, OTHERWISE)
+
+
+def _acquire(path: Path) -> int:
+    """The open and locked file, or TAKEN. OSError where there are no locks."""
+    patience = 3  # somebody may only be looking, which locks the file for a moment
+    while patience:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            free = _try_lock(descriptor)
+            # Not if its last holder has removed the file since it was opened.
+            if free and os.fstat(descriptor).st_ino == _inode(path):
+                _held.add(descriptor)
+                return descriptor
+        finally:
+            if descriptor not in _held:
+                os.close(descriptor)
+        if not free:
+            patience -= 1
+            time.sleep(0.05)
+    return TAKEN
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Locks an open file; False if another process has. OSError where the file system has no locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, WINDOWS_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in BUSY:
+            return False
+        raise
+    return True
+
+
+def _release(descriptor: int, path: Path) -> None:
+    _held.discard(descriptor)
+    if sys.platform == "win32":  # an open file cannot be removed
+        os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+        return
+    # While it is locked, so that nobody can have locked it before it goes.
+    with suppress(OSError):
+        if os.fstat(descriptor).st_ino == _inode(path):
+            path.unlink()
+    os.close(descriptor)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _write_holder(descriptor: int) -> None:
+    started = f"{datetime.now():%Y-%m-%d %H:%M}"
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": started}
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(holder).encode())
+
+
+def _busy(path: Path, what: str, otherwise: str) -> Busy:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        who = f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just starting or ending
+        who = "another process"
+    return Busy(f"{what} is in use by {who}; wait until it has ended, {otherwise}")
+
+
+def _let_go() -> None:
+    """A forked child does not hold its parent's lock, which would otherwise outlive a killed parent."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -1,0 +1,72 @@
+"""Tries the reward on two images before a run, so that a mistake in it costs seconds and no folder."""
+
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dalle_ppo.policy.rollout import as_float
+from dalle_ppo.rewards.base import check_result, metadata_of
+from dalle_ppo.training.trainer import Trainer
+
+NUM_IMAGES = 2
+
+
+def try_reward(trainer: Trainer) -> str:
+    """Scores two images of random codes with captions of the run, without taking global random numbers.
+
+    It is one more call of each term: one that keeps statistics of its own counts two images more.
+
+    Args:
+        trainer: ready to run; its reward is tried.
+
+    Returns:
+        One line for the user: what was tried, and how long it took.
+
+    Raises:
+        ValueError: a term raised, or returned something unusable; with `reward.bad_result: skip` that is a
+            warning.
+    """
+    terms = trainer.reward.terms
+    names = ", ".join(term.label for term in terms)
+    records = (trainer.sample_captions * NUM_IMAGES)[:NUM_IMAGES]
+    captions = [record.text for record in records]
+    metadata = metadata_of([record.tag for record in records], [record.id for record in records])
+    started = time.perf_counter()
+    with random_state_kept(trainer.family.device):
+        images = as_float(random_images(trainer))
+        try:
+            check_result(trainer.reward(images, captions, metadata), NUM_IMAGES, "of this run")
+        except ValueError as error:
+            message = f"{error}; found on {NUM_IMAGES} images of random codes before training"
+            if trainer.config.reward.bad_result == "stop":
+                raise ValueError(message) from error
+            warnings.warn(message, stacklevel=2)
+            return f"reward {names}: failed on two images, and batches where it fails will be left out"
+    return f"reward {names}: tried on two images in {time.perf_counter() - started:.1f} s"
+
+
+def random_images(trainer: Trainer) -> Tensor:
+    """Images of the run's size, uint8 [2, 3, H, W]: decoded, not drawn, which takes no time."""
+    sizes = trainer.networks.reference.config
+    generator = torch.Generator().manual_seed(trainer.config.seed)
+    tokens = torch.randint(sizes.num_codes, (NUM_IMAGES, sizes.num_image_tokens), generator=generator)
+    return trainer.family.decode(tokens)
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Leaves the global random numbers of Python, NumPy and torch as they were."""
+    kept = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])

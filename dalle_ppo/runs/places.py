@@ -1,0 +1,94 @@
+"""Paths that users take for a run's: one inside it, or the folder that holds several runs."""
+
+import os
+import re
+from pathlib import Path
+
+from dalle_ppo.base.lock import LOCK_FILE
+
+CHECKPOINT_NAME = re.compile(r"step_(\d{6,})")
+TEMPORARY_NAME = re.compile(r"\.step_\d{6,}\.(new|old)")
+# What a run writes into its folder. `config.yaml` is last: entries are removed in this order, and a
+# folder whose removal was interrupted still counts as a run.
+RUN_ENTRIES = (
+    "tensorboard",
+    "samples",
+    "evaluation",
+    "evaluation.json",
+    "report.html",
+    "checkpoints",
+    "metrics.jsonl",
+    "config.yaml",
+)
+SHOWN = 3
+
+
+def holds_run(run_dir: str | Path) -> bool:
+    """Whether a folder looks like a run: a config, and metrics or a folder that holds only checkpoints."""
+    folder = Path(run_dir)
+    checkpoints = folder / "checkpoints"
+    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    if any(not (CHECKPOINT_NAME.fullmatch(name) or TEMPORARY_NAME.fullmatch(name)) for name in names):
+        return False
+    return (folder / "config.yaml").is_file() and (
+        checkpoints.is_dir() or (folder / "metrics.jsonl").is_file()
+    )
+
+
+def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
+    """Refuses a path that is not a run but from which one can tell the run that is meant.
+
+    Args:
+        path: what the user gave; a run, an absent folder or anything else passes.
+        name: what the error calls it, such as "run_dir".
+        form: what to type instead, with `{}` for the run's folder.
+
+    Raises:
+        ValueError: it is a file or folder of a run's own, or a folder of runs.
+    """
+    path = Path(path)
+    if holds_run(path):
+        return
+    run = enclosing_run(path)
+    if run is not None:
+        raise ValueError(f"{name}: {path} lies inside the run {run}; type {form.format(run)}")
+    runs = runs_in(path)
+    if runs:
+        listed = ", ".join(map(str, runs[:SHOWN])) + (", ..." if len(runs) > SHOWN else "")
+        raise ValueError(f"{name}: {path} is no run but holds {listed}; type {form.format(runs[0])}")
+
+
+def enclosing_run(path: str | Path) -> Path | None:
+    """The run whose own file or folder a path is, or lies in; None if there is none. It need not exist."""
+    given = Path(path)
+    below = given.absolute()
+    for folder in below.parents:
+        if below.relative_to(folder).parts[0] in (*RUN_ENTRIES, LOCK_FILE) and holds_run(folder):
+            return _as_given(folder, given)
+    return None
+
+
+def checkpoint_of(path: str | Path) -> int | None:
+    """The iteration of the checkpoint whose folder a path is or lies in; None if it is not in one."""
+    found = [match for part in Path(path).absolute().parts if (match := CHECKPOINT_NAME.fullmatch(part))]
+    return int(found[-1][1]) if found else None
+
+
+def runs_in(path: str | Path) -> list[Path]:
+    """The runs directly in a folder, the newest first."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return []
+    found = [entry for entry in folder.iterdir() if entry.is_dir() and holds_run(entry)]
+    return sorted(found, key=lambda run: (run / "config.yaml").stat().st_mtime, reverse=True)
+
+
+def _as_given(folder: Path, given: Path) -> Path:
+    """An absolute path again relative, where the user's was and it is not further away."""
+    if given.is_absolute():
+        return folder
+    try:
+        short = os.path.relpath(folder)
+    except ValueError:  # on another drive
+        return folder
+    return folder if short.startswith(os.pardir) else Path(short)
