@@ -87,8 +87,9 @@ LATER_SETTINGS: dict[str, object] = {
          "clean_threshold": 0.01, "clean_bonus": 0.0},
         {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
     ],
+    "clip.quick_gelu": None, "clip.same_as": None,
 }  # fmt: skip
-"""Current settings that combine several of `FIRST` in one value."""
+"""Current settings that combine several of `FIRST` in one value, and later ones, as it was before."""
 LATER_METRICS: set[str] = set()
 """Numbers added after 65870f2, compared only where both sides have them."""
 ASIDE = {"images_per_second", "memory_gb", "versions"}
