@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dalle_ppo.models.clip_files import refuse_activation
@@ -23,6 +26,11 @@ CLASSES = {
 }
 PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+# What transformers raises on folders that it cannot read.
+_DAMAGE = (
+    *(OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 WAY_OUT = "give a folder in open_clip's layout, or a reward function of your own that reads it"
 
 
@@ -80,13 +88,15 @@ def load_transformers_clip(folder: Path, quick_gelu: bool | None) -> Transformer
         ValueError: it is another kind of model, or a part is missing or damaged.
     """
     kind = _kind(folder)
-    model = _load_model(folder, kind)
+    with _quiet():
+        model = _load_model(folder, kind)
+        processor = _load_processor(folder, kind, model.config.vision_config)
+        tokenizer = _load_tokenizer(folder, model.config.text_config.vocab_size)
     told = getattr(model.config.text_config, "hidden_act", "") == "quick_gelu"
     refuse_activation(quick_gelu, told, f"{folder / 'config.json'}")
-    tokenizer = _load_tokenizer(folder, model.config.text_config.vocab_size)
     return TransformersClip(
         model=model,
-        processor=_load_processor(folder, kind, model.config.vision_config),
+        processor=processor,
         tokenizer=tokenizer,
         padding="longest" if kind == "clip" else "max_length",
         # SigLIP 2 was trained on lower case; a Gemma tokenizer, which its folders name, keeps capitals.
@@ -116,14 +126,13 @@ def _load_model(folder: Path, kind: str) -> nn.Module:
     import transformers
 
     loader = getattr(transformers, CLASSES[kind][0])
-    with _quiet():
-        try:
-            # By default transformers 5 keeps the precision of the file.
-            model, info = loader.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-            raise _unreadable(folder, "the model", error) from error
+    try:
+        # By default transformers 5 keeps the precision of the file.
+        model, info = loader.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except _DAMAGE as error:
+        raise _unreadable(folder, "the model", error) from error
     # Old files keep the numbers of positions, which are no weights.
     loose = {
         what: sorted(str(key) for key in info[what] if not str(key).endswith("position_ids"))
@@ -146,7 +155,7 @@ def _load_processor(folder: Path, kind: str, vision) -> object:
     if any((folder / name).is_file() for name in PREPROCESSING_FILES):
         try:
             return loader.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             raise _unreadable(folder, "the preprocessing", error) from error
     if kind == "siglip2":
         return loader(patch_size=vision.patch_size, max_num_patches=vision.num_patches)
@@ -180,10 +189,9 @@ def _load_tokenizer(folder: Path, vocab_size: int) -> object:
 
 def _unreadable(folder: Path, what: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:200]
-    if "sentencepiece" in reason.lower() or "protobuf" in reason.lower():
-        way_out = "pip install sentencepiece protobuf, or add the published tokenizer.json"
-    else:
-        way_out = WAY_OUT
+    # SigLIP's tokenizer needs it; without a tokenizer_config.json transformers knows no tokenizer at all then.
+    lacks_package = what == "the tokenizer" and find_spec("sentencepiece") is None
+    way_out = f"pip install sentencepiece protobuf, or {WAY_OUT}" if lacks_package else WAY_OUT
     return ValueError(f"clip.model {str(folder)!r}: {what} cannot be read ({reason}); {way_out}")
 
 
