@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,13 +84,14 @@ def read_weight_file(path: Path) -> WeightFile:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if _is_torchscript(path):
-        weights = torch.jit.load(path, map_location="cpu").state_dict()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch would drop the format
+            weights = torch.jit.load(path, map_location="cpu").state_dict()
         return WeightFile(path, _without_openai_keys(weights), True, _activation_in_code(path))
     try:
         # open_clip opens the file again; mapped, it is in memory once.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
-        raise ValueError(_how_to_strip(path)) from None
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(_how_to_strip(path, str(error))) from None
     container = next((key for key in CONTAINERS if isinstance(_entry(state, key), dict)), None)
     weights = state[container] if container else state
     if not isinstance(weights, dict) or not any(isinstance(value, Tensor) for value in weights.values()):
@@ -260,12 +263,15 @@ def _activation_in_code(path: Path) -> bool | None:
     return True if b"torch.sigmoid(" in code else None
 
 
-def _how_to_strip(path: Path) -> str:
+def _how_to_strip(path: Path, reason: str) -> str:
     """One line: why safe loading refuses a file, and the command that saves its weights alone."""
+    named = re.search(r"GLOBAL (\S+) was not an allowed", reason)
+    if not named:
+        return f"clip.pretrained {path} is damaged, or no file of PyTorch; load it again from where it came"
     try:
         found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (RuntimeError, ValueError, pickle.UnpicklingError):
-        found = []
+    except (RuntimeError, ValueError, pickle.UnpicklingError):  # the format before PyTorch 1.6
+        found = [named[1]]
     only_options = found == ["argparse.Namespace"]
     load = f"torch.load({str(path)!r}, map_location='cpu', weights_only={only_options})"
     allow = "torch.serialization.add_safe_globals([argparse.Namespace]); " if only_options else ""
@@ -276,6 +282,6 @@ def _how_to_strip(path: Path) -> str:
     )
     trust = "" if only_options else "if you trust the file, whose code this runs, "
     return (
-        f"clip.pretrained {path} holds more than tensors ({', '.join(found) or 'objects'}), which safe "
+        f"clip.pretrained {path} holds more than tensors ({', '.join(found)}), which safe "
         f'loading refuses; {trust}save the weights alone with python -c "{command}" and give that file'
     )

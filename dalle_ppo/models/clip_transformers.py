@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ CLASSES = {
     "siglip": ("SiglipModel", "SiglipImageProcessor"),
     "siglip2": ("Siglip2Model", "Siglip2ImageProcessor"),
 }
+INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files hold
 PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 # What transformers raises on folders that it cannot read.
@@ -57,9 +59,19 @@ class TransformersClip(ClipScorer):
         return self.model.logit_scale.device
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Embeddings [b, D] of images [b, 3, H, W]; they become 8-bit images, which the processor reads."""
-        pixels = (images * 255).round().clamp(0, 255).to(torch.uint8)
-        inputs = self.processor(images=list(pixels), return_tensors="pt").to(self.device)
+        """Embeddings [b, D] of images [b, 3, H, W], resized, cut out and normalised by the folder's rules."""
+        size, mode = dict(self.processor.size or {}), INTERPOLATION.get(int(self.processor.resample))
+        if size.keys() <= {"height", "width", "shortest_edge"} and size and mode:
+            # Resized as for open_clip: in 8 bits, as transformers does it, embeddings move by 5e-5 (cosine).
+            if self.processor.do_resize:
+                images = _resized(images, size, mode)
+            inputs = self.processor(
+                images=list(images), do_resize=False, do_rescale=False, return_tensors="pt"
+            )
+        else:
+            pixels = (images * 255).round().clamp(0, 255).to(torch.uint8)
+            inputs = self.processor(images=list(pixels), return_tensors="pt")
+        inputs = inputs.to(self.device)
         dtype = self.model.logit_scale.dtype
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         return _embeddings(self.model.get_image_features(**inputs))
@@ -75,6 +87,19 @@ class TransformersClip(ClipScorer):
             texts, padding=self.padding, truncation=True, max_length=length, return_tensors="pt"
         )
         return _embeddings(self.model.get_text_features(input_ids=tokens["input_ids"].to(self.device)))
+
+
+def _resized(images: Tensor, size: dict[str, int], mode: str) -> Tensor:
+    """Images [b, 3, H, W] in a processor's size: {height, width}, or {shortest_edge} of the same shape."""
+    height, width = images.shape[-2:]
+    if "shortest_edge" in size:
+        short = min(height, width)
+        wanted = tuple(int(size["shortest_edge"] * side / short) for side in (height, width))
+    else:
+        wanted = (size["height"], size["width"])
+    if wanted == (height, width):
+        return images
+    return F.interpolate(images, size=wanted, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
 
 
 def load_transformers_clip(folder: Path, quick_gelu: bool | None) -> TransformersClip:
@@ -189,7 +214,7 @@ def _load_tokenizer(folder: Path, vocab_size: int) -> object:
 
 def _unreadable(folder: Path, what: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:200]
-    # SigLIP's tokenizer needs it; without a tokenizer_config.json transformers knows no tokenizer at all then.
+    # SigLIP's tokenizer needs it; without a tokenizer_config.json transformers then knows no tokenizer.
     lacks_package = what == "the tokenizer" and find_spec("sentencepiece") is None
     way_out = f"pip install sentencepiece protobuf, or {WAY_OUT}" if lacks_package else WAY_OUT
     return ValueError(f"clip.model {str(folder)!r}: {what} cannot be read ({reason}); {way_out}")

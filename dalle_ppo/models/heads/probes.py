@@ -19,7 +19,7 @@ def probe_images() -> Tensor:
 
     Whole numbers alone make them, so they are the same everywhere and with every version of any library.
     """
-    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.int64)
     radius = (x - 112) ** 2 + (y - 112) ** 2
     house = (abs(x - 112) < y - 30) & (y < 110) | (abs(x - 112) < 55) & (y >= 110) & (y < 195)
     noise = ((x // 14 * 73 + y // 14 * 151 + 40) ** 2 * 2654435761 >> 7) % 251
