@@ -89,6 +89,7 @@ LATER_SETTINGS: dict[str, object] = {
          "clean_threshold": 0.01, "clean_bonus": 0.0},
         {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
     ],
+    "clip.quick_gelu": None, "clip.same_as": None,
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = set()

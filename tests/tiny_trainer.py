@@ -66,7 +66,7 @@ class TinyVqgan:
 class TinyClip:
     """Embeds images by the brightness of their halves and ends, captions by their hash."""
 
-    name, pretrained = "tiny", "test"
+    name, pretrained, same_as = "tiny", "test", None
 
     def embed_images(self, images: Tensor) -> Tensor:
         pixels = images[:, 0, 0, :] - 0.5
@@ -84,6 +84,7 @@ class TinyDetector:
     """Bright first halves are unsafe."""
 
     info = HeadInfo("tiny", "test", 4, "probability")
+    probes = path = None
 
     def to(self, device) -> "TinyDetector":
         return self

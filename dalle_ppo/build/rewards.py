@@ -101,7 +101,8 @@ def _find_loader(term: TermConfig) -> Callable:
 
 def _load_clip(clip: ClipConfig, world: World | None, device: torch.device):
     builtin = clip.model == BUILTIN
-    return load_clip(str(world.clip) if builtin else clip.model, clip.pretrained, device)
+    model = str(world.clip) if builtin else clip.model
+    return load_clip(model, clip.pretrained, device, clip.quick_gelu, clip.same_as)
 
 
 def _detector_file(name: str, world: World | None) -> Path:

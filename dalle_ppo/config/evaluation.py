@@ -24,8 +24,9 @@ class EvaluationConfig:
     seed: int = 12345
     """Seed for captions and noise, separate from the seed of training."""
     heldout_clip: ClipConfig | None = None
-    """A second CLIP that no reward sees, as {model, pretrained}; null is none. Where there is no judge, its
-    similarity tells a real gain from a policy that has fooled the reward's CLIP."""
+    """A second CLIP that no reward sees, as {model, pretrained} or more of the settings of `clip`; null is
+    none. Where there is no judge, its similarity tells a real gain from a policy that has fooled the reward's
+    CLIP."""
     heldout_detector: str | None = None
     """A detector that reads embeddings of `heldout_clip`: laion-l14, laion-b32, or a file written by
     `converters/keras_nsfw_to_torch.py`; null is none."""

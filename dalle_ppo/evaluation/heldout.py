@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from dalle_ppo.config.clip import ClipConfig
-from dalle_ppo.models.clip import ClipScorer, load_clip
+from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.clip_scorer import ClipScorer
+from dalle_ppo.models.heads.binding import bind_clip
 from dalle_ppo.models.heads.keras.download import detector_file
-from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip, head_probability, load_detector
+from dalle_ppo.models.heads.nsfw import EmbeddingHead, head_probability, load_detector
 
 HELDOUT_COLUMNS = ("heldout_nsfw_probability", "heldout_clip_similarity")
 
@@ -50,11 +52,11 @@ def load_heldout(clip: ClipConfig | None, detector: str | None, device: torch.de
     if clip is None:
         return None
     try:
-        scorer = load_clip(clip.model, clip.pretrained, device)
+        scorer = load_clip(clip.model, clip.pretrained, device, clip.quick_gelu, clip.same_as)
     except ValueError as error:
         raise ValueError(f"evaluation.heldout_clip: {error}") from None
     if detector is None:
         return HeldOut(scorer, None)
     head = load_detector(detector_file(detector)).to(device)
-    check_clip(head.info, scorer.name, scorer.pretrained, scorer.embed_texts(["a"]).shape[1])
+    bind_clip(head, scorer)
     return HeldOut(scorer, head)

@@ -87,6 +87,7 @@ def build_detector(out: Path, seed: int) -> None:
     from dalle_ppo.iconworld.making.detector import train_detector, training_set
     from dalle_ppo.iconworld.world import World
     from dalle_ppo.models.clip import load_clip
+    from dalle_ppo.models.heads.binding import add_probes
     from dalle_ppo.models.heads.keras.convert import convert
 
     world = World(out)
@@ -101,6 +102,7 @@ def build_detector(out: Path, seed: int) -> None:
         clip_pretrained=clip.pretrained,
         licence="MIT, part of dalle_ppo",
     )
+    add_probes(world.detector, clip)
 
 
 def build_card(out: Path, seed: int) -> None:

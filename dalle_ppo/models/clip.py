@@ -1,5 +1,6 @@
-"""CLIP, loaded through open_clip: image and text embeddings for every reward that needs them."""
+"""Loads a CLIP, through open_clip or transformers: embeddings for every reward that needs them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,28 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle_ppo.models.clip_files import CONFIG_FILE, load_weight_file, refuse_activation
+from dalle_ppo.models.clip_scorer import ClipScorer
+from dalle_ppo.models.clip_transformers import load_transformers_clip
+
 BPE_FILE = "bpe_simple_vocab.txt.gz"
+MAX_REASON = 300  # a strict load that fails names every tensor
 
 
-@dataclass
-class ClipScorer:
-    """A frozen CLIP.
+@dataclass(kw_only=True)
+class OpenClip(ClipScorer):
+    """A frozen CLIP of open_clip.
 
     Args:
         model: open_clip's model, in eval mode.
         tokenizer: open_clip's tokenizer for that model.
-        name: open_clip's name for the model ("ViT-L-14"), or the name of a local folder.
-        pretrained: open_clip's tag for the weights ("openai"), or "local".
-        mean: mean of each colour channel in the model's preprocessing.
-        std: standard deviation of each colour channel there.
+        preprocess: open_clip's preprocessing: mean and std of each colour channel, and interpolation.
     """
 
     model: nn.Module
     tokenizer: object
-    name: str
-    pretrained: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preprocess: dict
 
     @property
     def image_size(self) -> int:
@@ -39,85 +39,121 @@ class ClipScorer:
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
-    @torch.no_grad()
-    def embed_images(self, images: Tensor, microbatch_size: int = 128) -> Tensor:
-        """L2-normalised embeddings.
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Embeddings [b, D] of images [b, 3, H, W], resized and normalised as the model needs."""
+        mean, std = (
+            torch.tensor(tuple(self.preprocess[name]), device=self.device)[:, None, None]
+            for name in ("mean", "std")
+        )
+        if images.shape[-1] != self.image_size:
+            mode = "bilinear" if self.preprocess.get("interpolation") == "bilinear" else "bicubic"
+            images = F.interpolate(
+                images, size=self.image_size, mode=mode, antialias=True, align_corners=False
+            ).clamp(0, 1)
+        dtype = next(self.model.visual.parameters()).dtype
+        return self.model.encode_image(((images - mean) / std).to(dtype))
 
-        Args:
-            images: float in 0..1, [B, 3, H, W].
-            microbatch_size: images per forward pass.
-
-        Returns:
-            float32 [B, D].
-        """
-        mean = torch.tensor(self.mean, device=self.device)[:, None, None]
-        std = torch.tensor(self.std, device=self.device)[:, None, None]
-        parts = []
-        for chunk in images.to(self.device).split(microbatch_size):
-            if chunk.shape[-1] != self.image_size:
-                chunk = F.interpolate(
-                    chunk, size=self.image_size, mode="bicubic", antialias=True, align_corners=False
-                ).clamp(0, 1)
-            dtype = next(self.model.visual.parameters()).dtype
-            parts.append(self.model.encode_image(((chunk - mean) / std).to(dtype)).float())
-        return F.normalize(torch.cat(parts), dim=-1)
-
-    @torch.no_grad()
-    def embed_texts(self, captions: list[str]) -> Tensor:
-        """L2-normalised embeddings of captions, float32 [B, D]; a repeated caption is computed once."""
-        distinct = list(dict.fromkeys(captions))
-        tokens = self.tokenizer(distinct).to(self.device)
-        embeddings = F.normalize(self.model.encode_text(tokens).float(), dim=-1)
-        row = {caption: i for i, caption in enumerate(distinct)}
-        return embeddings[torch.tensor([row[caption] for caption in captions], device=self.device)]
+    def encode_texts(self, captions: list[str]) -> Tensor:
+        """Embeddings [b, D] of captions."""
+        return self.model.encode_text(self.tokenizer(captions).to(self.device))
 
 
-def load_clip(model: str, pretrained: str | None, device: str | torch.device = "cpu") -> ClipScorer:
+def load_clip(
+    model: str,
+    pretrained: str | None,
+    device: str | torch.device = "cpu",
+    quick_gelu: bool | None = None,
+    same_as: str | None = None,
+) -> ClipScorer:
     """Loads a CLIP.
 
     Args:
         model: a folder in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors` and,
-            if it has its own vocabulary, `bpe_simple_vocab.txt.gz`), or a name open_clip knows.
+            if it has its own vocabulary, `bpe_simple_vocab.txt.gz`) or transformers' (`config.json`,
+            `model.safetensors`, tokenizer), or a name open_clip knows.
         pretrained: open_clip's tag for the weights, or a weight file; None for a folder.
         device: where it runs.
+        quick_gelu: activation of a weight file that does not tell; None where something does.
+        same_as: the CLIP that this one is said to be, as "ViT-L-14:openai".
 
     Raises:
-        ValueError: open_clip cannot load this name, tag or folder.
+        ValueError: it cannot be loaded, or nothing tells the activation of a weight file.
     """
     try:
-        return _load_clip(model, pretrained, device)
+        clip = _load(model, pretrained, quick_gelu)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]} ..."
         raise ValueError(
             f"clip.model {model!r} with clip.pretrained {pretrained!r} cannot be loaded ({reason}); "
-            "give a folder in open_clip's layout, or an open_clip model and tag"
+            "give a folder in open_clip's or transformers' layout, or an open_clip model and tag"
         ) from error
+    clip.same_as = same_as
+    given = {"clip_model": model, "clip_pretrained": pretrained, "quick_gelu": quick_gelu, "same_as": same_as}
+    clip.settings = {name: value for name, value in given.items() if value is not None}
+    clip.model.eval().requires_grad_(False).to(device)
+    return clip
 
 
-def _load_clip(model: str, pretrained: str | None, device: str | torch.device) -> ClipScorer:
-    import open_clip
-
+def _load(model: str, pretrained: str | None, quick_gelu: bool | None) -> ClipScorer:
     folder = Path(model)
     if folder.is_dir():
-        source, bpe = f"local-dir:{folder}", folder / BPE_FILE
-        clip = open_clip.create_model(source, device=device)
-        tokenizer = open_clip.get_tokenizer(source, **({"bpe_path": str(bpe)} if bpe.exists() else {}))
-        name, tag = folder.name, "local"
-    else:
-        if model not in open_clip.list_models():
+        if pretrained is not None:
             raise ValueError(
-                f"clip.model is {model!r}: neither a folder nor an open_clip model "
-                "(python -c 'import open_clip; print(open_clip.list_models())' lists them)"
+                f"clip.pretrained is {pretrained!r}, but clip.model {model!r} is a folder, which holds its "
+                "weights; leave clip.pretrained out"
             )
-        if pretrained is None:
-            raise ValueError(f"clip.pretrained is not set; {model} needs a tag such as 'openai' or a file")
-        # Weights trained with OpenAI's approximate GELU need it, whether or not the name says -quickgelu:
-        # open_clip itself only warns, and computes different embeddings.
-        facts = open_clip.get_pretrained_cfg(model, pretrained) or {}
-        clip = open_clip.create_model(
-            model, pretrained=pretrained, device=device, force_quick_gelu=facts.get("quick_gelu", False)
+        if not (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
+            return load_transformers_clip(folder, quick_gelu)
+        return _load_folder(folder, quick_gelu)
+    import open_clip
+
+    if model not in open_clip.list_models():
+        raise ValueError(
+            f"clip.model is {model!r}: neither a folder nor an open_clip model "
+            "(python -c 'import open_clip; print(open_clip.list_models())' lists them)"
         )
-        tokenizer, name, tag = open_clip.get_tokenizer(model), model, pretrained
+    if pretrained is None:
+        raise ValueError(f"clip.pretrained is not set; {model} needs a tag such as 'openai' or a file")
+    if not open_clip.get_pretrained_cfg(model, pretrained) and Path(pretrained).is_file():
+        clip, tag, preprocess = load_weight_file(model, Path(pretrained), quick_gelu)
+    else:
+        clip, tag = _load_tag(model, pretrained, quick_gelu), pretrained
+        preprocess = clip.visual.preprocess_cfg
+    return OpenClip(
+        model=clip,
+        tokenizer=open_clip.get_tokenizer(model),
+        name=model,
+        pretrained=tag,
+        preprocess=preprocess,
+    )
+
+
+def _load_folder(folder: Path, quick_gelu: bool | None) -> OpenClip:
+    """A CLIP in open_clip's layout."""
+    import open_clip
+
+    source, bpe = f"local-dir:{folder}", folder / BPE_FILE
+    # Without require_pretrained a folder that lacks the weights gives a random CLIP.
+    clip = open_clip.create_model(source, require_pretrained=True)
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    refuse_activation(quick_gelu, bool(config["model_cfg"].get("quick_gelu")), f"{folder / CONFIG_FILE}")
+    tokenizer = open_clip.get_tokenizer(source, **({"bpe_path": str(bpe)} if bpe.exists() else {}))
     preprocess = clip.visual.preprocess_cfg
-    clip.eval().requires_grad_(False)
-    return ClipScorer(clip, tokenizer, name, tag, tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    return OpenClip(
+        model=clip, tokenizer=tokenizer, name=folder.name, pretrained="local", preprocess=preprocess
+    )
+
+
+def _load_tag(model: str, tag: str, quick_gelu: bool | None) -> nn.Module:
+    """open_clip's model with published weights."""
+    import open_clip
+
+    # Weights trained with OpenAI's approximate GELU need it, whether or not the name says -quickgelu:
+    # open_clip itself only warns, and computes different embeddings.
+    facts = open_clip.get_pretrained_cfg(model, tag) or {}
+    needed = facts.get("quick_gelu", False)
+    if facts:
+        named = open_clip.get_model_config(model).get("quick_gelu", False)
+        refuse_activation(quick_gelu, needed or named, f"open_clip's tag {tag}")
+    return open_clip.create_model(model, pretrained=tag, force_quick_gelu=needed)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dalle_ppo.models.heads.nsfw import check_clip, head_probability, load_detector
+from dalle_ppo.models.heads.binding import bind_clip
+from dalle_ppo.models.heads.nsfw import head_probability, load_detector
 from dalle_ppo.rewards.base import Reward, RewardResult
 from dalle_ppo.rewards.shared import Shared
 
@@ -19,8 +20,7 @@ def load(options, shared: Shared) -> Reward:
         ValueError: there is no such detector, or it was made for another CLIP.
     """
     detector = load_detector(shared.detector_file(options.detector)).to(shared.device)
-    dimension = shared.clip.embed_texts(["a"]).shape[1]
-    check_clip(detector.info, shared.clip.name, shared.clip.pretrained, dimension)
+    bind_clip(detector, shared.clip)
 
     def reward(images: Tensor, captions: list[str]) -> RewardResult:
         probability = head_probability(detector, shared.image_embeddings())

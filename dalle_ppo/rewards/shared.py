@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle_ppo.models.clip import ClipScorer
+from dalle_ppo.models.clip_scorer import ClipScorer
 
 
 class Shared:

@@ -95,7 +95,7 @@ def test_help_shows_the_text_beside_a_setting(capsys):
     "annotation, words",
     [
         (str | None, "text or null"),
-        (list[ClipConfig], "list of {model, pretrained}"),
+        (list[ClipConfig], "list of {model, pretrained, quick_gelu, same_as}"),
         (list[dict[str, Any]], "list of settings"),
         (dict[str, float] | None, "text to number or null"),
     ],

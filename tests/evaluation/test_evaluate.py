@@ -555,7 +555,8 @@ def test_a_heldout_detector_of_another_clip_is_refused():
     world = World()
     with pytest.raises(ValueError, match="reads embeddings of CLIP"):
         folder = ClipConfig(str(world.clip.parent / "iconworld_clip"))
-        other = dataclasses.replace(load_heldout(folder, None, torch.device("cpu")).clip, name="other")
+        clip = load_heldout(folder, None, torch.device("cpu")).clip
+        other = dataclasses.replace(clip, preprocess=clip.preprocess | {"mean": (0.4, 0.4, 0.4)})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("dalle_ppo.evaluation.heldout.load_clip", lambda *args: other)
             load_heldout(folder, str(world.detector), torch.device("cpu"))

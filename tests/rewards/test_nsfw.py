@@ -82,7 +82,7 @@ def test_the_default_is_detector_and_cosine_of_one_clip_pass(clip, scenes, monke
     detector, embeddings = load_detector(WORLD.detector), clip.embed_images(images)
     seen = counted(monkeypatch, clip)
     result = build.build_reward(Config(), WORLD, CPU)(images, texts)
-    assert seen == {"loaded": 1, "images": [6], "texts": [1, 6]}, "one text when the detector is checked"
+    assert seen == {"loaded": 1, "images": [8, 6], "texts": [6]}, "the probes when the detector is checked"
     torch.testing.assert_close(result.embeddings, embeddings, rtol=0, atol=0)
     rounded = embeddings.half().float() if detector.info.round_to_float16 else embeddings
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_clip_runs_once_per_batch_however_many_terms_read_it(clip, scenes, monke
     seen = counted(monkeypatch, clip)
     terms = [{"name": name} for name in ("nsfw", "clip_similarity", "nsfw", "clip_similarity")]
     reward = build.build_reward(Config(reward=RewardConfig(terms)), WORLD, CPU)
-    seen["texts"].clear()
+    seen["images"].clear()
     for rows in (6, 4):
         reward(scenes[0][:rows], scenes[1][:rows])
     assert seen == {"loaded": 1, "images": [6, 4], "texts": [6, 4]}
@@ -132,8 +132,9 @@ def test_only_what_is_builtin_needs_the_builtin_world():
     [{"clip_model": "ViT-L-14"}, {"clip_pretrained": "openai"}, {"dimension": 768}, {"clip_model": ""}],
 )
 def test_a_detector_of_another_clip_is_refused_in_one_line(monkeypatch, change):
+    """By its names: one without probes."""
     detector = load_detector(WORLD.detector)
-    detector.info = replace(detector.info, **change)
+    detector.info, detector.probes = replace(detector.info, **change), None
     monkeypatch.setattr(nsfw, "load_detector", lambda path: detector)
     with pytest.raises(ValueError, match="CLIP") as caught:
         build.build_reward(Config(), WORLD, CPU)

@@ -12,7 +12,7 @@ from dalle_ppo.iconworld.captions import TAGS, sample_caption, sample_scene
 from dalle_ppo.iconworld.making.training import image_tensor, save_half, train_loop
 from dalle_ppo.iconworld.making.vqgan import TAG_SHARES
 from dalle_ppo.iconworld.scenes import Scene, draw_batch
-from dalle_ppo.models.clip import BPE_FILE, ClipScorer, load_clip
+from dalle_ppo.models.clip import BPE_FILE, OpenClip, load_clip
 from dalle_ppo.models.dalle.tokenizer import write_open_clip_bpe
 
 CONTEXT_LENGTH = 48
@@ -34,7 +34,7 @@ def model_config(vocab_size: int) -> dict:
     }
 
 
-def write_clip_folder(folder: Path, texts: list[str], seed: int) -> ClipScorer:
+def write_clip_folder(folder: Path, texts: list[str], seed: int) -> OpenClip:
     """Writes config, vocabulary and fresh weights into `folder`; loads them through open_clip."""
     import open_clip
 
@@ -69,7 +69,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 def train_clip(
     folder: Path, seed: int, num_steps: int, decode, pool_size: int, batch_size: int = 160
-) -> ClipScorer:
+) -> OpenClip:
     """Trains on captions with drawn and VQGAN-decoded scenes, and saves into `folder`.
 
     Args:

@@ -15,7 +15,7 @@ from dalle_ppo.iconworld.making.scene_tokens import SceneTokens, decode_tokens
 from dalle_ppo.iconworld.making.training import image_tensor
 from dalle_ppo.iconworld.making.vqgan import sample_scenes
 from dalle_ppo.iconworld.scenes import draw_batch, junk_image
-from dalle_ppo.models.clip import ClipScorer
+from dalle_ppo.models.clip_scorer import ClipScorer
 
 
 def distorted(rng: np.random.Generator, tokens: torch.Tensor, share: float) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.models.heads.head_info import HeadInfo
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
+from dalle_ppo.models.heads.probes import NUM_PROBES, PROBES
 from dalle_ppo.models.heads.published import read_torch_head, read_violence_directions
 
 FORMAT = "dalle_ppo.head.v1"
@@ -22,15 +24,34 @@ FORMAT = "dalle_ppo.head.v1"
 MIN_ROWS = 8
 # On a CPU larger batches are split so that intermediate results stay in the cache: 3 times as fast at 65 536.
 CACHE_ROWS = 1024
+# How far from 1 the norm of embeddings may be: rounding to float16 moves it by 0.001, forgetting to normalise
+# by much more.
+NORM_TOLERANCE = 0.05
 
 
 class EmbeddingHead(nn.Module):
-    """Maps CLIP embeddings to one number each; `info` says which CLIP they must come from."""
+    """Maps CLIP embeddings to one number each.
 
-    def __init__(self, layers: nn.Sequential, info: HeadInfo) -> None:
+    Args:
+        layers: the chain.
+        info: its metadata.
+        probes: what its CLIP makes of the drawings of `probes.py`, float32 [8, D]; None if not known.
+        path: the file that it came from.
+    """
+
+    def __init__(
+        self,
+        layers: nn.Sequential,
+        info: HeadInfo,
+        probes: Tensor | None = None,
+        path: str | Path | None = None,
+    ) -> None:
         super().__init__()
         self.layers = layers
         self.info = info
+        self.probes = probes
+        self.path = path
+        self._has_warned = False
         self.eval()
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -50,12 +71,26 @@ class EmbeddingHead(nn.Module):
             raise ValueError(f"embeddings have shape {shape}, the head needs [B, {self.info.dimension}]")
         num_rows = len(embeddings)
         x = embeddings.to(torch.float32)
+        self._check_norm(x)
         if 0 < num_rows < MIN_ROWS and x.device.type == "cpu":
             x = nn.functional.pad(x, (0, 0, 0, MIN_ROWS - num_rows))
         with torch.autocast(x.device.type, enabled=False):
             if x.device.type != "cpu":
                 return self.layers(x)[:, 0]
             return torch.cat([self.layers(rows)[:, 0] for rows in x.split(CACHE_ROWS)])[:num_rows]
+
+    def _check_norm(self, x: Tensor) -> None:
+        """Warns once if embeddings are not L2-normalised: their numbers would mean something else."""
+        if self._has_warned or not len(x):
+            return
+        norm = x.detach()[:CACHE_ROWS].norm(dim=1).mean().item()
+        if abs(norm - 1) > NORM_TOLERANCE:
+            self._has_warned = True
+            warnings.warn(
+                f"the head from {self.info.source} gets embeddings of norm {norm:.3g}; it reads "
+                "L2-normalised ones, of norm 1, and its numbers mean nothing for others",
+                stacklevel=5,  # the call, behind two of torch
+            )
 
 
 def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
@@ -76,7 +111,7 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
     specs, info = read_head(path)
     if info.output != "probability":
         raise ValueError(f"{path}: its output is a {info.output}, not a probability; use load_head for it")
-    return EmbeddingHead(build_layers(specs, smooth=smooth), info)
+    return EmbeddingHead(build_layers(specs, smooth=smooth), info, read_probes(path), path)
 
 
 def load_head(path: str | Path) -> EmbeddingHead:
@@ -94,19 +129,33 @@ def load_head(path: str | Path) -> EmbeddingHead:
     Raises:
         ValueError: it is none of these.
     """
+    specs, info, probes = read_any_head(path)
+    return EmbeddingHead(build_layers(specs), info, probes, path)
+
+
+def read_any_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo, Tensor | None]:
+    """Layers, metadata and probes of any head that `load_head` reads.
+
+    Raises:
+        ValueError: it is none of them.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     readers = {".pth": read_torch_head, ".pt": read_torch_head, ".npy": read_violence_directions}
-    specs, info = readers.get(path.suffix, read_head)(path)
-    return EmbeddingHead(build_layers(specs), info)
+    if path.suffix in readers:
+        return *readers[path.suffix](path), None
+    return *read_head(path), read_probes(path)
 
 
-def save_head(path: str | Path, specs: list[LayerSpec], info: HeadInfo) -> None:
-    """Write a head: tensors named `<layer>.<name>`, everything else in the safetensors metadata."""
+def save_head(path: str | Path, specs: list[LayerSpec], info: HeadInfo, probes: Tensor | None = None) -> None:
+    """Write a head: tensors named `<layer>.<name>` and `probes`, all else in the safetensors metadata."""
     tensors = {f"{i}.{k}": t.contiguous() for i, spec in enumerate(specs) for k, t in spec.tensors.items()}
     layers = [{"type": spec.type, **spec.options} for spec in specs]
     metadata = {"format": FORMAT, "layers": json.dumps(layers), "info": json.dumps(asdict(info))}
+    if probes is not None:
+        tensors["probes"] = probes.float().cpu().contiguous()
+        metadata["probes"] = PROBES
     atomic_write(path, lambda new: save_file(tensors, new, metadata=metadata))
 
 
@@ -116,6 +165,40 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
     Raises:
         ValueError: the file is missing, is not a safetensors file, or was not written by `save_head`.
     """
+    metadata, tensors = _read_file(path)
+    tensors.pop("probes", None)
+    specs = []
+    for position, layer in enumerate(json.loads(metadata["layers"])):
+        prefix = f"{position}."
+        own = {
+            name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)
+        }
+        specs.append(LayerSpec(layer.pop("type"), layer, own))
+    if tensors:
+        raise ValueError(f"{path}: tensors that do not belong to any layer: {', '.join(sorted(tensors))}")
+    return specs, HeadInfo(**json.loads(metadata["info"]))
+
+
+def read_probes(path: str | Path) -> Tensor | None:
+    """The embeddings that a head's CLIP gave of the drawings, float32 [8, D]; None if it keeps none.
+
+    Raises:
+        ValueError: as in `read_head`, or the drawings are those of another version.
+    """
+    metadata, tensors = _read_file(path)
+    probes = tensors.get("probes")
+    if probes is None:
+        return None
+    if metadata.get("probes") != PROBES or len(probes) != NUM_PROBES:
+        raise ValueError(
+            f"{path}: its probes are {metadata.get('probes')}, this version knows {PROBES}; convert the head "
+            "again and add probes with converters/add_probes.py"
+        )
+    return probes
+
+
+def _read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a head's file."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; convert one with converters/keras_nsfw_to_torch.py")
@@ -128,16 +211,7 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
         raise ValueError(f"{path}: format is {found}, needs {FORMAT}; convert the detector again")
-    specs = []
-    for position, layer in enumerate(json.loads(metadata["layers"])):
-        prefix = f"{position}."
-        own = {
-            name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)
-        }
-        specs.append(LayerSpec(layer.pop("type"), layer, own))
-    if tensors:
-        raise ValueError(f"{path}: tensors that do not belong to any layer: {', '.join(sorted(tensors))}")
-    return specs, HeadInfo(**json.loads(metadata["info"]))
+    return metadata, tensors
 
 
 @torch.no_grad()
@@ -155,7 +229,7 @@ def head_probability(head: EmbeddingHead, embeddings: Tensor) -> Tensor:
 
 
 def check_clip(info: HeadInfo, clip_model: str, clip_pretrained: str, dimension: int) -> None:
-    """Reject a head made for a CLIP other than the one in use.
+    """Reject a head made for a CLIP other than the one in use, by their names.
 
     Args:
         info: the head's.
@@ -168,14 +242,16 @@ def check_clip(info: HeadInfo, clip_model: str, clip_pretrained: str, dimension:
     if not info.clip_model:
         raise ValueError(
             f"the head from {info.source} does not say which CLIP it belongs to; "
-            "convert it again with --clip_model and --clip_pretrained"
+            "convert it again with --clip_model and --clip_pretrained, or add its CLIP's probes with "
+            "converters/add_probes.py"
         )
     wanted = (_plain_name(info.clip_model), info.clip_pretrained, info.dimension)
     if wanted != (_plain_name(clip_model), clip_pretrained, dimension):
         raise ValueError(
             f"the head from {info.source} reads embeddings of CLIP {info.clip_model} "
             f"({info.clip_pretrained}, {info.dimension} numbers), but the CLIP in use is {clip_model} "
-            f"({clip_pretrained}, {dimension} numbers); use the head's CLIP or a head made for this one"
+            f"({clip_pretrained}, {dimension} numbers); use the head's CLIP or a head made for this one, or "
+            f"say that they are the same with clip.same_as: {info.clip_model}:{info.clip_pretrained}"
         )
 
 

@@ -1,0 +1,58 @@
+"""What every CLIP does, whatever library computes it: L2-normalised embeddings of images and texts."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class ClipScorer:
+    """A frozen CLIP; a subclass says how a batch is encoded.
+
+    Args:
+        name: open_clip's name for the model ("ViT-L-14"), or the name of a local folder.
+        pretrained: open_clip's tag for the weights ("openai"), a weight file, or "local" for a folder.
+        same_as: the CLIP that the user says it is, as "ViT-L-14:openai"; None if not said.
+        settings: what it was loaded with, by name of the setting.
+    """
+
+    name: str
+    pretrained: str
+    same_as: str | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        raise NotImplementedError
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Embeddings [b, D] float, of any norm, of images [b, 3, H, W] in 0..1 on the CLIP's device."""
+        raise NotImplementedError
+
+    def encode_texts(self, captions: list[str]) -> Tensor:
+        """Embeddings [b, D] float, of any norm."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor, microbatch_size: int = 128) -> Tensor:
+        """L2-normalised embeddings.
+
+        Args:
+            images: float in 0..1, [B, 3, H, W].
+            microbatch_size: images per forward pass.
+
+        Returns:
+            float32 [B, D].
+        """
+        chunks = images.to(self.device).split(microbatch_size)
+        return F.normalize(torch.cat([self.encode_images(chunk).float() for chunk in chunks]), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, captions: list[str]) -> Tensor:
+        """L2-normalised embeddings of captions, float32 [B, D]; a repeated caption is computed once."""
+        distinct = list(dict.fromkeys(captions))
+        embeddings = F.normalize(self.encode_texts(distinct).float(), dim=-1)
+        row = {caption: i for i, caption in enumerate(distinct)}
+        return embeddings[torch.tensor([row[caption] for caption in captions], device=self.device)]

@@ -1,0 +1,241 @@
+"""CLIP, SigLIP and SigLIP 2 from a folder in transformers' layout, with its preprocessing and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dalle_ppo.models.clip_files import refuse_activation
+from dalle_ppo.models.clip_scorer import ClipScorer
+
+# Type in config.json -> the classes of the model and of its image processor.
+# SigLIP 2 of a fixed resolution is published as "siglip"; "siglip2" is NaFlex, which keeps the aspect ratio.
+CLASSES = {
+    "clip": ("CLIPModel", "CLIPImageProcessor"),
+    "siglip": ("SiglipModel", "SiglipImageProcessor"),
+    "siglip2": ("Siglip2Model", "Siglip2ImageProcessor"),
+}
+INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files hold
+PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+# What transformers raises on folders that it cannot read.
+_DAMAGE = (
+    *(OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
+WAY_OUT = "give a folder in open_clip's layout, or a reward function of your own that reads it"
+
+
+@dataclass(kw_only=True)
+class TransformersClip(ClipScorer):
+    """A frozen CLIP of transformers.
+
+    Args:
+        model: the model, in eval mode.
+        processor: its image processor.
+        tokenizer: its tokenizer.
+        padding: how texts are padded: "longest", or "max_length", which SigLIP was trained with.
+        lowercase: whether texts are put in lower case first.
+    """
+
+    model: nn.Module
+    processor: object
+    tokenizer: object
+    padding: str
+    lowercase: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Embeddings [b, D] of images [b, 3, H, W], resized, cut out and normalised by the folder's rules."""
+        size, mode = dict(self.processor.size or {}), INTERPOLATION.get(int(self.processor.resample))
+        if size.keys() <= {"height", "width", "shortest_edge"} and size and mode:
+            # Resized as for open_clip: in 8 bits, as transformers does it, embeddings move by 5e-5 (cosine).
+            if self.processor.do_resize:
+                images = _resized(images, size, mode)
+            inputs = self.processor(
+                images=list(images), do_resize=False, do_rescale=False, return_tensors="pt"
+            )
+        else:
+            pixels = (images * 255).round().clamp(0, 255).to(torch.uint8)
+            inputs = self.processor(images=list(pixels), return_tensors="pt")
+        inputs = inputs.to(self.device)
+        dtype = self.model.logit_scale.dtype
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        return _embeddings(self.model.get_image_features(**inputs))
+
+    def encode_texts(self, captions: list[str]) -> Tensor:
+        """Embeddings [b, D] of captions.
+
+        No mask is passed: CLIP looks at no token after the end of the text, and SigLIP was trained without.
+        """
+        texts = [text.lower() for text in captions] if self.lowercase else captions
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            texts, padding=self.padding, truncation=True, max_length=length, return_tensors="pt"
+        )
+        return _embeddings(self.model.get_text_features(input_ids=tokens["input_ids"].to(self.device)))
+
+
+def _resized(images: Tensor, size: dict[str, int], mode: str) -> Tensor:
+    """Images [b, 3, H, W] in a processor's size: {height, width}, or {shortest_edge} of the same shape."""
+    height, width = images.shape[-2:]
+    if "shortest_edge" in size:
+        short = min(height, width)
+        wanted = tuple(int(size["shortest_edge"] * side / short) for side in (height, width))
+    else:
+        wanted = (size["height"], size["width"])
+    if wanted == (height, width):
+        return images
+    return F.interpolate(images, size=wanted, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+
+
+def load_transformers_clip(folder: Path, quick_gelu: bool | None) -> TransformersClip:
+    """Loads a folder with `config.json`, weights and a tokenizer; fetches nothing and runs no code from it.
+
+    Args:
+        folder: the folder.
+        quick_gelu: what the user says about the activation, which config.json tells.
+
+    Raises:
+        ValueError: it is another kind of model, or a part is missing or damaged.
+    """
+    kind = _kind(folder)
+    with _quiet():
+        model = _load_model(folder, kind)
+        processor = _load_processor(folder, kind, model.config.vision_config)
+        tokenizer = _load_tokenizer(folder, model.config.text_config.vocab_size)
+    told = getattr(model.config.text_config, "hidden_act", "") == "quick_gelu"
+    refuse_activation(quick_gelu, told, f"{folder / 'config.json'}")
+    return TransformersClip(
+        model=model,
+        processor=processor,
+        tokenizer=tokenizer,
+        padding="longest" if kind == "clip" else "max_length",
+        # SigLIP 2 was trained on lower case; a Gemma tokenizer, which its folders name, keeps capitals.
+        # Source: Siglip2Tokenizer in transformers, which lowers them.
+        lowercase=type(tokenizer).__name__.startswith("Gemma"),
+        name=folder.name,
+        pretrained="local",
+    )
+
+
+def _kind(folder: Path) -> str:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(
+            f"clip.model {str(folder)!r}: config.json is not JSON of a model ({error})"
+        ) from None
+    if kind not in CLASSES:
+        raise ValueError(
+            f"clip.model {str(folder)!r}: config.json has model_type {kind!r}; transformers' layout is read "
+            f"for {', '.join(CLASSES)}, whole models with both encoders; {WAY_OUT}"
+        )
+    return kind
+
+
+def _load_model(folder: Path, kind: str) -> nn.Module:
+    import transformers
+
+    loader = getattr(transformers, CLASSES[kind][0])
+    try:
+        # By default transformers 5 keeps the precision of the file.
+        model, info = loader.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except _DAMAGE as error:
+        raise _unreadable(folder, "the model", error) from error
+    # Old files keep the numbers of positions, which are no weights.
+    loose = {
+        what: sorted(str(key) for key in info[what] if not str(key).endswith("position_ids"))
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    for what, keys in loose.items():
+        if keys:
+            raise ValueError(
+                f"clip.model {str(folder)!r}: {len(keys)} {what.replace('_', ' ')} in its weights, such as "
+                f"{keys[0]}; the weights are not those of the config.json beside them; {WAY_OUT}"
+            )
+    return model
+
+
+def _load_processor(folder: Path, kind: str, vision) -> object:
+    """The image processor of the folder's file, or without one, that of the published models of this size."""
+    import transformers
+
+    loader = getattr(transformers, CLASSES[kind][1])
+    if any((folder / name).is_file() for name in PREPROCESSING_FILES):
+        try:
+            return loader.from_pretrained(folder, local_files_only=True)
+        except _DAMAGE as error:
+            raise _unreadable(folder, "the preprocessing", error) from error
+    if kind == "siglip2":
+        return loader(patch_size=vision.patch_size, max_num_patches=vision.num_patches)
+    side = vision.image_size
+    square = {"height": side, "width": side}
+    return loader(size={"shortest_edge": side}, crop_size=square) if kind == "clip" else loader(size=square)
+
+
+def _load_tokenizer(folder: Path, vocab_size: int) -> object:
+    import transformers
+
+    # Without a file transformers 5 makes an empty tokenizer instead of failing.
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"clip.model {str(folder)!r}: no tokenizer ({', '.join(TOKENIZER_FILES)}); put the files of the "
+            "published folder beside config.json"
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # each kind of tokenizer fails in its own way on what it cannot read
+        raise _unreadable(folder, "the tokenizer", error) from error
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"clip.model {str(folder)!r}: its tokenizer knows {len(tokenizer)} tokens, the model {vocab_size}"
+            "; put the model's own tokenizer beside config.json"
+        )
+    return tokenizer
+
+
+def _unreadable(folder: Path, what: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    # SigLIP's tokenizer needs it; without a tokenizer_config.json transformers then knows no tokenizer.
+    lacks_package = what == "the tokenizer" and find_spec("sentencepiece") is None
+    way_out = f"pip install sentencepiece protobuf, or {WAY_OUT}" if lacks_package else WAY_OUT
+    return ValueError(f"clip.model {str(folder)!r}: {what} cannot be read ({reason}); {way_out}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No report of keys and no progress bar: missing weights are an error here, not a table."""
+    from transformers.utils import logging
+
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+def _embeddings(found: Tensor | object) -> Tensor:
+    """transformers 4 returns the tensor, 5 an output object that holds it."""
+    return found if isinstance(found, Tensor) else found.pooler_output
