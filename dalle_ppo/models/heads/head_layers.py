@@ -160,12 +160,19 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 class LayerNorm(nn.Module):
     """Each row to mean 0 and variance 1, then scaled and shifted, in Keras' order of operations.
 
-    Source: keras/src/backend/tensorflow/nn.py, `layer_normalization`.
+    Source: keras/src/backend/tensorflow/nn.py, `layer_normalization`. Keras 2 subtracts the mean first
+    (`centred`): tf_keras/src/layers/normalization/layer_normalization.py.
     """
 
-    def __init__(self, epsilon: float, gamma: Tensor | None = None, beta: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        epsilon: float,
+        gamma: Tensor | None = None,
+        beta: Tensor | None = None,
+        centred: bool = False,
+    ) -> None:
         super().__init__()
-        self.epsilon = epsilon
+        self.epsilon, self.centred = epsilon, centred
         self.register_buffer("gamma", gamma)
         self.register_buffer("beta", beta)
 
@@ -173,6 +180,10 @@ class LayerNorm(nn.Module):
         """[B, D] -> [B, D]."""
         mean = x.mean(1, keepdim=True)
         scale = torch.rsqrt((x - mean).square().mean(1, keepdim=True) + self.epsilon)
+        if self.centred:
+            x = (x - mean) * scale
+            x = x if self.gamma is None else x * self.gamma
+            return x if self.beta is None else x + self.beta
         scale = scale if self.gamma is None else scale * self.gamma
         shift = -mean * scale if self.beta is None else -mean * scale + self.beta
         return x * scale + shift

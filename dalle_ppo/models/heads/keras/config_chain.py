@@ -107,7 +107,8 @@ def _check_class(layer: Layer) -> None:
     """Reject custom classes, before looking at the class name."""
     module, registered = layer.get("module"), layer.get("registered_name")
     package = (registered or "").rpartition(">")[0]
-    if (module is not None and module.split(".")[0] != "keras") or package not in ("", "keras", "Keras"):
+    foreign = module is not None and module.split(".")[0] not in ("keras", "tf_keras")
+    if foreign or package not in ("", "keras", "Keras"):
         where = registered or module
         raise ValueError(
             f"layer {layer_name(layer)} is a custom {layer['class_name']} ({where}), which is not supported"

@@ -23,6 +23,8 @@ IDENTITY = {
     "ActivityRegularization",
 }
 KERAS_EPSILON = np.float32(1e-7)
+# From this epsilon on Keras 2 computes a LayerNormalization with its fused batch normalisation.
+KERAS2_FUSED_EPSILON = 1.001e-5
 
 # Keras' name of an activation -> our name, and its options with the defaults of Keras' function.
 ACTIVATION_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -214,7 +216,10 @@ def _layer_normalization(layer: _KerasLayer) -> list[LayerSpec]:
             f"layer {layer.name} is a LayerNormalization with axis={config.get('axis')} or rms_scaling"
         )
     shapes = {key: (layer.width,) for key in _scale_and_centre(config)}
-    return [LayerSpec("layer_norm", {"epsilon": float(config["epsilon"])}, _tensors(layer, **shapes))]
+    options: dict[str, Any] = {"epsilon": float(config["epsilon"])}
+    if layer.keras_version.startswith("2") and options["epsilon"] >= KERAS2_FUSED_EPSILON:
+        options["centred"] = True
+    return [LayerSpec("layer_norm", options, _tensors(layer, **shapes))]
 
 
 def _rms_normalization(layer: _KerasLayer) -> list[LayerSpec]:

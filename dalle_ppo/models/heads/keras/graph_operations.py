@@ -75,7 +75,7 @@ def apply(node: Any, inputs: list[Any]) -> list[Any]:
             raise refusal(node)
         result = encode(inputs[:-1], node.name)
     else:
-        raise refusal(node)
+        raise refusal(node, "not supported in a detector; a .keras or .h5 file of the model may convert")
     return result if isinstance(result, list) else [result]
 
 
