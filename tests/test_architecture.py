@@ -27,7 +27,7 @@ FLOORS = {
     "build": 8,
 }
 TOP_FLOOR = 9
-COMMAND_LINES = ("train", "generate", "evaluate", "pretrain", "export", "iconworld.build")
+COMMAND_LINES = ("train", "generate", "evaluate", "pretrain", "export", "detector", "iconworld.build")
 MAX_PARAMETERS, MAX_FUNCTION_LINES, MAX_FILE_LINES = 7, 60, 400
 KERNELS = "models.dalle.kernels"
 JUDGE = "iconworld.judge"
