@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from dalle_ppo.models.heads.keras import convert as conversion
 from dalle_ppo.models.heads.keras.convert import convert, rounding_of_source
 from dalle_ppo.models.heads.keras.endings import Ending, class_number
 from dalle_ppo.models.heads.keras.graph_check import check_operations
@@ -20,16 +21,28 @@ from dalle_ppo.models.heads.keras.graph_joins import join
 from dalle_ppo.models.heads.keras.graph_values import Stream, to_layers
 from dalle_ppo.models.heads.keras.keras_files import _inside
 from dalle_ppo.models.heads.keras.saved_model import read_graph
-from dalle_ppo.models.heads.nsfw import load_detector, load_head, read_head
+from dalle_ppo.models.heads.nsfw import load_detector, load_head
 
-FIXTURE = Path(__file__).resolve().parents[3] / "fixtures" / "keras" / "layer_models.zip"
+ROOT = Path(__file__).resolve().parents[4]
+FIXTURE = ROOT / "tests" / "fixtures" / "keras" / "layer_models.zip"
 FORMS = (".keras", ".h5", "")  # the last one is `model.export`
 ENDINGS = {
     "two_classes": Ending(unsafe_class=1),
     "two_logits": Ending(unsafe_class=0, sigmoid=True),
     "logit": Ending(sigmoid=True),
 }
-CONVERTED = ["nested", "activations", "prelu", "layer_norm", "row_norms", "mixed", "int8", *ENDINGS]
+CONVERTED = [
+    "nested",
+    "activations",
+    "prelu",
+    "layer_norm",
+    "row_norms",
+    "mixed",
+    "int8",
+    "keras2_nested",
+    "keras2_layer_norm",
+]
+CONVERTED += list(ENDINGS)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +69,8 @@ def probability(name: str, outputs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("form", FORMS, ids=[".keras", ".h5", "export"])
 @pytest.mark.parametrize("name", CONVERTED)
 def test_every_layer_in_every_form(name, form, models, expected, tmp_path):
+    if (name, form) == ("keras2_layer_norm", ""):
+        pytest.skip("computed with fused batch normalisation, which is refused: see below")
     out = tmp_path / "out.safetensors"
     convert(models / f"{name}{form}", out, ending=ENDINGS.get(name, Ending()))
     wanted = probability(name, expected[name])
@@ -70,6 +85,13 @@ def test_every_layer_in_every_form(name, form, models, expected, tmp_path):
 def test_a_shortcut_is_refused_by_name(form, models, tmp_path):
     with pytest.raises(ValueError, match=r"shortcut.*only a chain of layers"):
         convert(models / f"residual{form}", tmp_path / "out.safetensors")
+
+
+def test_what_only_a_graph_hides_is_refused_with_advice(models, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"operation Shape .* a \.keras or \.h5 file of the model may convert"
+    ):
+        convert(models / "keras2_layer_norm", tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[".keras", ".h5", "export"])
@@ -252,12 +274,34 @@ def test_the_layer_norm_above_is_one_otherwise():
     assert [layer.type for layer in to_layers(_layer_norm().steps, 3)] == ["dense", "layer_norm"]
 
 
-def test_the_fixture_is_what_users_convert(models, tmp_path):
-    """The file's layers as the command prints them."""
-    convert(models / "two_classes.h5", tmp_path / "out.safetensors", ending=Ending(1))
-    specs, info = read_head(tmp_path / "out.safetensors")
-    assert [spec.describe() for spec in specs][-2:] == [
-        "dense(bias[1], kernel[4, 1])",
-        "activation(name=sigmoid)",
+# --- the command
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    line = [
+        sys.executable,
+        ROOT / "converters" / "keras_nsfw_to_torch.py",
+        *arguments,
+        "--clip_model",
+        "ViT-B-32",
     ]
-    assert info.output == "probability" and conversion.hash_source(models / "two_classes.h5")
+    return subprocess.run(list(map(str, line)), capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_command_takes_the_unsafe_class_by_name(models, expected, tmp_path):
+    out = tmp_path / "out.safetensors"
+    done = command(models / "two_classes.h5", out, "--unsafe_class", "nsfw", "--classes", "nsfw,safe")
+    assert done.returncode == 0, done.stderr
+    assert "dense(bias[1], kernel[4, 1])\n  activation(name=sigmoid)" in done.stdout
+    found = load_detector(out)(torch.from_numpy(expected["embeddings"])).numpy()
+    np.testing.assert_allclose(found, expected["two_classes"][:, 0], atol=1e-6)
+
+
+def test_the_command_says_what_is_missing_or_rounded(models, tmp_path):
+    out = tmp_path / "out.safetensors"
+    done = command(models / "two_classes.keras", out)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--unsafe_class 0 or 1" in done.stderr
+    assert "add --final sigmoid" in command(models / "logit.keras", out).stdout
+    assert "rounds what it computes to int8" in command(models / "int8.keras", out).stdout
+    done = command(models / "logit.keras", out, "--classes", "a,b")
+    assert done.returncode == 2 and "--classes a,b needs --unsafe_class" in done.stderr
