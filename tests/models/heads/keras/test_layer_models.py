@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 import zipfile
 from functools import partial
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from dalle_ppo.models.heads.keras import verify as verification
 from dalle_ppo.models.heads.keras.convert import convert, rounding_of_source
 from dalle_ppo.models.heads.keras.endings import Ending, class_number
 from dalle_ppo.models.heads.keras.graph_check import check_operations
@@ -277,31 +278,42 @@ def test_the_layer_norm_above_is_one_otherwise():
 # --- the command
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess:
-    line = [
-        sys.executable,
-        ROOT / "converters" / "keras_nsfw_to_torch.py",
-        *arguments,
-        "--clip_model",
-        "ViT-B-32",
-    ]
-    return subprocess.run(list(map(str, line)), capture_output=True, text=True, cwd=ROOT, check=False)
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the converter in this process: exit code, and what it prints to both streams."""
+    main = runpy.run_path(str(ROOT / "converters" / "keras_nsfw_to_torch.py"))["main"]
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["converter", *map(str, arguments), "--clip_model", "ViT-B-32"])
+        return main(), *capsys.readouterr()
+
+    return run
 
 
-def test_the_command_takes_the_unsafe_class_by_name(models, expected, tmp_path):
+def test_the_command_takes_the_unsafe_class_by_name(command, models, expected, tmp_path):
     out = tmp_path / "out.safetensors"
-    done = command(models / "two_classes.h5", out, "--unsafe_class", "nsfw", "--classes", "nsfw,safe")
-    assert done.returncode == 0, done.stderr
-    assert "dense(bias[1], kernel[4, 1])\n  activation(name=sigmoid)" in done.stdout
+    code, printed, _ = command(
+        models / "two_classes.h5", out, "--unsafe_class", "nsfw", "--classes", "nsfw,safe"
+    )
+    assert code == 0 and "dense(bias[1], kernel[4, 1])\n  activation(name=sigmoid)" in printed
     found = load_detector(out)(torch.from_numpy(expected["embeddings"])).numpy()
     np.testing.assert_allclose(found, expected["two_classes"][:, 0], atol=1e-6)
 
 
-def test_the_command_says_what_is_missing_or_rounded(models, tmp_path):
+def test_the_command_says_what_is_missing_or_rounded(command, models, tmp_path):
     out = tmp_path / "out.safetensors"
-    done = command(models / "two_classes.keras", out)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--unsafe_class 0 or 1" in done.stderr
-    assert "add --final sigmoid" in command(models / "logit.keras", out).stdout
-    assert "rounds what it computes to int8" in command(models / "int8.keras", out).stdout
-    done = command(models / "logit.keras", out, "--classes", "a,b")
-    assert done.returncode == 2 and "--classes a,b needs --unsafe_class" in done.stderr
+    code, _, error = command(models / "two_classes.keras", out)
+    assert code == 2 and error.count("\n") == 1 and "--unsafe_class 0 or 1" in error
+    assert "add --final sigmoid" in command(models / "logit.keras", out)[1]
+    assert "rounds what it computes to int8" in command(models / "int8.keras", out)[1]
+    code, _, error = command(models / "logit.keras", out, "--classes", "a,b")
+    assert code == 2 and "--classes a,b needs --unsafe_class" in error
+
+
+def test_rounding_is_said_and_decides_what_verify_allows(command, models, tmp_path, monkeypatch):
+    for largest, expected_code in ((0.02, 0), (0.2, 1)):
+        comparison = verification.Comparison("float32", 2048, largest)
+        monkeypatch.setattr(verification, "verify", lambda *args, found=comparison, **options: [found])
+        code, printed, _ = command(models / "int8.keras", tmp_path / "out.safetensors", "--verify")
+        assert code == expected_code
+        assert ("equal, but for rounding to int8, to the original within 1e-01" in printed) == (code == 0)
