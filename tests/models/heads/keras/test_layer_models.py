@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from dalle_ppo.models.heads.head_layers import LayerNorm
 from dalle_ppo.models.heads.keras import verify as verification
-from dalle_ppo.models.heads.keras.convert import convert, rounding_of_source
+from dalle_ppo.models.heads.keras.convert import convert, read_model, rounding_of_source
 from dalle_ppo.models.heads.keras.endings import Ending, class_number
 from dalle_ppo.models.heads.keras.graph_check import check_operations
 from dalle_ppo.models.heads.keras.graph_joins import join
@@ -87,6 +88,20 @@ def test_every_layer_in_every_form(name, form, models, expected, tmp_path):
 def test_a_shortcut_is_refused_by_name(form, models, tmp_path):
     with pytest.raises(ValueError, match=r"shortcut.*only a chain of layers"):
         convert(models / f"residual{form}", tmp_path / "out.safetensors")
+
+
+def test_keras_2_subtracts_the_mean_first(models):
+    """Only the last digits tell, more of them where the mean is far from zero."""
+    files = {name: read_model(models / f"{name}.h5").layers for name in ("layer_norm", "keras2_layer_norm")}
+    centred = {
+        name: {layer.options.get("centred", False) for layer in layers if layer.type == "layer_norm"}
+        for name, layers in files.items()
+    }
+    assert centred == {"layer_norm": {False}, "keras2_layer_norm": {True}}
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) + 1000
+    exact = torch.nn.functional.layer_norm(x.double(), (8,), eps=1e-3)
+    first, last = (LayerNorm(1e-3, centred=centred)(x) - exact for centred in (True, False))
+    assert first.abs().mean() < 0.9 * last.abs().mean() < 1e-4
 
 
 def test_what_only_a_graph_hides_is_refused_with_advice(models, tmp_path):
