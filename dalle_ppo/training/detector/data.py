@@ -139,6 +139,9 @@ def split(examples: Examples, seed: int) -> Parts:
     Args:
         examples: all images.
         seed: seed of the draw.
+
+    Raises:
+        ValueError: so many are copies that a part would hold fewer than two images of a class.
     """
     rng = np.random.default_rng(seed)
     copies: dict[bytes, list[int]] = {}
@@ -155,7 +158,7 @@ def split(examples: Examples, seed: int) -> Parts:
             part += [row for group in chosen for row in groups[group]]
     parts = Parts(*(examples.rows(np.sort(np.array(rows, dtype=int))) for rows in rows_of_part))
     for part in (parts.fit, parts.validation, parts.test):
-        if len(part) == 0 or len(set(part.unsafe.tolist())) < 2:
+        if min(part.unsafe.sum(), (~part.unsafe).sum()) < 2:
             raise ValueError(
                 f"of {len(examples)} embeddings only {len(groups)} differ, too few to hold some of both "
                 "classes back for the test; add images"

@@ -261,6 +261,10 @@ def test_copies_of_an_image_stay_together():
 def test_too_few_different_images_are_refused():
     with pytest.raises(ValueError, match="only 2 differ"):
         split(gaussian_classes(2).rows(np.repeat([0, 1], 40)), 0)
+    few = gaussian_classes(60)
+    one_each = np.flatnonzero(few.unsafe)[:5]  # 3 to fit, 1 to stop by, 1 to test with
+    with pytest.raises(ValueError, match="too few to hold some of both classes back"):
+        split(few.rows(np.concatenate([one_each, np.flatnonzero(~few.unsafe)])), 0)
 
 
 # --- what is refused
