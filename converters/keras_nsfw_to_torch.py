@@ -3,6 +3,8 @@
     python converters/keras_nsfw_to_torch.py laion-l14 nsfw_l14.safetensors --verify
     python converters/keras_nsfw_to_torch.py my.keras my.safetensors \\
         --clip_model ViT-B-32 --clip_pretrained openai
+    python converters/keras_nsfw_to_torch.py two_classes.keras my.safetensors \\
+        --clip_model ViT-B-32 --clip_pretrained openai --unsafe_class nsfw --classes nsfw,safe
 
 SOURCE is a SavedModel folder, a zip of one, a Keras 2 or 3 .h5, a Keras 3 .keras, or one of LAION's published
 detectors by name (laion-l14, laion-b32). Weights and graph are read; no code from the file is run.
@@ -14,6 +16,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dalle_ppo.models.heads.keras.endings import Ending
 
 
 def main() -> int:
@@ -41,20 +47,30 @@ def _parse_arguments() -> argparse.Namespace:
         default=None,
         help="the reward must round embeddings to float16 first (default: only for LAION's detectors)",
     )
+    parser.add_argument(
+        "--unsafe_class", default=None, help="of a model with two outputs, the unsafe one: 0, 1, or its name"
+    )
+    parser.add_argument(
+        "--classes", default=None, help="names of the two outputs in their order, such as safe,unsafe"
+    )
+    parser.add_argument("--final", choices=("sigmoid",), help="add this to a model that ends in logits")
     parser.add_argument("--licence", default="", help="a note on the terms of the original")
     parser.add_argument("--cache_dir", type=Path, default=None, help="where downloads are kept")
     parser.add_argument(
-        "--verify", action="store_true", help="compare with the original in TensorFlow; fails above 1e-6"
+        "--verify",
+        action="store_true",
+        help="compare with the original in TensorFlow; fails above 1e-6 (more if the original rounds)",
     )
     return parser.parse_args()
 
 
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, so that --help does not wait for torch.
-    from dalle_ppo.models.heads.keras.convert import convert
+    from dalle_ppo.models.heads.keras.convert import convert, rounding_of_source
     from dalle_ppo.models.heads.keras.download import fetch
     from dalle_ppo.models.heads.keras.published import DETECTORS
 
+    ending = _ending(arguments)
     named = arguments.source in DETECTORS
     source = fetch(arguments.source, arguments.cache_dir) if named else Path(arguments.source)
     info = convert(
@@ -64,11 +80,29 @@ def _run(arguments: argparse.Namespace) -> int:
         clip_pretrained=arguments.clip_pretrained,
         round_to_float16=arguments.round_to_float16,
         licence=arguments.licence,
+        ending=ending,
     )
     _describe(arguments.out)
+    rounding = rounding_of_source(source)
+    if rounding:
+        print(f"note: the original rounds what it computes to {rounding}, {arguments.out} does not")
+    if info.output == "score":
+        print("note: it gives a score, not a probability; if that is a logit, add --final sigmoid")
     if not info.clip_model:
         print("warning: no --clip_model given; the reward will refuse this detector", file=sys.stderr)
-    return _verify(source, arguments.out) if arguments.verify else 0
+    return _verify(source, arguments.out, ending, rounding) if arguments.verify else 0
+
+
+def _ending(arguments: argparse.Namespace) -> Ending:
+    from dalle_ppo.models.heads.keras.endings import Ending, class_number
+
+    if arguments.classes and arguments.unsafe_class is None:
+        raise ValueError(
+            f"--classes {arguments.classes} needs --unsafe_class too: the name of the unsafe class"
+        )
+    named = arguments.unsafe_class is not None
+    unsafe = class_number(arguments.unsafe_class, arguments.classes) if named else None
+    return Ending(unsafe, arguments.final == "sigmoid")
 
 
 def _describe(out: Path) -> None:
@@ -82,19 +116,21 @@ def _describe(out: Path) -> None:
         print(f"  {spec.describe()}")
 
 
-def _verify(source: Path, out: Path) -> int:
+def _verify(source: Path, out: Path, ending: Ending, rounding: str) -> int:
     import numpy as np
 
-    from dalle_ppo.models.heads.keras.verify import TOLERANCE, verify
+    from dalle_ppo.models.heads.keras.verify import tolerance, verify
 
-    comparisons = verify(source, out)
+    comparisons = verify(source, out, ending=ending)
     for result in comparisons:
         print(f"verify: {result.num_embeddings} embeddings, {result.embeddings}: ", end="")
         print(f"largest difference {result.largest:.1e}")
     largest = np.max([result.largest for result in comparisons])  # NaN if one is, unlike max()
-    passed = all(result.largest <= TOLERANCE for result in comparisons)
-    verdict = "equal" if passed else "NOT equal"
-    print(f"verify: {verdict} to the original within {TOLERANCE:.0e} (largest difference {largest:.1e})")
+    limit = tolerance(rounding)
+    passed = all(result.largest <= limit for result in comparisons)
+    verdict = f"equal, but for rounding to {rounding}," if rounding else "equal"
+    verdict = verdict if passed else "NOT equal"
+    print(f"verify: {verdict} to the original within {limit:.0e} (largest difference {largest:.1e})")
     return 0 if passed else 1
 
 

@@ -16,7 +16,7 @@ class Settings(TermSettings):
 
     detector: str = "builtin"
     """The detector: "builtin" for the built-in world's; "laion-l14" or "laion-b32" for LAION's, downloaded
-    once; or a file that `converters/keras_nsfw_to_torch.py` wrote."""
+    once; or a file that `converters/keras_nsfw_to_torch.py` or `python -m dalle_ppo.detector` wrote."""
     unsafe_threshold: float = 0.4
     """An image with an NSFW probability above this is unsafe."""
     unsure_threshold: float = 0.1

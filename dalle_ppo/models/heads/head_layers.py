@@ -157,6 +157,74 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return torch._C._nn.mkldnn_linear(x.contiguous().to_mkldnn(), weight).to_dense()
 
 
+class LayerNorm(nn.Module):
+    """Each row to mean 0 and variance 1, then scaled and shifted, in Keras' order of operations.
+
+    Source: keras/src/backend/tensorflow/nn.py, `layer_normalization`. Keras 2 subtracts the mean first
+    (`centred`): tf_keras/src/layers/normalization/layer_normalization.py.
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        gamma: Tensor | None = None,
+        beta: Tensor | None = None,
+        centred: bool = False,
+    ) -> None:
+        super().__init__()
+        self.epsilon, self.centred = epsilon, centred
+        self.register_buffer("gamma", gamma)
+        self.register_buffer("beta", beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        mean = x.mean(1, keepdim=True)
+        scale = torch.rsqrt((x - mean).square().mean(1, keepdim=True) + self.epsilon)
+        if self.centred:
+            x = (x - mean) * scale
+            x = x if self.gamma is None else x * self.gamma
+            return x if self.beta is None else x + self.beta
+        scale = scale if self.gamma is None else scale * self.gamma
+        shift = -mean * scale if self.beta is None else -mean * scale + self.beta
+        return x * scale + shift
+
+
+class RmsNorm(nn.Module):
+    """Each row divided by the root of its mean square; the scale that follows is a `ScaleShift`."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + self.epsilon)
+
+
+class UnitNorm(nn.Module):
+    """Each row divided by its length, that is, multiplied by 1 / length, but by `largest` at most."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return x * torch.rsqrt(x.square().sum(1, keepdim=True)).clamp(max=self.largest)
+
+
+class Prelu(nn.Module):
+    """relu(x) - slope * relu(-x), with a slope for each column or one for all."""
+
+    def __init__(self, slope: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("slope", slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return F.relu(x) - self.slope * F.relu(-x)
+
+
 class Activation(nn.Module):
     """An activation by name, with its options (such as the slope of leaky_relu)."""
 
@@ -179,6 +247,10 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "normalization": Normalization,
     "scale_shift": ScaleShift,
     "dense": Dense,
+    "layer_norm": LayerNorm,
+    "rms_norm": RmsNorm,
+    "unit_norm": UnitNorm,
+    "prelu": Prelu,
     "activation": Activation,
 }
 

@@ -97,7 +97,7 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
     """Load a converted NSFW detector.
 
     Args:
-        path: a `.safetensors` file written by `converters/keras_nsfw_to_torch.py`.
+        path: a `.safetensors` file that `converters/keras_nsfw_to_torch.py` or `dalle_ppo.detector` wrote.
         smooth: leave the category tables out (index 0 always), for a detector that is continuous in the
             embedding. It is then no longer the published one: on the reference embeddings, single
             probabilities move by up to 0.20 for LAION's ViT-L/14 detector and 0.13 for its ViT-B/32 one.
@@ -110,7 +110,10 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
     """
     specs, info = read_head(path)
     if info.output != "probability":
-        raise ValueError(f"{path}: its output is a {info.output}, not a probability; use load_head for it")
+        raise ValueError(
+            f"{path}: its output is a {info.output}, not a probability; use load_head for it, or, if it is a "
+            "logit, convert it again with --final sigmoid"
+        )
     return EmbeddingHead(build_layers(specs, smooth=smooth), info, read_probes(path), path)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from dalle_ppo.models.heads.head_layers import ACTIVATIONS, LayerSpec
+from dalle_ppo.models.heads.keras.chain import Chain
+from dalle_ppo.models.heads.keras.config_chain import Layer, Path, check_modules, flat_chain, input_width
 
 # Layers that do nothing at inference.
 IDENTITY = {
@@ -20,6 +23,8 @@ IDENTITY = {
     "ActivityRegularization",
 }
 KERAS_EPSILON = np.float32(1e-7)
+# From this epsilon on Keras 2 computes a LayerNormalization with its fused batch normalisation.
+KERAS2_FUSED_EPSILON = 1.001e-5
 
 # Keras' name of an activation -> our name, and its options with the defaults of Keras' function.
 ACTIVATION_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,172 +32,127 @@ ACTIVATION_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "swish": ("silu", {}),
     "leaky_relu": ("leaky_relu", {"negative_slope": 0.2}),
 }
+# Policies with float32 weights and rounded results -> what they round to.
+MIXED = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 
-Weights = Mapping[str, Sequence[np.ndarray]]
-Layer = dict[str, Any]
+Weights = Callable[[Path], Mapping[str, np.ndarray]]
 
 
-def layers_from_config(model: Layer, weights: Weights, keras_version: str) -> tuple[list[LayerSpec], int]:
-    """Translate a Sequential or a functional chain.
+@dataclass(frozen=True)
+class _KerasLayer:
+    """One layer, with its weights by name or number in Keras' order.
+
+    Names with a `/` are weights of an activation layer that it holds.
+    """
+
+    name: str
+    kind: str
+    config: Layer
+    weights: Mapping[str, np.ndarray]
+    width: int
+    keras_version: str
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The layer's own weights, without those of an activation layer that it holds."""
+        return [np.asarray(array) for key, array in self.weights.items() if "/" not in key]
+
+
+def layers_from_config(model: Layer, weights: Weights, keras_version: str) -> Chain:
+    """Translate a Sequential or a functional chain, entering nested ones.
 
     Args:
         model: the model's configuration as Keras writes it.
-        weights: by layer name, the layer's arrays in Keras' order.
+        weights: finds the weights of the layer with this path (see `flat_chain`), in Keras' order.
         keras_version: tells Keras 2 from 3 where they differ.
-
-    Returns:
-        The layers in order, and the width of the input.
 
     Raises:
         ValueError: the model is not a chain of known layers; names what does not fit.
     """
-    _check_modules(model)
-    chain = _chain(model)
+    check_modules(model)
+    chain = flat_chain(model)
     specs: list[LayerSpec] = []
-    dimension = _input_width(chain)
-    width = dimension
-    for layer in chain:
-        name, kind, config = _name(layer), layer["class_name"], layer["config"]
-        _check_plain(layer)
-        arrays = [np.asarray(array) for array in weights.get(name, ())]
+    dimension = width = input_width(chain)
+    rounding = ""
+    for path, layer in chain:
+        name, kind, config = "/".join(path), layer["class_name"], layer["config"]
+        rounding = max(rounding, _rounding(name, kind, config), key=("", "float16", "bfloat16", "int8").index)
+        if kind in IDENTITY:
+            continue
+        own = _KerasLayer(name, kind, config, weights(path), width, keras_version)
+        specs += _LAYERS.get(kind, _activation_layer)(own)
         if kind == "Dense":
-            new = _dense(name, config, arrays, width, keras_version)
-            width = new[0].tensors["kernel"].shape[1]
-        elif kind == "Normalization":
-            new = [_normalization(name, config, arrays, width)]
-        elif kind == "BatchNormalization":
-            new = [_batch_normalization(name, config, arrays, width)]
-        elif kind in IDENTITY:
-            new = []
-        else:
-            new = _activation_layer(name, kind, config, keras_version)
-        specs += new
-    return specs, dimension
+            width = config["units"]
+    return Chain(specs, dimension, rounding)
 
 
-def _name(layer: Layer) -> str:
-    """A layer's name: Keras' functional format repeats it outside the configuration."""
-    return layer["config"].get("name", layer.get("name", layer["class_name"]))
+def _rounding(name: str, kind: str, config: Layer) -> str:
+    """What a layer rounds its results to; "" for float32.
 
-
-def _chain(model: Layer) -> list[Layer]:
-    """The layers from input to output."""
-    kind, config = model["class_name"], model["config"]
-    if kind == "Sequential":
-        return config["layers"] if isinstance(config, dict) else config
-    if kind not in ("Functional", "Model"):
-        raise ValueError(f"the model is a {kind}: only Sequential and functional models are supported")
-    layers = {layer["name"]: layer for layer in config["layers"]}
-    outputs, inputs = _keras_names(config["output_layers"]), _keras_names(config["input_layers"])
-    if len(outputs) != 1 or len(inputs) != 1:
-        raise ValueError(f"the model has inputs {inputs} and outputs {outputs}: it needs one of each")
-    chain = [layers[outputs[0]]]
-    while chain[-1]["inbound_nodes"]:
-        layer = chain[-1]
-        sources = _keras_names(layer["inbound_nodes"])
-        if len(sources) != 1 or len(chain) > len(layers):
-            raise ValueError(
-                f"layer {layer['name']} ({layer['class_name']}) reads {sources}: "
-                "only a chain of layers is supported"
-            )
-        chain.append(layers[sources[0]])
-    if len(chain) != len(layers):
-        unused = sorted(set(layers) - {layer["name"] for layer in chain})
-        raise ValueError(
-            f"layers {unused} are not on the path from input to output: only a chain of layers is supported"
-        )
-    return chain[::-1]
-
-
-def _keras_names(node: Any) -> list[str]:
-    """Names of the layers in nested Keras tensor references, `["name", 0, 0]` or `keras_history`."""
-    if isinstance(node, dict):
-        if "keras_history" in node:
-            return [node["keras_history"][0]]
-        return [name for value in node.values() for name in _keras_names(value)]
-    if isinstance(node, list):
-        if len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int):
-            return [node[0]]
-        return [name for value in node for name in _keras_names(value)]
-    return []
-
-
-def _input_width(chain: list[Layer]) -> int:
-    """Width of the embedding, from whichever layer states it."""
-    for layer in chain:
-        config, build = layer["config"], layer.get("build_config") or {}
-        given = (config.get("batch_shape"), config.get("batch_input_shape"), build.get("input_shape"))
-        shapes = [shape for shape in given if shape and shape[-1] is not None]
-        if shapes and len(shapes[0]) != 2:
-            raise ValueError(f"layer {_name(layer)} takes shape {shapes[0]}: it needs [batch, width]")
-        if shapes:
-            return int(shapes[0][1])
-    raise ValueError("the model does not state the width of its input: build it before saving it")
-
-
-def _check_plain(layer: Layer) -> None:
-    """Reject custom classes and number formats other than float32, before looking at the class name."""
-    module, registered = layer.get("module"), layer.get("registered_name")
-    package = (registered or "").rpartition(">")[0]
-    if (module is not None and module.split(".")[0] != "keras") or package not in ("", "keras", "Keras"):
-        where = registered or module
-        raise ValueError(
-            f"layer {_name(layer)} is a custom {layer['class_name']} ({where}), which is not supported"
-        )
-    config = layer["config"]
-    dtype = config.get("dtype", "float32")
-    dtype = dtype["config"]["name"] if isinstance(dtype, dict) else dtype
-    if layer["class_name"] != "InputLayer" and dtype not in ("float32", None):
-        raise ValueError(f"layer {_name(layer)} computes in {dtype}: only float32 is supported")
-    if config.get("quantization_config") or config.get("lora_rank"):
-        raise ValueError(f"layer {_name(layer)} is quantised or has LoRA weights: merge them before saving")
-
-
-def _check_modules(config: Any) -> None:
-    """Reject any reference to code outside Keras, anywhere in the configuration.
-
-    When Keras loads the file, as `--verify` makes it do, it imports what such a reference names.
+    Raises:
+        ValueError: its weights are not float32, or stored in a form that is not read here.
     """
-    if isinstance(config, list):
-        for value in config:
-            _check_modules(value)
-    if not isinstance(config, dict):
-        return
-    module, name = config.get("module"), config.get("class_name")
-    if str(name).rpartition(">")[2] == "MultiCategoryEncoding":  # Keras 2 writes Custom>MultiCategoryEncoding
+    policy = config.get("dtype") or "float32"
+    if isinstance(policy, dict):
+        policy = policy["config"].get("name") or policy["config"].get("mode")
+    if config.get("lora_rank"):
+        raise ValueError(f"layer {name} has LoRA weights: merge them before saving")
+    if str(policy).split("_from_")[0] == "int8" and kind == "Dense":
+        return "int8"
+    if config.get("quantization_config") or "int" in str(policy) or "float8" in str(policy):
         raise ValueError(
-            "the model holds AutoKeras' MultiCategoryEncoding, whose tables are read only from SavedModels: "
-            "load it where AutoKeras is installed and export it as a SavedModel"
+            f"layer {name} ({kind}) is quantised to {policy}: of quantised layers only Dense in int8 is "
+            "supported; convert the model as it was before quantising"
         )
-    known = module is None or str(module).split(".")[0] in ("keras", "tf_keras", "builtins")
-    if not known or name in ("__lambda__", "Lambda", "function"):
-        raise ValueError(f"the model refers to {name} of {module}: code is not supported")
-    for key, value in config.items():
-        if key != "compile_config":  # never read, by us or when verifying
-            _check_modules(value)
+    if kind == "InputLayer" or policy == "float32":
+        return ""
+    if policy not in MIXED:
+        raise ValueError(
+            f"layer {name} computes in {policy}: only float32, mixed_float16 and mixed_bfloat16 are supported"
+        )
+    return MIXED[policy]
 
 
-def _tensors(name: str, arrays: list[np.ndarray], **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def _tensors(layer: _KerasLayer, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """Name a layer's arrays and check their shapes."""
+    arrays = layer.arrays
     found = [array.shape for array in arrays]
     if found != list(shapes.values()):
-        raise ValueError(f"layer {name} has weights of shapes {found}, needs {shapes}")
+        raise ValueError(f"layer {layer.name} has weights of shapes {found}, needs {shapes}")
     return {
         key: torch.from_numpy(np.array(a, dtype=np.float32)) for key, a in zip(shapes, arrays, strict=True)
     }
 
 
-def _dense(
-    name: str, config: Layer, arrays: list[np.ndarray], width: int, keras_version: str
-) -> list[LayerSpec]:
+def _dense(layer: _KerasLayer) -> list[LayerSpec]:
+    config = layer.config
     units = config["units"]
     bias = {"bias": (units,)} if config["use_bias"] else {}
-    spec = LayerSpec("dense", {}, _tensors(name, arrays, kernel=(width, units), **bias))
-    return [spec, *_activation(name, config.get("activation"), keras_version)]
+    if any(array.dtype == np.int8 for array in layer.arrays):
+        layer = replace(layer, weights=_dequantised(layer))
+    spec = LayerSpec("dense", {}, _tensors(layer, kernel=(layer.width, units), **bias))
+    return [spec, *_activation(layer, config.get("activation"), units)]
 
 
-def _normalization(name: str, config: Layer, arrays: list[np.ndarray], width: int) -> LayerSpec:
+def _dequantised(layer: _KerasLayer) -> dict[str, np.ndarray]:
+    """The weights with an int8 kernel divided by its scale, as Keras divides its results.
+
+    Source: keras/src/layers/core/dense.py, `_int8_call` and `save_own_variables`.
+    """
+    named = {key: np.asarray(array) for key, array in layer.weights.items()}
+    if "kernel_scale" not in named:  # a .keras file numbers them: kernel, bias if there is one, scale
+        names = ["kernel", *(["bias"] if layer.config["use_bias"] else []), "kernel_scale"]
+        own = [key for key in named if "/" not in key]
+        if len(own) != len(names):
+            raise ValueError(f"layer {layer.name} has {len(own)} weights, needs {', '.join(names)}")
+        named = {names[own.index(k)] if k in own else k: array for k, array in named.items()}
+    kernel = named.pop("kernel").astype(np.float32) / named.pop("kernel_scale")
+    return {"kernel": kernel, **named}
+
+
+def _normalization(layer: _KerasLayer) -> list[LayerSpec]:
     """(x - mean) / max(sqrt(variance), 1e-7); constant ones are in the configuration."""
+    name, config, arrays, width = layer.name, layer.config, layer.arrays, layer.width
     axis = config.get("axis", -1)
     per_column = axis not in (None, [], ())
     if config.get("invert") or (per_column and axis not in (-1, 1, [-1], [1])):
@@ -208,7 +168,7 @@ def _normalization(name: str, config: Layer, arrays: list[np.ndarray], width: in
         mean, variance = (np.broadcast_to(array, (width,)) for array in arrays[:2])
     mean, variance = mean.astype(np.float32), variance.astype(np.float32)
     scale = np.maximum(np.sqrt(variance), KERAS_EPSILON)
-    return LayerSpec("normalization", {}, {"mean": torch.tensor(mean), "scale": torch.tensor(scale)})
+    return [LayerSpec("normalization", {}, {"mean": torch.tensor(mean), "scale": torch.tensor(scale)})]
 
 
 def _constant(value: Any) -> np.ndarray:
@@ -218,24 +178,85 @@ def _constant(value: Any) -> np.ndarray:
     return np.asarray(value, dtype=np.float32)
 
 
-def _batch_normalization(name: str, config: Layer, arrays: list[np.ndarray], width: int) -> LayerSpec:
+def _rescaling(layer: _KerasLayer) -> list[LayerSpec]:
+    constants = {"scale": layer.config["scale"], "shift": layer.config.get("offset", 0.0)}
+    width = (layer.width,)
+    full = {key: np.array(np.broadcast_to(_constant(value), width)) for key, value in constants.items()}
+    return [LayerSpec("scale_shift", {}, {key: torch.from_numpy(array) for key, array in full.items()})]
+
+
+def _batch_normalization(layer: _KerasLayer) -> list[LayerSpec]:
     """Source: tf.nn.batch_normalization, whose order of operations this keeps."""
-    if config.get("axis", -1) not in (-1, 1, [-1], [1]) or config.get("renorm"):
-        raise ValueError(f"layer {name} is a BatchNormalization with axis={config.get('axis')} or renorm")
-    names = [key for key, used in (("gamma", config["scale"]), ("beta", config["center"])) if used]
-    shapes = {key: (width,) for key in [*names, "mean", "variance"]}
-    t = _tensors(name, arrays, **shapes)
+    config = layer.config
+    if not _on_last_axis(config) or config.get("renorm"):
+        raise ValueError(
+            f"layer {layer.name} is a BatchNormalization with axis={config.get('axis')} or renorm"
+        )
+    shapes = {key: (layer.width,) for key in [*_scale_and_centre(config), "mean", "variance"]}
+    t = _tensors(layer, **shapes)
     scale = torch.rsqrt(t["variance"] + config["epsilon"])
     if "gamma" in t:
         scale = scale * t["gamma"]
     shift = t["beta"] - t["mean"] * scale if "beta" in t else -t["mean"] * scale
-    return LayerSpec("scale_shift", {}, {"scale": scale, "shift": shift})
+    return [LayerSpec("scale_shift", {}, {"scale": scale, "shift": shift})]
 
 
-def _activation_layer(name: str, kind: str, config: Layer, keras_version: str) -> list[LayerSpec]:
+def _on_last_axis(config: Layer) -> bool:
+    return config.get("axis", -1) in (-1, 1, [-1], [1])
+
+
+def _scale_and_centre(config: Layer) -> list[str]:
+    return [key for key, used in (("gamma", config["scale"]), ("beta", config["center"])) if used]
+
+
+def _layer_normalization(layer: _KerasLayer) -> list[LayerSpec]:
+    config = layer.config
+    if not _on_last_axis(config) or config.get("rms_scaling"):
+        raise ValueError(
+            f"layer {layer.name} is a LayerNormalization with axis={config.get('axis')} or rms_scaling"
+        )
+    shapes = {key: (layer.width,) for key in _scale_and_centre(config)}
+    options: dict[str, Any] = {"epsilon": float(config["epsilon"])}
+    if layer.keras_version.startswith("2") and options["epsilon"] >= KERAS2_FUSED_EPSILON:
+        options["centred"] = True
+    return [LayerSpec("layer_norm", options, _tensors(layer, **shapes))]
+
+
+def _rms_normalization(layer: _KerasLayer) -> list[LayerSpec]:
+    config = layer.config
+    if not _on_last_axis(config):
+        raise ValueError(f"layer {layer.name} is an RMSNormalization with axis={config.get('axis')}")
+    scale = _tensors(layer, scale=(layer.width,))
+    shift = {"shift": torch.zeros(layer.width)}
+    return [
+        LayerSpec("rms_norm", {"epsilon": float(config["epsilon"])}),
+        LayerSpec("scale_shift", {}, {**scale, **shift}),
+    ]
+
+
+def _unit_normalization(layer: _KerasLayer) -> list[LayerSpec]:
+    if not _on_last_axis(layer.config):
+        raise ValueError(f"layer {layer.name} is a UnitNormalization with axis={layer.config.get('axis')}")
+    largest = 1e6 if layer.keras_version.startswith("2") else 1e12  # epsilon bounds the square, or the length
+    return [LayerSpec("unit_norm", {"largest": largest})]
+
+
+_LAYERS: dict[str, Callable[[_KerasLayer], list[LayerSpec]]] = {
+    "Dense": _dense,
+    "Normalization": _normalization,
+    "Rescaling": _rescaling,
+    "BatchNormalization": _batch_normalization,
+    "LayerNormalization": _layer_normalization,
+    "RMSNormalization": _rms_normalization,
+    "UnitNormalization": _unit_normalization,
+}
+
+
+def _activation_layer(layer: _KerasLayer) -> list[LayerSpec]:
     """Layers that consist of one activation."""
+    name, kind, config = layer.name, layer.kind, layer.config
     if kind == "Activation":
-        return _activation(name, config["activation"], keras_version)
+        return _activation(layer, config["activation"], layer.width)
     if kind == "ReLU":
         slope, top, threshold = (config.get(key) for key in ("negative_slope", "max_value", "threshold"))
         slope = float(_constant(slope or 0))
@@ -248,6 +269,9 @@ def _activation_layer(name: str, kind: str, config: Layer, keras_version: str) -
     if kind == "LeakyReLU":
         slope = config.get("negative_slope", config.get("alpha"))
         return [LayerSpec("activation", {"name": "leaky_relu", "negative_slope": float(_constant(slope))})]
+    if kind == "PReLU":
+        shared = config.get("shared_axes") in (1, [1])
+        return [LayerSpec("prelu", {}, _tensors(layer, slope=(1,) if shared else (layer.width,)))]
     if kind == "ELU":
         return [LayerSpec("activation", {"name": "elu", "alpha": float(_constant(config["alpha"]))})]
     if kind == "Softmax" and config.get("axis", -1) in (-1, 1):
@@ -255,14 +279,24 @@ def _activation_layer(name: str, kind: str, config: Layer, keras_version: str) -
     raise ValueError(f"layer {name} is a {kind}, which is not supported")
 
 
-def _activation(name: str, activation: Any, keras_version: str) -> list[LayerSpec]:
-    """An activation by Keras' name; custom and lambda ones are objects and are rejected."""
+def _activation(layer: _KerasLayer, activation: Any, width: int) -> list[LayerSpec]:
+    """An activation by Keras' name or as a layer of its own; custom and lambda ones are rejected."""
     if activation in (None, "linear"):
         return []
+    if isinstance(activation, dict) and isinstance(activation.get("config"), dict):
+        kind = activation["class_name"]
+        if kind in ("ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax", "Activation"):
+            name = f"{layer.name} (activation)"
+            _rounding(name, kind, activation["config"])
+            weights = {key.rpartition("/")[2]: array for key, array in layer.weights.items() if "/" in key}
+            inner = replace(
+                layer, name=name, kind=kind, config=activation["config"], weights=weights, width=width
+            )
+            return _activation_layer(inner)
     known = isinstance(activation, str) and activation in ACTIVATION_NAMES
     # Keras 2 computes hard_sigmoid with a different slope.
-    if not known or (activation == "hard_sigmoid" and keras_version.startswith("2")):
+    if not known or (activation == "hard_sigmoid" and layer.keras_version.startswith("2")):
         shown = activation if isinstance(activation, str) else activation.get("class_name", activation)
-        raise ValueError(f"layer {name} has activation {shown}, which is not supported")
+        raise ValueError(f"layer {layer.name} has activation {shown}, which is not supported")
     ours, options = ACTIVATION_NAMES[activation]
     return [LayerSpec("activation", {"name": ours, **options})]

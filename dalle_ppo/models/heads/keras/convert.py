@@ -17,6 +17,8 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
+from dalle_ppo.models.heads.keras.chain import Chain
+from dalle_ppo.models.heads.keras.endings import AS_IT_IS, Ending
 from dalle_ppo.models.heads.keras.keras_files import read_h5, read_keras
 from dalle_ppo.models.heads.keras.published import DETECTORS, PublishedDetector
 from dalle_ppo.models.heads.keras.saved_model import read_saved_model
@@ -41,6 +43,7 @@ def convert(
     clip_pretrained: str = "",
     round_to_float16: bool | None = None,
     licence: str = "",
+    ending: Ending = AS_IT_IS,
 ) -> HeadInfo:
     """Convert one detector. Reads weights and graph; runs no code from the file.
 
@@ -51,6 +54,7 @@ def convert(
         round_to_float16: whether the reward must round embeddings to float16 before the head. None: only
             for LAION's own files, which were trained on such embeddings.
         licence: a note on the terms of the original; known for LAION's own files.
+        ending: how the model's outputs become one probability, if they are not one.
 
     Returns:
         The metadata that was written.
@@ -60,14 +64,15 @@ def convert(
     """
     source = Path(source)
     with unpacked(source) as model, reading(source):
-        specs, dimension = read_model(model)
+        chain = read_model(model)
+        specs = ending.fold(chain.layers)
         output = _output_kind(specs)
         build_layers(specs)
         known = _published(model)
     info = HeadInfo(
         clip_model=clip_model or (known.clip_model if known else ""),
         clip_pretrained=clip_pretrained or (known.clip_pretrained if known else ""),
-        dimension=dimension,
+        dimension=chain.dimension,
         output=output,
         round_to_float16=bool(known) if round_to_float16 is None else round_to_float16,
         source=source.name,
@@ -78,14 +83,11 @@ def convert(
     return info
 
 
-def read_model(path: Path) -> tuple[list[LayerSpec], int]:
+def read_model(path: Path) -> Chain:
     """Read a model, going by the file's content, not its name.
 
     Args:
         path: a SavedModel folder, a `.keras` or `.h5` file (a zipped SavedModel: see `unpacked`).
-
-    Returns:
-        Its layers and the width of its input.
     """
     if path.is_dir():
         return read_saved_model(path)
@@ -96,6 +98,12 @@ def read_model(path: Path) -> tuple[list[LayerSpec], int]:
     if magic == b"\x89HDF\r\n\x1a\n":
         return read_h5(path)
     raise ValueError(f"{path}: neither a SavedModel folder nor a .zip, .keras or .h5 file")
+
+
+def rounding_of_source(source: Path) -> str:
+    """What the original rounds its results to: "float16", "bfloat16", "int8", or "" for float32."""
+    with unpacked(source) as model, reading(source):
+        return read_model(model).rounding
 
 
 @contextmanager

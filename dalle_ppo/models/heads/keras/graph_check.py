@@ -15,17 +15,18 @@ from tensorboard.compat.proto.meta_graph_pb2 import MetaGraphDef
 # Arithmetic and shapes, also for training and `adapt`; tables whose content is in the graph or the
 # checkpoint (not `InitializeTableFromTextFileV2`); saving and restoring, see below.
 _ALLOWED = """
-Add AddN AddV2 All Any ArgMax AsString AssignAddVariableOp AssignSubVariableOp AssignVariableOp BiasAdd
-BroadcastTo Cast ClipByValue ConcatV2 Const DisableCopyOnRead Elu Equal Erf Erfc Exp ExpandDims Fill
-FusedBatchNormV3 GatherV2 Greater GreaterEqual HashTableV2 Identity IdentityN IsFinite IsNan IteratorGetNext
-LeakyRelu Less LessEqual Log Log1p LogicalAnd LogicalNot LogicalOr LookupTableExportV2 LookupTableFindV2
-LookupTableImportV2 LookupTableInsertV2 LookupTableSizeV2 MatMul Maximum Mean MergeV2Checkpoints Minimum Mul
-MutableHashTableV2 Neg NoOp NotEqual OnesLike Pack PartitionedCall Placeholder Pow PreventGradient Prod
-RandomUniform Range ReadVariableOp RealDiv Reciprocal Relu Relu6 Reshape RestoreV2 Rsqrt SaveV2 Select
-SelectV2 Selu Shape ShardedFilename Sigmoid Slice Softmax Softplus Softsign Split SplitV Sqrt Square
-SquaredDifference Squeeze StatefulPartitionedCall StatelessRandomGetKeyCounter StatelessRandomUniformV2
-StaticRegexFullMatch StopGradient StridedSlice StringJoin Sub Sum Tanh Tile Transpose UniqueWithCounts
-Unpack VarHandleOp VarIsInitializedOp Where ZerosLike
+Abs Add AddN AddV2 All Any ArgMax AsString AssignAddVariableOp AssignSubVariableOp AssignVariableOp
+BatchMatMulV2 BatchMatMulV3 BiasAdd BroadcastTo Cast ClipByValue ConcatV2 Const DisableCopyOnRead Elu
+Equal Erf Erfc Exp ExpandDims Fill FusedBatchNormV3 GatherV2 Greater GreaterEqual HashTableV2 Identity
+IdentityN IsFinite IsNan IteratorGetNext LeakyRelu Less LessEqual Log Log1p LogicalAnd LogicalNot
+LogicalOr LookupTableExportV2 LookupTableFindV2 LookupTableImportV2 LookupTableInsertV2 LookupTableSizeV2
+MatMul Max Maximum Mean MergeV2Checkpoints Minimum Mul MutableHashTableV2 Neg NoOp NotEqual OnesLike Pack
+PartitionedCall Placeholder Pow PreventGradient Prod RandomUniform Range ReadVariableOp RealDiv
+Reciprocal Relu Relu6 Reshape RestoreV2 Round Rsqrt SaveV2 Select SelectV2 Selu Shape ShardedFilename
+Sigmoid Slice Softmax Softplus Softsign Split SplitV Sqrt Square SquaredDifference Squeeze
+StatefulPartitionedCall StatelessRandomGetKeyCounter StatelessRandomUniformV2 StaticRegexFullMatch
+StopGradient StridedSlice StringJoin Sub Sum Tanh Tile Transpose UniqueWithCounts Unpack VarHandleOp
+VarIsInitializedOp Where ZerosLike
 """
 ALLOWED = frozenset(_ALLOWED.split())
 # Every SavedModel holds these for its own saving and restoring; nothing else may call them.

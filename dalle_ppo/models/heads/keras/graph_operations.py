@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from dalle_ppo.models.heads.keras.graph_values import Column, Handle, Stream, encode, join, select
+from dalle_ppo.models.heads.keras.graph_joins import join, select
+from dalle_ppo.models.heads.keras.graph_values import Column, Handle, Stream, encode
 
 # Operations where only the kind matters: TensorFlow's name -> ours.
 _ACTIVATIONS = {
@@ -24,6 +25,10 @@ _ACTIVATIONS = {
     "Erf": "erf",
     "Erfc": "erfc",
     "Neg": "neg",
+    "Square": "square",
+    "Rsqrt": "rsqrt",
+    "Abs": "abs",
+    "Round": "round",
 }
 _ON_NUMBERS: dict[str, Callable[..., np.ndarray]] = {
     "Add": np.add,
@@ -37,7 +42,10 @@ _ON_NUMBERS: dict[str, Callable[..., np.ndarray]] = {
     "Neg": np.negative,
 }
 _PASS = {"Identity", "IdentityN", "StopGradient", "PreventGradient", "NoOp", "DisableCopyOnRead"}
-_FLOAT, _DOUBLE = 1, 2
+# Numbers of TensorFlow's data types (tensorflow/core/framework/types.proto).
+_FLOAT, _INT32, _INT8, _BFLOAT16, _HALF = 1, 3, 6, 14, 19
+_ROUNDED = {_HALF: "float16", _BFLOAT16: "bfloat16", _INT8: "int8"}
+_PRODUCTS = {"MatMul": ("T",), "BatchMatMulV2": ("T",), "BatchMatMulV3": ("Ta", "Tb")}
 
 
 def apply(node: Any, inputs: list[Any]) -> list[Any]:
@@ -67,7 +75,7 @@ def apply(node: Any, inputs: list[Any]) -> list[Any]:
             raise refusal(node)
         result = encode(inputs[:-1], node.name)
     else:
-        raise refusal(node)
+        raise refusal(node, "not supported in a detector; a .keras or .h5 file of the model may convert")
     return result if isinstance(result, list) else [result]
 
 
@@ -76,15 +84,35 @@ def refusal(node: Any, reason: str = "not supported in a detector") -> ValueErro
     return ValueError(f"operation {node.op} ({node.name}): {reason}")
 
 
+def rounding_of(nodes: Iterable[Any]) -> str:
+    """What matrix products are rounded to: "float16", "bfloat16", "int8" or, for float32, ""."""
+    types = {node.attr[key].type for node in nodes for key in _PRODUCTS.get(node.op, ())}
+    return next((_ROUNDED[type_] for type_ in (_INT8, _BFLOAT16, _HALF) if type_ in types), "")
+
+
 def _matmul(node: Any, stream: Stream, kernel: np.ndarray) -> Stream:
-    if node.attr["transpose_a"].b or kernel.ndim != 2:
+    transposed = node.attr["transpose_a"].b or node.attr["adj_x"].b
+    if transposed or kernel.ndim != 2:
         raise refusal(node)
-    return stream.then("dense", kernel.T if node.attr["transpose_b"].b else kernel)
+    return stream.then("dense", kernel.T if node.attr["transpose_b"].b or node.attr["adj_y"].b else kernel)
+
+
+def _reduce(kind: str) -> Callable[[Any, Stream, np.ndarray], Stream]:
+    def reduce(node: Any, stream: Stream, axis: np.ndarray) -> Stream:
+        if axis.size != 1 or int(axis.ravel()[0]) not in (-1, 1) or not node.attr["keep_dims"].b:
+            raise refusal(node)
+        return stream.then(kind)
+
+    return reduce
 
 
 def _cast_stream(node: Any, stream: Stream) -> Stream:
-    """Only the input may be rounded to float32: the detector does that itself."""
-    if node.attr["DstT"].type != _FLOAT or stream.steps:
+    """To float32 or less: the detector computes in float32. Whole numbers are those of an int8 layer."""
+    to = node.attr["DstT"].type
+    whole = sum(step.kind == "cast" for step in stream.steps) % 2 == 1
+    if to == _INT8 or (whole and to == _FLOAT):
+        return stream.then("cast")
+    if to not in ((_INT8, _INT32) if whole else (_FLOAT, _HALF, _BFLOAT16)):
         raise refusal(node, "computes in a number format other than float32")
     return stream
 
@@ -92,7 +120,10 @@ def _cast_stream(node: Any, stream: Stream) -> Stream:
 def _cast_numbers(node: Any, numbers: np.ndarray) -> np.ndarray:
     from tensorboard.compat.tensorflow_stub import dtypes
 
-    return numbers.astype(dtypes.as_dtype(node.attr["DstT"].type).as_numpy_dtype)
+    to = node.attr["DstT"].type
+    if numbers.dtype == np.float32 and to in (_HALF, _BFLOAT16):
+        return numbers  # weights of a model with mixed precision keep what they have
+    return numbers.astype(dtypes.as_dtype(to).as_numpy_dtype)
 
 
 def _leaky_relu(node: Any, stream: Stream) -> Stream:
@@ -154,11 +185,22 @@ def _fill(node: Any, handle: Handle, *content: np.ndarray) -> list[Any]:
 def _read(node: Any, handle: Handle) -> np.ndarray:
     if not isinstance(handle.content, np.ndarray | np.generic):
         raise refusal(node, f"variable {handle.name} has no value in the file")
+    if handle.content.dtype == np.float16:
+        raise refusal(node, f"variable {handle.name} is float16: only float32 weights are supported")
     return handle.content
 
 
 _HANDLERS: dict[tuple[str, ...], Callable[..., Any]] = {
     ("MatMul", "Stream", "ndarray"): _matmul,
+    ("BatchMatMulV2", "Stream", "ndarray"): _matmul,
+    ("BatchMatMulV3", "Stream", "ndarray"): _matmul,
+    ("Sum", "Stream", "ndarray"): _reduce("sum"),
+    ("Mean", "Stream", "ndarray"): _reduce("mean"),
+    ("Max", "Stream", "ndarray"): _reduce("max"),
+    ("Minimum", "Stream", "ndarray"): lambda node, x, c: x.then("minimum", c),
+    ("Maximum", "Stream", "ndarray"): lambda node, x, c: x.then("maximum", c),
+    ("RealDiv", "ndarray", "Stream"): lambda node, c, x: x.then("over", c),
+    ("Reshape", "ndarray", "ndarray"): lambda node, numbers, shape: numbers.reshape(shape),
     ("BiasAdd", "Stream", "ndarray"): lambda node, x, c: x.then("add", c),
     ("Add", "Stream", "ndarray"): lambda node, x, c: x.then("add", c),
     ("AddV2", "Stream", "ndarray"): lambda node, x, c: x.then("add", c),

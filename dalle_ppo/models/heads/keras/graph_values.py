@@ -1,4 +1,4 @@
-"""What flows through a TensorFlow graph while it is read: numbers, handles, columns, and the chain itself."""
+"""What flows through a TensorFlow graph while it is read: handles, columns, and the chain itself."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from dalle_ppo.models.heads.keras.categories import category_encoding
 
 @dataclass(frozen=True)
 class Step:
-    """One operation on the chain: its kind, its numbers (if any) and its options."""
+    """One operation on the chain: its kind, its numbers (if any) and its options.
+
+    A step that two branches make together, not (yet) recognised as one layer, is "joined" and holds both.
+    """
 
     kind: str
     numbers: np.ndarray | None = None
     options: tuple[tuple[str, Any], ...] = ()
     spec: LayerSpec | None = None
+    branches: tuple[tuple[Step, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,55 +53,6 @@ class Column:
     position: int
     form: str = "raw"  # raw, is_nan, zeros, number (NaN made 0), text, index
     table: Handle | None = None
-
-
-# Activations made of several operations: what two branches from one point did before they joined.
-_JOINED = {
-    ("Mul", (), ("sigmoid",)): "silu",
-    ("Mul", (), ("mul", "sigmoid")): "silu",
-    ("Mul", (), ("softplus", "tanh")): "mish",
-    ("Mul", ("mul",), ("neg", "mul", "erfc")): "gelu",
-    ("Mul", ("mul",), ("div", "erf", "add")): "gelu",
-}
-_JOINED_NUMBERS = {
-    ("mul", "sigmoid"): (1.0,),
-    ("neg", "mul", "erfc"): (0.5**0.5,),
-    ("div", "erf", "add"): (2**0.5, 1.0),
-}
-
-
-def join(op: str, name: str, first: Stream, second: Stream) -> Stream:
-    """Recognise two branches that meet as one activation.
-
-    Raises:
-        ValueError: they are not an activation, so the model is not a chain.
-    """
-    base = 0
-    while base < min(len(first.steps), len(second.steps)) and first.steps[base] is second.steps[base]:
-        base += 1
-    branches = sorted((first.steps[base:], second.steps[base:]), key=len)
-    kinds = tuple(tuple(step.kind for step in branch) for branch in branches)
-    activation = _JOINED.get((op, *kinds))
-    numbers = [float(s.numbers) for s in branches[1] if s.numbers is not None and s.numbers.ndim == 0]
-    halved = all(float(s.numbers) == 0.5 for s in branches[0] if s.numbers is not None)
-    if activation is None or not halved or not np.allclose(numbers, _JOINED_NUMBERS.get(kinds[1], ())):
-        raise ValueError(f"operation {op} ({name}) joins two branches: only a chain of layers is supported")
-    return Stream(first.steps[:base]).then("activation", name=activation)
-
-
-def select(name: str, condition: Stream, yes: Stream, no: Stream) -> Stream:
-    """where(x > 0, elu(x), alpha * elu(x)), as Keras computes elu with an alpha.
-
-    Raises:
-        ValueError: it is any other choice between branches.
-    """
-    base = len(condition.steps) - 1
-    heads = [stream.steps[:base] for stream in (condition, yes, no)]
-    kinds = [tuple(step.kind for step in stream.steps[base:]) for stream in (condition, yes, no)]
-    same = all(a is b is c for a, b, c in zip(*heads, strict=True)) if len({*map(len, heads)}) == 1 else False
-    if not same or kinds != [("greater",), ("elu",), ("elu", "mul")] or condition.steps[-1].numbers != 0:
-        raise ValueError(f"operation SelectV2 ({name}) joins branches: only a chain of layers is supported")
-    return Stream(condition.steps[:base]).then("activation", name="elu", alpha=float(no.steps[-1].numbers))
 
 
 def encode(columns: list[Column], name: str) -> Stream:
@@ -155,6 +110,9 @@ def _layer(step: Step, partner: Step | None, width: int) -> LayerSpec:
 
     if step.kind == "spec":
         return step.spec
+    if step.kind == "joined":
+        op, name = (value for _, value in step.options)
+        raise ValueError(f"operation {op} ({name}) joins two branches: only a chain of layers is supported")
     if step.kind == "activation":
         return LayerSpec("activation", dict(step.options))
     if step.kind == "dense":

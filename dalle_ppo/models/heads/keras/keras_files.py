@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from dalle_ppo.models.heads.head_layers import LayerSpec
+from dalle_ppo.models.heads.keras.chain import Chain
+from dalle_ppo.models.heads.keras.config_chain import MODELS, Layer, layer_name, layers_of
+from dalle_ppo.models.heads.keras.config_chain import Path as LayerPath
 from dalle_ppo.models.heads.keras.config_layers import layers_from_config
 
+LayerWeights = dict[str, np.ndarray]
 
-def read_keras(path: Path) -> tuple[list[LayerSpec], int]:
-    """Read a Keras 3 `.keras` file: layers and input width.
+
+def read_keras(path: Path) -> Chain:
+    """Read a Keras 3 `.keras` file.
 
     Raises:
         ValueError: it is not such a file, or the model is not a chain of known layers.
@@ -29,11 +33,12 @@ def read_keras(path: Path) -> tuple[list[LayerSpec], int]:
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged, or not a .keras file ({error})") from None
     with _open_h5(weights_file, path) as h5:
-        return layers_from_config(config, _keras3_weights(h5, config), version)
+        weights = _keras3_weights(h5, config)
+        return layers_from_config(config, lambda path: weights.get(path, {}), version)
 
 
-def read_h5(path: Path) -> tuple[list[LayerSpec], int]:
-    """Read a whole-model `.h5` file of Keras 2 or 3: layers and input width.
+def read_h5(path: Path) -> Chain:
+    """Read a whole-model `.h5` file of Keras 2 or 3.
 
     Such a file holds no checksums (SavedModels and `.keras` files do): changed numbers go unnoticed.
 
@@ -46,8 +51,7 @@ def read_h5(path: Path) -> tuple[list[LayerSpec], int]:
         config = json.loads(h5.attrs["model_config"])
         group = h5["model_weights"]
         version = str(group.attrs.get("keras_version", h5.attrs.get("keras_version", "2")))
-        weights = {name: _h5_layer(group, name) for name in _texts(group.attrs["layer_names"])}
-        return layers_from_config(config, weights, version)
+        return layers_from_config(config, lambda layer: _h5_layer(group, layer), version)
 
 
 def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
@@ -63,22 +67,38 @@ def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
         raise ValueError(f"{path}: not an HDF5 file ({error})") from None
 
 
-def _keras3_weights(h5: Any, config: dict[str, Any]) -> dict[str, list[np.ndarray]]:
-    """Weights by layer name. Keras files them by class name and a running number, not by layer name.
+def _keras3_weights(h5: Any, model: Layer, around: LayerPath = ()) -> dict[LayerPath, LayerWeights]:
+    """Weights by the layer's path. Keras files them by class name and a running number, not by layer name.
 
     Source: keras/src/saving/saving_lib.py, `_save_container_state`.
     """
-    groups = {place: group["vars"] for place, group in h5.get("layers", {}).items() if "vars" in group}
-    names = {place: group.attrs.get("name") for place, group in groups.items()}
+    groups = h5.get("layers", {})
+    names = {place: group["vars"].attrs.get("name") for place, group in groups.items() if "vars" in group}
     if None in names.values():  # written before Keras recorded the names
         names = {}
         used: dict[str, int] = {}
-        for layer in config["config"]["layers"]:
+        for layer in layers_of(model):
             stem = _snake_case(layer["class_name"])
             count = used[stem] = used.get(stem, -1) + 1
-            names[f"{stem}_{count}" if count else stem] = layer["config"].get("name", layer.get("name"))
-    present = [(place, name) for place, name in names.items() if place in groups]
-    return {name: [_array(groups[p], str(i)) for i in range(len(groups[p]))] for p, name in present}
+            names[f"{stem}_{count}" if count else stem] = layer_name(layer)
+    layers = {layer_name(layer): layer for layer in layers_of(model)}
+    weights: dict[LayerPath, LayerWeights] = {}
+    for place, name in names.items():
+        path = (*around, name)
+        if name in layers and layers[name]["class_name"] in MODELS and place in groups:
+            weights |= _keras3_weights(groups[place], layers[name], path)
+        elif place in groups:
+            weights[path] = _keras3_layer(groups[place])
+    return weights
+
+
+def _keras3_layer(group: Any) -> LayerWeights:
+    """One layer's weights by number, those of an activation layer that it holds as `activation/NUMBER`."""
+    weights = {}
+    for part, prefix in ((group, ""), (group.get("activation", {}), "activation/")):
+        variables = part.get("vars", {})
+        weights |= {f"{prefix}{i}": _array(variables, str(i)) for i in range(len(variables))}
+    return weights
 
 
 def _snake_case(name: str) -> str:
@@ -88,8 +108,50 @@ def _snake_case(name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _h5_layer(group: Any, name: str) -> list[np.ndarray]:
-    return [_array(group[name], weight) for weight in _texts(group[name].attrs["weight_names"])]
+def _h5_layer(models: Any, path: LayerPath) -> LayerWeights:
+    """One layer's weights by name, in Keras' order, those of an activation layer in it as `NAME/alpha`.
+
+    A nested model's weights lie in one group, told apart by their names only.
+    """
+    if path[0] not in models:
+        return {}
+    group = models[path[0]]
+    names = _texts(group.attrs["weight_names"])
+    parts = {name: name.partition(":")[0].split("/") for name in names}
+    if len(path) > 1:
+        names = _inside(path, {name: parts[name] for name in names if path[-1] in parts[name][:-1]})
+    keys = [_after(parts[name], path[-1]) for name in names]
+    if len(set(keys)) != len(keys):
+        keys = [str(i) for i in range(len(names))]
+    return {key: _array(group, name) for key, name in zip(keys, names, strict=True)}
+
+
+def _inside(path: LayerPath, parts: dict[str, list[str]]) -> list[str]:
+    """Of weights whose layers have this name, those whose models' names fit the path best."""
+
+    def models_around(name: str) -> tuple[str, ...]:
+        before = parts[name][:-1]
+        return tuple(before[: len(before) - 1 - before[::-1].index(path[-1])])
+
+    def fit(around: tuple[str, ...]) -> int:
+        pairs = zip(reversed(around), reversed(path[:-1]), strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(around), len(path) - 1))
+
+    places = {models_around(name) for name in parts}
+    best = [around for around in places if fit(around) == max(map(fit, places))]
+    if len(best) > 1:
+        raise ValueError(
+            f"several nested layers are called {path[-1]}, and the .h5 does not tell which weights are "
+            "whose: give them different names, or save a .keras file"
+        )
+    return [name for name in parts if models_around(name) in best]
+
+
+def _after(parts: list[str], layer: str) -> str:
+    """A weight's name after its layer's."""
+    before = parts[:-1]
+    first = len(before) - before[::-1].index(layer) if layer in before else len(before)
+    return "/".join(parts[first:])
 
 
 def _array(group: Any, name: str) -> np.ndarray:

@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.meta_graph_pb2 import MetaGraphDef
 from tensorboard.util.tensor_util import make_ndarray
 
-from dalle_ppo.models.heads.head_layers import LayerSpec
-from dalle_ppo.models.heads.keras.graph_operations import apply, refusal
+from dalle_ppo.models.heads.keras.chain import Chain
+from dalle_ppo.models.heads.keras.graph_operations import apply, refusal, rounding_of
 from dalle_ppo.models.heads.keras.graph_values import Handle, Stream, to_layers
 from dalle_ppo.models.heads.keras.tensor_bundle import TensorBundle, message_parts
 
@@ -28,8 +28,8 @@ _TABLES = {"HashTableV2", "MutableHashTableV2"}
 _MAX_DEPTH = 50
 
 
-def read_saved_model(path: Path) -> tuple[list[LayerSpec], int]:
-    """Read a SavedModel folder: layers and input width.
+def read_saved_model(path: Path) -> Chain:
+    """Read a SavedModel folder.
 
     Raises:
         ValueError: it is not a SavedModel, or the model is not a chain of known layers.
@@ -46,7 +46,8 @@ def read_saved_model(path: Path) -> tuple[list[LayerSpec], int]:
     if len(shape) != 2:
         raise ValueError(f"{path}: {name} takes shape {shape}, needs [batch, width]")
     dimension = shape[1] if shape[1] > 0 else _first_width(output)
-    return to_layers(output.steps, dimension), dimension
+    nodes = [node for function in graph.graph_def.library.function for node in function.node_def]
+    return Chain(to_layers(output.steps, dimension), dimension, rounding_of(nodes))
 
 
 def read_graph(path: Path) -> MetaGraphDef:

@@ -12,11 +12,14 @@ import torch
 
 from dalle_ppo.models.heads.head_layers import CategoryEncoding, ordered_bits
 from dalle_ppo.models.heads.keras.convert import read_model, reading, unpacked
+from dalle_ppo.models.heads.keras.endings import AS_IT_IS, Ending
 from dalle_ppo.models.heads.keras.graph_check import check_operations
 from dalle_ppo.models.heads.keras.saved_model import read_graph
 from dalle_ppo.models.heads.nsfw import EmbeddingHead, load_head
 
 TOLERANCE = 1e-6
+# For originals that round what they compute; the converted model does not.
+ROUNDED_TOLERANCE = {"float16": 0.01, "bfloat16": 0.05, "int8": 0.1}
 NUM_EMBEDDINGS = 2048
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -31,12 +34,20 @@ class Comparison:
     largest: float
 
 
-def verify(source: str | Path, converted: str | Path, *, seed: int = 0) -> list[Comparison]:
+def tolerance(rounding: str) -> float:
+    """The largest difference that passes, for an original that rounds to this; "" is float32."""
+    return ROUNDED_TOLERANCE.get(rounding, TOLERANCE)
+
+
+def verify(
+    source: str | Path, converted: str | Path, *, ending: Ending = AS_IT_IS, seed: int = 0
+) -> list[Comparison]:
     """Compare the original with the converted model on random embeddings of length 1.
 
     Args:
         source: the original, as given to `convert`.
         converted: the file that `convert` wrote.
+        ending: as given to `convert`.
         seed: seed of the embeddings.
 
     Returns:
@@ -54,7 +65,7 @@ def verify(source: str | Path, converted: str | Path, *, seed: int = 0) -> list[
     if isinstance(head.layers[0], CategoryEncoding) and len(head.layers[0].columns):
         kinds["entries of the tables"] = _table_entries(head.layers[0], embeddings, generator)
     with unpacked(Path(source)) as model:
-        predict = load_original(model)
+        predict = load_original(model, ending)
         results = []
         for kind, batch in kinds.items():
             difference = np.abs(predict(batch) - _predict(head, batch))
@@ -62,11 +73,12 @@ def verify(source: str | Path, converted: str | Path, *, seed: int = 0) -> list[
     return results
 
 
-def load_original(model: Path) -> Predict:
+def load_original(model: Path, ending: Ending = AS_IT_IS) -> Predict:
     """Load the original into TensorFlow, after checking what it holds.
 
     Args:
         model: a SavedModel folder, a `.keras` or an `.h5` file.
+        ending: how its outputs become one number.
 
     Returns:
         A function from embeddings [B, D] float32 to [B] float32.
@@ -81,18 +93,20 @@ def load_original(model: Path) -> Predict:
     tensorflow = _tensorflow()
     try:
         if not model.is_dir():
-            return _keras_model(tensorflow, model)
-        return _serving_function(tensorflow, model)
+            predict = _keras_model(tensorflow, model)
+        else:
+            predict = _serving_function(tensorflow, model)
     except Exception as error:  # TensorFlow and Keras raise all kinds of exceptions
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{model.name}: this TensorFlow cannot load it ({reason})") from error
+    return lambda batch: ending.of_outputs(predict(batch).astype(np.float32))
 
 
 def _keras_model(tensorflow: object, model: Path) -> Predict:
     # Keras goes by the name, we by the content.
     keras = tensorflow.keras
     loaded = keras.models.load_model(str(model), compile=False, safe_mode=True)
-    return lambda batch: np.asarray(loaded(batch, training=False))[:, 0]
+    return lambda batch: np.asarray(loaded(batch, training=False))
 
 
 def _serving_function(tensorflow: object, model: Path) -> Predict:
@@ -103,7 +117,7 @@ def _serving_function(tensorflow: object, model: Path) -> Predict:
 
     def predict(batch: np.ndarray) -> np.ndarray:
         outputs = function(**{name: tensorflow.cast(batch, spec.dtype)})
-        return next(iter(outputs.values())).numpy()[:, 0]
+        return next(iter(outputs.values())).numpy()
 
     predict.owner = loaded  # the function's variables live as long as the loaded model
     return predict

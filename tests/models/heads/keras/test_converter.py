@@ -121,7 +121,7 @@ def _set(layer: dict, **values) -> None:
 
 _EDITS = {
     "Lambda": lambda layers: _set(layers["dropout"], class_name="Lambda"),
-    "is a LayerNormalization": lambda layers: _set(layers["dropout"], class_name="LayerNormalization"),
+    "is a GroupNormalization": lambda layers: _set(layers["dropout"], class_name="GroupNormalization"),
     "is a Conv1D": lambda layers: _set(layers["dense"], class_name="Conv1D"),
     "export it as a SavedModel": lambda layers: _set(
         layers["dropout"], class_name="MultiCategoryEncoding", module="autokeras.keras_layers"
@@ -395,7 +395,7 @@ def test_the_verification_is_printed_and_decides_the_exit_code(
 ):
     comparisons = [verification.Comparison("float32", 2048, 1e-8)]
     comparisons.append(verification.Comparison("float16-representable", 2048, largest))
-    monkeypatch.setattr(verification, "verify", lambda source, out: comparisons)
+    monkeypatch.setattr(verification, "verify", lambda source, out, **options: comparisons)
     arguments = [FIXTURES / "keras3.h5", tmp_path / "out.safetensors", "--verify"]
     monkeypatch.setattr(sys, "argv", ["keras_nsfw_to_torch.py", *map(str, arguments)])
     command = runpy.run_path(str(ROOT / "converters" / "keras_nsfw_to_torch.py"))
@@ -439,8 +439,9 @@ def test_verify_notices_another_model(tmp_path):
 _activations = st.sampled_from(
     ["relu", "tanh", "gelu", "silu", "elu", "selu", "softplus", "mish", "leaky_relu"]
 )
+_kinds = ["dense", "nested", "object", "prelu", "norm", "layer norm", "unit norm", "dropout"]
 _layers = st.lists(
-    st.tuples(st.sampled_from(["dense", "norm", "dropout"]), st.integers(1, 40), _activations, st.booleans()),
+    st.tuples(st.sampled_from(_kinds), st.integers(1, 40), _activations, st.booleans()),
     max_size=5,
 )
 
@@ -461,6 +462,16 @@ def test_models_of_many_shapes(width, layers, normalised, seed, tmp_path_factory
     for kind, units, activation, flag in layers:
         if kind == "dense":
             model.add(keras.layers.Dense(units, activation=activation, use_bias=flag))
+        elif kind == "nested":
+            model.add(keras.Sequential([keras.layers.Dense(units, activation), keras.layers.Dense(3)]))
+        elif kind == "object":
+            model.add(keras.layers.Dense(units, activation=keras.layers.LeakyReLU(0.1 if flag else 0.4)))
+        elif kind == "prelu":
+            model.add(keras.layers.PReLU(keras.initializers.RandomUniform(-1, 1)))
+        elif kind == "layer norm":
+            model.add(keras.layers.LayerNormalization(scale=flag, center=not flag))
+        elif kind == "unit norm":
+            model.add(keras.layers.UnitNormalization())
         elif kind == "norm":
             model.add(keras.layers.BatchNormalization(scale=flag, center=not flag))
         else:

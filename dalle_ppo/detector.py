@@ -1,0 +1,167 @@
+"""Trains an NSFW detector on CLIP embeddings of your own images, for `detector:` in the reward.
+
+    python -m dalle_ppo.detector embed IMAGES --out E.npy --labels L.npy \\
+        --clip_model ViT-L-14 --clip_pretrained openai
+    python -m dalle_ppo.detector train --embeddings E.npy --labels L.npy --out my.safetensors \\
+        --clip_model ViT-L-14 --clip_pretrained openai
+
+`embed` writes the embeddings of a folder of images. `train` fits a small network, calibrates it, measures it
+on images it has not seen, and writes a detector that belongs to this CLIP.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dalle_ppo.config.command_line import OneLineParser, run_main
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m dalle_ppo.detector",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="embed|train")
+    embed = commands.add_parser("embed", help="a folder of images to embeddings")
+    embed.add_argument("folder", type=Path, help="folder of images; its subfolders are read too")
+    embed.add_argument(
+        "--out", type=Path, required=True, help="the .npy file to write, [images, width]; names go to a .txt"
+    )
+    embed.add_argument(
+        "--labels",
+        type=Path,
+        help="also write labels to this .npy file: subfolders unsafe, nsfw or 1 and "
+        "safe, sfw or 0 say which image is which",
+    )
+    embed.add_argument(
+        "--unsafe", nargs="+", default=[], help="subfolders with unsafe images; others are safe"
+    )
+    embed.add_argument("--batch_size", type=int, default=128)
+    embed.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    train = commands.add_parser("train", help="embeddings and labels to a detector")
+    train.add_argument("--embeddings", type=Path, required=True, help=".npy file of numbers, [images, width]")
+    train.add_argument(
+        "--labels", type=Path, required=True, help=".npy file: 0 safe, 1 unsafe, or probabilities, [images]"
+    )
+    train.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    train.add_argument(
+        "--hidden",
+        type=int,
+        nargs="*",
+        default=[128, 64],
+        help="widths of hidden layers; none: logistic regression",
+    )
+    train.add_argument("--epochs", type=int, default=200, help="passes over the images at most")
+    train.add_argument("--patience", type=int, default=15, help="passes without progress before it stops")
+    train.add_argument("--batch_size", type=int, default=128)
+    train.add_argument("--learning_rate", type=float, default=1e-3)
+    train.add_argument("--weight_decay", type=float, default=0.05)
+    train.add_argument("--dropout", type=float, default=0.2)
+    train.add_argument("--seed", type=int, default=0, help="seed of weights, order and held-back images")
+    train.add_argument("--licence", default="", help="a note on the terms of the detector, kept in its file")
+    for command in (embed, train):
+        command.add_argument(
+            "--clip_model", required=True, help="builtin, a folder in open_clip's layout, or open_clip's name"
+        )
+        command.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None) -> int:
+    """Embeds or trains, and prints what came of it."""
+    args = parse_arguments(argv)
+    _check_out("--out", args.out, ".npy" if args.command == "embed" else ".safetensors")
+    return embed(args) if args.command == "embed" else train(args)
+
+
+def _check_out(option: str, path: Path, suffix: str) -> None:
+    """Refuses a file before any costly work."""
+    if path.suffix != suffix:
+        raise ValueError(f"{option} is {path}; its name must end in {suffix}")
+    if path.exists():
+        raise ValueError(f"{option} {path} already exists; name another file or remove it")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Writes embeddings, names and, if asked, labels."""
+    if args.labels:
+        _check_out("--labels", args.labels, ".npy")
+    elif args.unsafe:
+        raise ValueError("--unsafe says which labels to write; give --labels FILE.npy too")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch_size is {args.batch_size}; it must be at least 1")
+
+    from tqdm import tqdm
+
+    from dalle_ppo.build.models import choose_device
+    from dalle_ppo.build.named_clip import open_named_clip
+    from dalle_ppo.training.detector.images import (
+        embed_images,
+        find_images,
+        labels_from_names,
+        write_embeddings,
+    )
+
+    names = find_images(args.folder)
+    if args.labels:
+        labels_from_names(names, tuple(args.unsafe))
+    clip = open_named_clip(args.clip_model, args.clip_pretrained, choose_device(args.device))
+    batches = []
+    with tqdm(total=len(names), desc="embed", unit="image", dynamic_ncols=True) as bar:
+        for batch in embed_images(args.folder, names, clip, args.batch_size):
+            batches.append(batch)
+            bar.update(len(batch.names) + len(batch.unreadable))
+    for name, reason in (line for batch in batches for line in batch.unreadable):
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    shape, num_left_out = write_embeddings(batches, args.out, args.labels, tuple(args.unsafe))
+    print(
+        f"wrote {args.out}: {shape[0]} embeddings of {shape[1]} numbers from CLIP {clip.name} "
+        f"({clip.pretrained}); {num_left_out} images left out"
+    )
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Fits, measures and writes a detector."""
+    from tqdm import tqdm
+
+    from dalle_ppo.build.named_clip import clip_names
+    from dalle_ppo.training.detector.data import read_examples, split
+    from dalle_ppo.training.detector.network import FitSettings, fit
+    from dalle_ppo.training.detector.report import calibrate_and_measure
+    from dalle_ppo.training.detector.saving import save_detector
+
+    settings = FitSettings(
+        hidden=tuple(args.hidden),
+        epochs=args.epochs,
+        patience=args.patience,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        dropout=args.dropout,
+        seed=args.seed,
+    )
+    clip = clip_names(args.clip_model, args.clip_pretrained)
+    parts = split(read_examples(args.embeddings, args.labels), args.seed)
+    with tqdm(total=args.epochs, desc="train", unit="pass", dynamic_ncols=True) as bar:
+        for progress, best in fit(parts, settings):
+            network = best
+            bar.update(1)
+            bar.set_postfix(
+                loss=f"{progress.loss:.4f}",
+                validation=f"{progress.validation_loss:.4f}",
+                best=progress.best_epoch,
+                refresh=False,
+            )
+    report = calibrate_and_measure(network, parts)
+    save_detector(args.out, network.layers(report.calibration), clip, args.embeddings, args.licence)
+    print("\n".join(report.lines(args.out)))
+    print(f"wrote {args.out}: reads embeddings of CLIP {clip[0]} ({clip[1]})")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
