@@ -1,6 +1,7 @@
 """Draws, measures and stores the images of a side batch by batch.
 
-Each finished batch is written to disk, so that an interrupted evaluation resumes where it stopped.
+Each finished batch is written to disk and kept, so that an interrupted evaluation resumes where it stopped
+and a repeated one draws only what has changed.
 """
 
 import hashlib
@@ -36,10 +37,12 @@ class Side:
         labels: `caption_id`, `caption`, `tag`, `sample` [N].
         columns: numbers [N] by name, `tokens` int32 [N, T] and, if the reward returns them,
             `embeddings` float32 [N, D].
+        batches: the folder where they are kept.
     """
 
     labels: Columns
     columns: Columns
+    batches: Path
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -70,7 +73,7 @@ class Setup:
         family: how the models draw and score.
         measures: what images are measured with.
         captions: M distinct captions.
-        folder: where finished batches are kept until the whole evaluation is done.
+        folder: where finished batches are kept, for an evaluation that is interrupted or done again.
         identity: everything besides its weights that determines the numbers of a side; JSON-able.
     """
 
@@ -144,7 +147,7 @@ def draw_baseline(baseline: Baseline, reference: Side, setup: Setup) -> Side:
 def _in_batches(
     name: str, weights: str, draw: Callable[[int, list[CaptionRecord]], Columns], setup: Setup
 ) -> Side:
-    """Draws all batches of a side; reads those that an interrupted evaluation has already finished."""
+    """Draws all batches of a side; reads those that an earlier evaluation of the same kind has drawn."""
     content = json.dumps({**setup.identity, "side": name, "weights": weights}, sort_keys=True)
     folder = setup.folder / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     captions, step, samples = setup.captions, setup.captions_at_once, setup.samples
@@ -164,7 +167,7 @@ def _in_batches(
         "tag": np.array([c.tag for c in captions], dtype=object).repeat(samples),
         "sample": np.tile(np.arange(samples), len(captions)),
     }
-    return Side(labels, _joined(batches))
+    return Side(labels, _joined(batches), folder)
 
 
 def _joined(batches: list[Columns]) -> Columns:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: rows, thumbnails, and the finished batches of an unfinished evaluation."""
+"""The files of an evaluation: rows, thumbnails, and finished batches."""
 
 import zipfile
 from collections.abc import Callable, Mapping

@@ -6,7 +6,7 @@ earlier checkpoints.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.runs.pictures import to_numpy
 from dalle_ppo.runs.provenance import batch_identity, versions, weights_sha256
 
-UNFINISHED = "unfinished"
+BATCHES = "batches"
+"""Folder of the batches of the last evaluation, finished or not: what it drew is not drawn again."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,19 @@ def evaluate(
     }
     identity = batch_identity(config, facts, subject.family, measures.sha256)
     shared = (subject.reference, subject.family, measures, captions)
-    setup = Setup(config, *shared, folder=folder / UNFINISHED, identity=identity)
+    setup = Setup(config, *shared, folder=folder / BATCHES, identity=identity)
     sides, curve = draw_sides(subject, baselines, setup)
     result = summary(sides, config, curve, [baseline.name for baseline in baselines]) | facts
     write_result(run_dir, sides, result, subject.family)
-    shutil.rmtree(setup.folder)
+    remove_others(setup.folder, {side.batches for side in sides.values()})
     return result
+
+
+def remove_others(folder: Path, kept: Collection[Path]) -> None:
+    """Removes the batches of other weights, captions or settings than the last evaluation's."""
+    for batches in folder.iterdir():
+        if batches not in kept:
+            shutil.rmtree(batches)
 
 
 def draw_sides(

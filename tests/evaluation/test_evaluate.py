@@ -22,7 +22,7 @@ from dalle_ppo.evaluation import drawing
 from dalle_ppo.evaluation.baselines import Baseline, best_of, parse_baselines, reject
 from dalle_ppo.evaluation.heldout import load_heldout
 from dalle_ppo.evaluation.measures import Measures
-from dalle_ppo.evaluation.sides import UNFINISHED, Subject, evaluate
+from dalle_ppo.evaluation.sides import BATCHES, Subject, evaluate
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.sampling import log_pi_of_tokens
@@ -301,7 +301,7 @@ def test_a_kill_in_a_baseline_and_a_damaged_batch_cost_only_themselves(spent, tm
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 3 + 3 + 2)  # three batches of the reference, one of best_of_4, a part of its second
         run(tmp_path / "killed", baselines=baselines)
-    batches = sorted((tmp_path / "killed" / "evaluation" / UNFINISHED).rglob("*.npz"))
+    batches = sorted((tmp_path / "killed" / "evaluation" / BATCHES).rglob("*.npz"))
     assert len(batches) == 4
     reference = next(path for path in batches if "reference" in path.parent.name)
     reference.write_bytes(reference.read_bytes()[:100])
@@ -335,7 +335,20 @@ def test_batches_of_other_settings_are_not_taken_over(tmp_path, monkeypatch, cha
         run(tmp_path)
     calls = kill_at(monkeypatch, 99)
     run(tmp_path, **change)
-    assert len(calls) == 6 and not (tmp_path / "evaluation" / UNFINISHED).exists()
+    assert len(calls) == 6 and len(list((tmp_path / "evaluation" / BATCHES).iterdir())) == 2
+
+
+def test_a_repeated_evaluation_draws_only_what_has_changed(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    calls = kill_at(monkeypatch, 99)
+    assert run(tmp_path) == first and not calls
+    second = run(tmp_path, policy=policy(8))
+    assert len(calls) == 3 and second["reference"] == first["reference"]
+    assert second["policy"] != first["policy"]
+    folders = sorted(path.name.split("_")[0] for path in (tmp_path / "evaluation" / BATCHES).iterdir())
+    assert folders == ["policy", "reference"], "those of the first policy are gone"
+    run(tmp_path, policy=policy(8), baselines=parse_baselines("best_of_2"))
+    assert len(calls) == 3 + 3, "a baseline alone"
 
 
 def test_batches_of_another_policy_are_not_taken_over(tmp_path, monkeypatch):
