@@ -24,16 +24,19 @@ class Columns:
         caption: of captions.
         tag: of tags, or of scores that become tags; None where there is none.
         condition: those that `captions.where` names, in its order.
+        of_path: those of them that the file's path gives.
     """
 
     caption: str
     tag: str | None = None
     condition: tuple[str, ...] = ()
+    of_path: frozenset[str] = frozenset()
 
-    def names(self, constants: Collection[str]) -> list[str]:
-        """Those that stand in the file itself, each once."""
+    @property
+    def of_file(self) -> list[str]:
+        """Those that are in the file itself, each once."""
         wanted = (self.caption, self.tag, *self.condition)
-        return [name for name in dict.fromkeys(wanted) if name is not None and name not in constants]
+        return [name for name in dict.fromkeys(wanted) if name is not None and name not in self.of_path]
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def find_columns(
             raise ValueError(
                 f"{name}: has {list(columns).count(chosen)} columns called {chosen!r}; rename all but one"
             )
-    return Columns(caption, tag, condition)
+    return Columns(caption, tag, condition, frozenset({tag, *condition} & set(constants) - set(columns)))
 
 
 def make_chunk(name: str, values: Mapping[str, pa.Array], columns: Columns, reading: ReadSettings) -> Chunk:

@@ -45,7 +45,7 @@ def read_delimited(
     if not header and reading.column is None:
         reading = _with_column(path, first, reading)
     columns = find_columns(str(path), names, reading, constants)
-    wanted = columns.names(constants)
+    wanted = columns.of_file
     table = _parse(data, delimiter, quoted, None if header else names, (wanted, columns))
     if quoted and reading.quoting == "auto":
         _refuse_swallowed(path, data, delimiter, table.num_rows + header)

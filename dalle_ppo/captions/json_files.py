@@ -40,7 +40,7 @@ def read_json(
         return {"text": pa.nulls(0, pa.string())}, Columns("text")
     columns = find_columns(str(path), known, reading, constants)
     values = {}
-    for name in columns.names(constants):
+    for name in columns.of_file:
         found = kept.get(name)
         if found is None:
             found = _inside(kept[name.split(".")[0]], name)

@@ -99,4 +99,4 @@ def _read_text(
     tag = next((lower[name.lower()] for name in wanted if name.lower() in lower), None)
     if reading.tag_column and tag is None:
         raise ValueError(f"{path}: text files have no columns; leave captions.tag_column out")
-    return {"text": pa.array(lines, pa.string())}, Columns("text", tag)
+    return {"text": pa.array(lines, pa.string())}, Columns("text", tag, of_path=frozenset({tag} - {None}))

@@ -100,7 +100,7 @@ class ParquetShard:
             return tag == UNTAGGED
         if self._reading.tag_map or self._reading.tag_thresholds or tag == UNTAGGED:
             return True
-        if self.columns.tag in self._constants and self.columns.tag not in file.schema_arrow.names:
+        if self.columns.tag in self.columns.of_path:
             return spelled(self._constants[self.columns.tag]) == tag
         index = file.schema_arrow.get_field_index(self.columns.tag)
         column = file.metadata.row_group(group).column(index) if index >= 0 else None
@@ -110,7 +110,7 @@ class ParquetShard:
 
     def chunks(self, group: int) -> Iterator[Chunk]:
         file = self._open()
-        names = self.columns.names(self._constants)
+        names = self.columns.of_file
         try:
             for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=names):
                 values = {name: _at(batch, name) for name in names}
@@ -131,7 +131,7 @@ class ParquetShard:
         if self.columns is None:
             schema = file.schema_arrow
             columns = find_columns(self.name, schema.names, self._reading, self._constants)
-            for name in columns.names(self._constants):
+            for name in columns.of_file:
                 kind = _type_at(self.name, schema, name)
                 if name == columns.caption:
                     check_caption_type(self.name, name, kind)
@@ -153,8 +153,7 @@ def one_line(error: Exception) -> str:
 
 
 def _repeated(constants: Mapping[str, str], columns: Columns, num_rows: int) -> dict[str, pa.Array]:
-    wanted = {columns.tag, *columns.condition} & constants.keys()
-    return {name: pa.repeat(pa.scalar(constants[name], pa.string()), num_rows) for name in wanted}
+    return {name: pa.repeat(pa.scalar(constants[name], pa.string()), num_rows) for name in columns.of_path}
 
 
 def _at(batch: pa.RecordBatch, path: str) -> pa.Array:

@@ -539,6 +539,14 @@ def test_folders_give_no_captions(tmp_path):
         captions_of(tmp_path, column="text")
 
 
+def test_a_column_of_the_file_goes_before_that_of_its_folder(tmp_path):
+    write_table(tmp_path / "NSFW=NSFW" / "a.parquet", TEXT=["one"], NSFW=["UNSURE"])
+    write(tmp_path / "NSFW=NSFW" / "b.csv", "TEXT,NSFW\ntwo,UNSURE\n")
+    assert captions_of(tmp_path) == [("one", "UNSURE"), ("two", "UNSURE")]
+    drawn = open_source(str(tmp_path), everything(), {"UNSURE": 1.0}).next_batch(2)
+    assert sorted(record.text for record in drawn) == ["one", "two"]
+
+
 def test_tags_in_bytes_and_decimals(tmp_path):
     from decimal import Decimal
 
