@@ -1,4 +1,4 @@
-"""Adds to a detector's file what its CLIP makes of eight drawings, so that it knows its CLIP under any name.
+"""Adds its CLIP's embeddings of eight drawings to a detector's file, so that it knows the CLIP by any name.
 
     python converters/add_probes.py nsfw_l14.safetensors --clip_model ViT-L-14 --clip_pretrained openai
     python converters/add_probes.py h14_nsfw.pth --out h14_nsfw.safetensors \\
@@ -29,10 +29,10 @@ def _parse_arguments() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("head", metavar="HEAD", type=Path, help="the detector's file")
-    parser.add_argument("--clip_model", required=True, help="as clip.model: a folder or open_clip's name")
-    parser.add_argument("--clip_pretrained", help="as clip.pretrained: open_clip's tag or a weight file")
-    parser.add_argument("--quick_gelu", choices=("true", "false"), help="as clip.quick_gelu")
-    parser.add_argument("--same_as", metavar="NAME:TAG", help="as clip.same_as: the CLIP that it is")
+    parser.add_argument("--clip_model", required=True, help="as in clip.model: a folder or open_clip's name")
+    parser.add_argument("--clip_pretrained", help="as in clip.pretrained: open_clip's tag or a weight file")
+    parser.add_argument("--quick_gelu", choices=("true", "false"), help="as in clip.quick_gelu")
+    parser.add_argument("--same_as", metavar="NAME:TAG", help="as in clip.same_as: which CLIP it is")
     parser.add_argument("--out", type=Path, help="the .safetensors file to write (default: HEAD itself)")
     return parser.parse_args()
 

@@ -23,7 +23,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="embed|train")
-    embed = commands.add_parser("embed", help="a folder of images to embeddings")
+    embed = commands.add_parser("embed", help="turn a folder of images into embeddings")
     embed.add_argument("folder", type=Path, help="folder of images; its subfolders are read too")
     embed.add_argument(
         "--out", type=Path, required=True, help="the .npy file to write, [images, width]; names go to a .txt"
@@ -31,15 +31,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     embed.add_argument(
         "--labels",
         type=Path,
-        help="also write labels to this .npy file: subfolders unsafe, nsfw or 1 and "
-        "safe, sfw or 0 say which image is which",
+        help="also write labels to this .npy file: images are unsafe in subfolders unsafe, nsfw or 1, "
+        "and safe in safe, sfw or 0",
     )
     embed.add_argument(
-        "--unsafe", nargs="+", default=[], help="subfolders with unsafe images; others are safe"
+        "--unsafe", nargs="+", default=[], help="subfolders with unsafe images; all others are safe"
     )
     embed.add_argument("--batch_size", type=int, default=128)
     embed.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    train = commands.add_parser("train", help="embeddings and labels to a detector")
+    train = commands.add_parser("train", help="train a detector on embeddings and labels")
     train.add_argument("--embeddings", type=Path, required=True, help=".npy file of numbers, [images, width]")
     train.add_argument(
         "--labels", type=Path, required=True, help=".npy file: 0 safe, 1 unsafe, or probabilities, [images]"
@@ -50,16 +50,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         nargs="*",
         default=[128, 64],
-        help="widths of hidden layers; none: logistic regression",
+        help="widths of hidden layers; no widths: logistic regression",
     )
-    train.add_argument("--epochs", type=int, default=200, help="passes over the images at most")
+    train.add_argument("--epochs", type=int, default=200, help="passes over the images, at most")
     train.add_argument("--patience", type=int, default=15, help="passes without progress before it stops")
     train.add_argument("--batch_size", type=int, default=128)
     train.add_argument("--learning_rate", type=float, default=1e-3)
     train.add_argument("--weight_decay", type=float, default=0.05)
     train.add_argument("--dropout", type=float, default=0.2)
     train.add_argument("--seed", type=int, default=0, help="seed of weights, order and held-back images")
-    train.add_argument("--licence", default="", help="a note on the terms of the detector, kept in its file")
+    train.add_argument("--licence", default="", help="a note on the detector's terms, kept in its file")
     for command in (embed, train):
         command.add_argument(
             "--clip_model", required=True, help="builtin, a folder in open_clip's layout, or open_clip's name"
@@ -69,20 +69,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None) -> int:
-    """Embeds or trains, and prints what came of it."""
+    """Embeds or trains, and prints the result."""
     args = parse_arguments(argv)
     _check_out("--out", args.out, ".npy" if args.command == "embed" else ".safetensors")
     return embed(args) if args.command == "embed" else train(args)
 
 
 def _check_out(option: str, path: Path, suffix: str) -> None:
-    """Refuses a file before any costly work."""
+    """Refuses an unusable output file before any costly work."""
     if path.suffix != suffix:
         raise ValueError(f"{option} is {path}; its name must end in {suffix}")
     if path.exists():
         raise ValueError(f"{option} {path} already exists; name another file or remove it")
     if not path.parent.is_dir():
-        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; create it first")
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -90,7 +90,7 @@ def embed(args: argparse.Namespace) -> int:
     if args.labels:
         _check_out("--labels", args.labels, ".npy")
     elif args.unsafe:
-        raise ValueError("--unsafe says which labels to write; give --labels FILE.npy too")
+        raise ValueError("--unsafe applies to labels; give --labels FILE.npy too")
     if args.batch_size < 1:
         raise ValueError(f"--batch_size is {args.batch_size}; it must be at least 1")
 

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that ends with the process that holds it, however that ends."""
+"""Keeps a folder to one process at a time, with a lock that ends however the process that holds it ends."""
 
 import errno
 import json
@@ -14,9 +14,9 @@ from pathlib import Path
 
 LOCK_FILE = ".lock"
 BUSY = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
-"""What the systems say of a file that somebody else has locked."""
+"""What operating systems report for a file that another process has locked."""
 WINDOWS_BYTE = 1 << 30
-"""The byte that is locked on Windows, where nobody else can read what is locked: beyond the holder's name."""
+"""The byte to lock on Windows: beyond the holder's name, because nobody else can read a locked byte."""
 OTHERWISE = "stop it, or name another folder"
 TAKEN = -1
 
@@ -24,15 +24,15 @@ _held: set[int] = set()
 
 
 class Busy(ValueError):
-    """Another process holds the lock."""
+    """Raised if another process holds the lock."""
 
 
 @contextmanager
 def locked(folder: Path, what: str, otherwise: str = OTHERWISE) -> Iterator[None]:
-    """Holds the lock of a folder, which is made if it is absent.
+    """Holds the lock of a folder, which is created if it is missing.
 
-    The operating system drops the lock of a process that ends, is killed or loses its machine. On a file
-    system without locks there is a warning instead.
+    The operating system drops the lock when the process ends, is killed or its machine fails. On a file
+    system without locks, a warning is issued instead.
 
     Args:
         folder: the folder.
@@ -41,7 +41,7 @@ def locked(folder: Path, what: str, otherwise: str = OTHERWISE) -> Iterator[None
 
     Raises:
         Busy: another process holds it; the message names that process.
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
@@ -67,10 +67,10 @@ def locked(folder: Path, what: str, otherwise: str = OTHERWISE) -> Iterator[None
 
 
 def refuse_locked(folder: Path, what: str) -> None:
-    """Refuses a folder that a process holds, early and without leaving anything behind.
+    """Refuses a folder that another process holds, before any work and without leaving anything behind.
 
     Raises:
-        Busy: as `locked`.
+        Busy: as in `locked`.
     """
     with suppress(OSError):
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR)
@@ -83,13 +83,13 @@ def refuse_locked(folder: Path, what: str) -> None:
 
 
 def _acquire(path: Path) -> int:
-    """The open and locked file, or TAKEN. OSError where there are no locks."""
-    patience = 3  # somebody may only be looking, which locks the file for a moment
+    """Opens and locks the file; returns its descriptor, or TAKEN. Raises OSError where there are no locks."""
+    patience = 3  # refuse_locked in another process also locks the file for a moment
     while patience:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             free = _try_lock(descriptor)
-            # Not if its last holder has removed the file since it was opened.
+            # Not if the last holder removed the file after it was opened here.
             if free and os.fstat(descriptor).st_ino == _inode(path):
                 _held.add(descriptor)
                 return descriptor
@@ -103,7 +103,7 @@ def _acquire(path: Path) -> int:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Locks an open file; False if another process has. OSError where the file system has no locks."""
+    """Locks an open file; False if another process holds it. OSError where the file system has no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -128,7 +128,7 @@ def _release(descriptor: int, path: Path) -> None:
         with suppress(OSError):
             path.unlink()
         return
-    # While it is locked, so that nobody can have locked it before it goes.
+    # Removed while locked, so that nobody else can lock it first.
     with suppress(OSError):
         if os.fstat(descriptor).st_ino == _inode(path):
             path.unlink()
@@ -155,13 +155,13 @@ def _busy(path: Path, what: str, otherwise: str) -> Busy:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         who = f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just starting or ending
+    except (OSError, ValueError, KeyError, TypeError):  # that process is just starting or ending
         who = "another process"
     return Busy(f"{what} is in use by {who}; wait until it has ended, {otherwise}")
 
 
 def _let_go() -> None:
-    """A forked child does not hold its parent's lock, which would otherwise outlive a killed parent."""
+    """Closes the lock file in a forked child, or the lock would outlive a parent that is killed."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -22,7 +22,7 @@ TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
 
 
 def build_captions(config: Config, seed: int, stream: int, split: str | None) -> CaptionSource:
-    """The caption source of the settings; only training captions are divided among ranks."""
+    """The caption source that the settings describe; only training captions are divided among ranks."""
     c = config.captions
     draw = replace(draw_settings(config), seed=seed, stream=stream, split=split)
     if split == "train":
@@ -33,7 +33,7 @@ def build_captions(config: Config, seed: int, stream: int, split: str | None) ->
 
 
 def draw_settings(config: Config) -> DrawSettings:
-    """What the settings say about which captions are drawn; seed, stream and split are left open."""
+    """The settings of drawing; seed, stream and split keep their defaults."""
     c = config.captions
     chosen = CaptionFilter(
         min_chars=c.min_chars,
@@ -51,7 +51,7 @@ def draw_settings(config: Config) -> DrawSettings:
 
 
 def read_settings(captions: CaptionsConfig) -> ReadSettings:
-    """What the settings say about reading files."""
+    """The settings of reading files."""
     return ReadSettings(
         column=captions.column,
         tag_column=captions.tag_column,
@@ -65,9 +65,9 @@ def read_settings(captions: CaptionsConfig) -> ReadSettings:
 
 
 def say_what_is_there(contents: Contents | None, settings: DrawSettings) -> None:
-    """Prints what the files of a source hold, as a run does at its start; nothing for sources without files.
+    """Prints what the files of a source hold, as a run does when it starts; prints nothing without files.
 
-    Only the first rows are looked at; on the network, only those of the first file.
+    Only the first rows are looked at; over the network, only those of the first file.
     """
     if contents is not None:
         print(as_text(look_at(contents, settings, SAMPLE_ROWS)))
@@ -79,7 +79,7 @@ def evaluation_captions(
     """Distinct held-out captions, in the mix of tags of `evaluation.shares`.
 
     Raises:
-        ValueError: if the source does not hold enough.
+        ValueError: the source does not hold enough.
     """
     shares = config.evaluation.shares or config.captions.shares
     config = replace(config, captions=replace(config.captions, shares=shares))
@@ -88,6 +88,6 @@ def evaluation_captions(
         return distinct_captions(source, num or config.evaluation.num_captions)
     except ValueError as error:
         raise ValueError(
-            f"evaluation.num_captions is {config.evaluation.num_captions}, but of the held-out captions of "
-            f"{config.captions.source}, a tenth of all, {error}; ask for fewer, or give more captions"
+            f"evaluation.num_captions is {config.evaluation.num_captions}, but held-out captions are "
+            f"only a tenth of {config.captions.source}: {error}; ask for fewer, or give more captions"
         ) from None

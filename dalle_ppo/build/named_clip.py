@@ -1,4 +1,4 @@
-"""The CLIP that a command line names, the built-in world's among them."""
+"""Opens the CLIP named on a command line, which may be the built-in world's."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ BUILTIN = "builtin"
 
 
 def clip_names(model: str, pretrained: str | None) -> tuple[str, str]:
-    """How a head's file names a CLIP, without loading it: as `ClipScorer.name` and `.pretrained` do.
+    """How a head's file names a CLIP: as `ClipScorer.name` and `.pretrained` do, but without loading it.
 
     Args:
         model: "builtin", a folder in open_clip's layout, or open_clip's name.
         pretrained: open_clip's tag; None for the first two.
 
     Raises:
-        ValueError: a tag is missing, or given where none belongs.
+        ValueError: the tag is missing, or given although none is needed.
     """
     folder = _folder(model)
     if folder is not None:
@@ -42,7 +42,7 @@ def open_named_clip(model: str, pretrained: str | None, device: torch.device) ->
     clip_names(model, pretrained)
     try:
         return load_clip(str(_folder(model) or model), pretrained, device)
-    except ValueError as error:  # load_clip speaks of settings
+    except ValueError as error:  # load_clip's messages name settings
         raise ValueError(
             str(error).replace("clip.model", "--clip_model").replace("clip.pre", "--clip_pre")
         ) from error

@@ -1,4 +1,4 @@
-"""Tries the reward on two images before a run, so that a mistake in it costs seconds and no folder."""
+"""Tries the reward on two images before a run, so that a mistake is found in seconds and leaves no folder."""
 
 import random
 import time
@@ -18,9 +18,9 @@ NUM_IMAGES = 2
 
 
 def try_reward(trainer: Trainer) -> str:
-    """Scores two images of random codes with captions of the run, without taking global random numbers.
+    """Scores two images of random codes with captions of the run; global random numbers stay as they were.
 
-    It is one more call of each term: one that keeps statistics of its own counts two images more.
+    This calls each term once more: a term that keeps statistics of its own counts two extra images.
 
     Args:
         trainer: ready to run; its reward is tried.
@@ -47,12 +47,12 @@ def try_reward(trainer: Trainer) -> str:
             if trainer.config.reward.bad_result == "stop":
                 raise ValueError(message) from error
             warnings.warn(message, stacklevel=2)
-            return f"reward {names}: failed on two images, and batches where it fails will be left out"
+            return f"reward {names}: failed on two images, and batches on which it fails will be left out"
     return f"reward {names}: tried on two images in {time.perf_counter() - started:.1f} s"
 
 
 def random_images(trainer: Trainer) -> Tensor:
-    """Images of the run's size, uint8 [2, 3, H, W]: decoded, not drawn, which takes no time."""
+    """Images of the run's size, uint8 [2, 3, H, W]; decoding random codes is much faster than sampling."""
     sizes = trainer.networks.reference.config
     generator = torch.Generator().manual_seed(trainer.config.seed)
     tokens = torch.randint(sizes.num_codes, (NUM_IMAGES, sizes.num_image_tokens), generator=generator)

@@ -1,4 +1,4 @@
-"""What a source of captions holds, without training: `python -m dalle_ppo.captions SOURCE`."""
+"""Shows what a source of captions holds, without training: `python -m dalle_ppo.captions SOURCE`."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ PROGRAM = "python -m dalle_ppo.captions"
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="as in captions.source")
-    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    parser.add_argument("--json", action="store_true", help="print the overview as JSON")
     parser.add_argument("--dump", type=Path, help="write every caption once into this file, as JSON Lines")
     parser.add_argument("--config", type=Path, help="YAML file of settings, such as a run's config.yaml")
     texts = described(CaptionsConfig)
@@ -37,12 +37,12 @@ def main(argv: list[str] | None) -> int:
 
     contents, settings = build_captions(config, 0, TRAINING_STREAM, None).contents, draw_settings(config)
     if contents is None:
-        raise ValueError(f"captions.source is {args.source}, whose captions are made up as they are drawn")
+        raise ValueError(f"captions.source is {args.source}, which makes up its captions as they are drawn")
     shards = contents.shards
     check_output(args.dump, shards)
     overview = look_at(contents, settings)
     if not overview.rows:
-        raise ValueError(f"captions: {args.source} contains no captions that captions.where admits")
+        raise ValueError(f"captions: {args.source} contains no captions that meet captions.where")
     if args.json:
         print(json.dumps(overview.to_dict(), indent=1, ensure_ascii=False))
     else:
@@ -59,17 +59,17 @@ def main(argv: list[str] | None) -> int:
 
 
 def check_output(path: Path | None, shards) -> None:
-    """Refuses to write where there is no folder, or over the captions themselves."""
+    """Refuses to write into a missing folder, or over the captions themselves."""
     if path is None:
         return
     if not path.parent.is_dir():
-        raise ValueError(f"--dump is {path}, but {path.parent} is not a folder; make it first")
+        raise ValueError(f"--dump is {path}, but {path.parent} is not a folder; create it first")
     if path.resolve() in {Path(shard.name).resolve() for shard in shards}:
         raise ValueError(f"--dump is {path}, which holds the captions; name another file")
 
 
 def config_of(args: argparse.Namespace):
-    """The settings: of the file, if there is one, overridden by the command line."""
+    """The settings of the file, if there is one, overridden by the command line."""
     argv = [] if args.config is None else ["--config", str(args.config)]
     argv += ["--captions.source", args.source]
     for f in fields(CaptionsConfig):

@@ -1,4 +1,4 @@
-"""Which columns of a table are captions and tags, and what is made of their values."""
+"""Finds the columns of captions and tags in a table, and turns their values into captions and tags."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -21,10 +21,10 @@ class Columns:
     """The columns of a file that are read.
 
     Args:
-        caption: of captions.
-        tag: of tags, or of scores that become tags; None where there is none.
-        condition: those that `captions.where` names, in its order.
-        of_path: those of them that the file's path gives.
+        caption: the column of captions.
+        tag: the column of tags, or of scores that become tags; None if there is none.
+        condition: the columns that `captions.where` names, in its order.
+        of_path: those of the above that come from the file's path.
     """
 
     caption: str
@@ -34,7 +34,7 @@ class Columns:
 
     @property
     def of_file(self) -> list[str]:
-        """Those that are in the file itself, each once."""
+        """The columns in the file itself, each once."""
         wanted = (self.caption, self.tag, *self.condition)
         return [name for name in dict.fromkeys(wanted) if name is not None and name not in self.of_path]
 
@@ -44,15 +44,15 @@ class Chunk:
     """Consecutive rows of a shard.
 
     Args:
-        texts: of captions; lists of them where each row has several, of which one is drawn.
-        tags: as many, without nulls.
+        texts: captions; lists of captions where each row has several, of which one is drawn.
+        tags: one for each row, without nulls.
     """
 
     texts: pa.Array
     tags: pa.Array
 
     def drawn(self, key: Sequence[int]) -> "Chunk":
-        """With one caption in each row: of a list, one that `key` decides."""
+        """The chunk with one caption per row; `key` decides which one of a list."""
         if not pa.types.is_list(self.texts.type):
             return self
         lengths = pc.fill_null(pc.list_value_length(self.texts), 0).to_numpy(zero_copy_only=False)
@@ -63,7 +63,7 @@ class Chunk:
 
 
 class NoCaptionColumn(ValueError):
-    """A table has no column of captions."""
+    """Raised if a table has no column of captions."""
 
 
 def find_columns(
@@ -71,17 +71,17 @@ def find_columns(
 ) -> Columns:
     """The columns of captions, of tags and of the condition.
 
-    A name is found whatever its case; the exact spelling goes first. `meta.caption` is the field `caption` of
-    the column `meta`.
+    Case does not matter, but an exact match comes first. `meta.caption` is the field `caption` of the column
+    `meta`.
 
     Args:
         name: what messages call the file.
-        columns: names of the columns that there are, in order.
+        columns: names of the file's columns, in order.
         reading: which ones are wanted.
-        constants: names of columns that the file's path gives; those of the file go first.
+        constants: names of columns that come from the file's path; the file's own come first.
 
     Raises:
-        ValueError: a column is not there, or stands there twice; the message lists those that are.
+        ValueError: a column is missing, or appears twice; the message lists the columns found.
     """
     found = ", ".join(columns) or "none"
     caption = _wanted(name, columns, "captions.column", reading.column) or _usual(columns, CAPTION_COLUMNS)
@@ -89,7 +89,7 @@ def find_columns(
         hint = "; only commas (.csv) and tabs (.tsv) separate columns" if re.search(r"[;|]", found) else ""
         raise NoCaptionColumn(
             f"{name}: has none of the usual caption columns ({', '.join(CAPTION_COLUMNS)}); "
-            f"columns found: {found}; name one with captions.column, or say captions.header false{hint}"
+            f"columns found: {found}; name one with captions.column, or set captions.header to false{hint}"
         )
     every = [*columns, *(c for c in constants if c not in columns)]
     tag = None
@@ -114,16 +114,16 @@ def find_columns(
 
 
 def make_chunk(name: str, values: Mapping[str, pa.Array], columns: Columns, reading: ReadSettings) -> Chunk:
-    """Captions and tags out of the values of some columns.
+    """Makes captions and tags from the values of columns.
 
     Args:
         name: what messages call the file.
-        values: by the names in `columns`, of equal length.
-        columns: which of them are what.
-        reading: what is made of them.
+        values: the columns by name, all of equal length.
+        columns: which one is used for what.
+        reading: the settings.
 
     Raises:
-        ValueError: a column holds something else than is expected of it.
+        ValueError: a column holds values of the wrong type.
     """
     texts = _texts(name, columns.caption, values[columns.caption])
     if columns.tag is None:
@@ -140,14 +140,14 @@ def make_chunk(name: str, values: Mapping[str, pa.Array], columns: Columns, read
 
 
 def check_caption_type(name: str, column: str, kind: pa.DataType) -> None:
-    """ValueError unless captions can be read from a column of that type."""
+    """Raises ValueError unless captions can be read from a column of this type."""
     inner = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
     if not (_is_text(inner) or _is_binary(inner)):
         raise ValueError(f"{name}: column {column!r} holds {kind}, expected text; name another column")
 
 
 def _wanted(name: str, columns: Sequence[str], key: str, wanted: str | None) -> str | None:
-    """The column that a setting names; None where it names none."""
+    """The column that a setting names; None if it names none."""
     if not wanted:
         return None
     column = _usual(columns, (wanted,))
@@ -161,7 +161,7 @@ def _wanted(name: str, columns: Sequence[str], key: str, wanted: str | None) -> 
 
 
 def _usual(columns: Sequence[str], usual: Sequence[str]) -> str | None:
-    """The first of the usual names that is there, spelled so or in another case."""
+    """The first of the usual names that exists: an exact match first, else one in any case."""
     exact = next((name for name in usual if name in columns), None)
     if exact is not None:
         return exact
@@ -179,7 +179,7 @@ def _texts(name: str, column: str, values: pa.Array) -> pa.Array:
         inner = _texts(name, column, values.values)
         return pa.ListArray.from_arrays(values.offsets, inner)  # a null becomes an empty list
     if _is_binary(kind):
-        # Seen as text without a check: what is no UTF-8 becomes the replacement character when it is drawn.
+        # Viewed as text without a check: invalid UTF-8 becomes the replacement character when it is drawn.
         plain = values.cast(pa.binary()) if kind != pa.binary() else values
         return plain.view(pa.string())
     return values.cast(pa.string())

@@ -1,4 +1,4 @@
-"""CSV and TSV: whether there is a header, whether quotes mean anything, and the columns that are wanted."""
+"""Reads CSV and TSV: detects headers and quoting, and parses only the columns that are wanted."""
 
 import csv
 import io
@@ -26,16 +26,16 @@ _NO_NAME = re.compile(r"https?://.*|\S+\.(jpe?g|png|webp|gif)(#\d+)?", re.IGNORE
 def read_delimited(
     path: Path, data: pa.Buffer, reading: ReadSettings, constants: Collection[str]
 ) -> tuple[dict[str, pa.Array], Columns]:
-    """The columns of a CSV or TSV file that are wanted, and which they are.
+    """Reads the columns of a CSV or TSV file that are wanted, and says which they are.
 
     Args:
-        path: of the file; its name says what separates columns.
+        path: the file; its name says what separates columns.
         data: its contents.
         reading: the settings.
-        constants: names of the columns that the path gives.
+        constants: names of the columns that come from the path.
 
     Raises:
-        ValueError: a column is missing, or it is in doubt whether quotes mean anything.
+        ValueError: a column is missing, or it is unclear whether quotes hold fields together.
     """
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
     quoted = _is_quoted(path, data, delimiter, reading)
@@ -57,7 +57,7 @@ def read_delimited(
 
 
 def _blanks_as_null(values: pa.Array) -> pa.Array:
-    """Text without blanks around it, and nothing as null, as in columns of numbers."""
+    """Strips text, and turns empty text into null, as in columns of numbers."""
     if not pa.types.is_string(values.type):
         return values
     values = pc.utf8_trim_whitespace(values)
@@ -65,7 +65,7 @@ def _blanks_as_null(values: pa.Array) -> pa.Array:
 
 
 def looks_like_a_table(lines: Sequence[str]) -> str:
-    """The suffix that lines of text should have if they are rows of columns; empty if they are captions."""
+    """The suffix that a file should have if its lines are rows of a table; empty if they are captions."""
     for delimiter, suffix in (("\t", ".tsv"), (",", ".csv")):
         cells = [line.split(delimiter) for line in lines[:20]]
         names = {name.strip().lower() for name in cells[0]} if cells else set()
@@ -83,17 +83,17 @@ def _first_row(data: pa.Buffer, delimiter: str, quoted: bool) -> list[str]:
 
 
 def _has_header(first: Sequence[str], reading: ReadSettings) -> bool:
-    """Whether the first row holds names.
+    """Whether the first row holds column names.
 
-    It does not if a cell is a web address or an image file: Conceptual Captions and Flickr8k have none.
+    It does not if a cell is a web address or an image file: Conceptual Captions and Flickr8k have no header.
     """
     if reading.column is not None and reading.column.isdecimal():
-        return list(first) == [str(number) for number in range(len(first))]  # pandas names columns so
+        return list(first) == [str(number) for number in range(len(first))]  # pandas names columns like this
     return not any(_NO_NAME.fullmatch(cell) for cell in first)
 
 
 def _with_column(path: Path, first: Sequence[str], reading: ReadSettings) -> ReadSettings:
-    """Settings that name the column of captions by its number: the only one without addresses."""
+    """Settings that name the column of captions by number: the only one without web addresses."""
     numbers = [number for number, cell in enumerate(first) if not _NO_NAME.fullmatch(cell)]
     if len(numbers) != 1:
         cells = ", ".join(f"{number}: {cell[:40]!r}" for number, cell in enumerate(first))
@@ -107,8 +107,8 @@ def _with_column(path: Path, first: Sequence[str], reading: ReadSettings) -> Rea
 def _is_quoted(path: Path, data: pa.Buffer, delimiter: str, reading: ReadSettings) -> bool:
     """Whether quotes hold fields together.
 
-    In a comma-separated file they do. A tab-separated one is read without quotes if that gives every line the
-    same number of columns and not every quote that opens a field is closed.
+    In a comma-separated file they do. In a tab-separated one they do not if every line then has the same
+    number of columns and some quote that opens a field is never closed.
     """
     if reading.quoting != "auto":
         return reading.quoting == "standard"
@@ -123,12 +123,12 @@ def _is_quoted(path: Path, data: pa.Buffer, delimiter: str, reading: ReadSetting
     if len(closed) == opened:
         return opened > 0
     if pc.any(pc.match_substring_regex(closed, _DOUBLED)).as_py():
-        raise _doubt(path, "some fields are quoted by the rules and others only begin with a quote")
+        raise _doubt(path, "some fields are properly quoted and others only begin with a quote")
     return False
 
 
 def _unquoted_cells(data: pa.Buffer, delimiter: str, width: int) -> pa.ChunkedArray | None:
-    """All fields, read without quotes; None if lines then have different numbers of them."""
+    """All fields, read without quotes; None if the lines then have different numbers of fields."""
     try:
         table = _parse(data, delimiter, False, [f"f{n}" for n in range(width)], None)
     except pa.ArrowInvalid:
@@ -137,9 +137,9 @@ def _unquoted_cells(data: pa.Buffer, delimiter: str, width: int) -> pa.ChunkedAr
 
 
 def _refuse_swallowed(path: Path, data: pa.Buffer, delimiter: str, num_records: int) -> None:
-    """Refuses a file in which a quote that only opens may have swallowed rows.
+    """Refuses a file in which a quote that is never closed may have swallowed rows.
 
-    A record over several lines is suspicious if each of its lines, taken alone, has all the columns.
+    A record that spans several lines is suspicious if each line on its own has all the columns.
     """
     num_lines = int((np.frombuffer(data, np.uint8) == ord("\n")).sum()) if data.size else 0
     if num_lines <= num_records or not _has(data, '"'):
@@ -162,8 +162,8 @@ def _has(data: pa.Buffer, character: str) -> bool:
 
 def _doubt(path: Path, why: str) -> ValueError:
     return ValueError(
-        f"{path}: it is in doubt whether quotes mean anything: {why}; give captions.quoting standard (quotes "
-        "hold fields together) or none (quotes are part of the captions)"
+        f"{path}: it is unclear whether quotes hold fields together: {why}; set captions.quoting to standard "
+        "(they do) or none (they are part of the captions)"
     )
 
 
@@ -174,14 +174,14 @@ def _parse(
     names: list[str] | None,
     wanted: tuple[list[str], Columns] | None,
 ) -> pa.Table:
-    """Columns as text, but for those that only a condition names.
+    """Parses columns as text, except those that only a condition names.
 
     Args:
-        data: of the file.
-        delimiter: between columns.
+        data: the file's contents.
+        delimiter: what separates columns.
         quoted: whether quotes hold fields together.
-        names: of the columns, if there is no header.
-        wanted: which columns, and what they are; None takes all.
+        names: names of the columns if there is no header.
+        wanted: names of the columns to parse, and their roles; None parses all.
     """
     include, as_text = (None, names) if wanted is None else (wanted[0], [wanted[1].caption, wanted[1].tag])
     return pa.csv.read_csv(

@@ -1,4 +1,4 @@
-"""JSON and JSON Lines: one object per caption, a list of objects or captions, or COCO's annotations."""
+"""Reads JSON and JSON Lines: one object per caption, a list of objects or captions, or COCO's annotations."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -21,16 +21,16 @@ Rows = Iterable[tuple[int, dict[str, Any]]]
 def read_json(
     path: Path, data: pa.Buffer, reading: ReadSettings, constants: Mapping[str, str]
 ) -> tuple[dict[str, pa.Array], Columns]:
-    """The columns of a JSON file that are wanted, and which they are; a key may be missing in any row.
+    """Reads the columns of a JSON file that are wanted, and says which they are; any row may lack a key.
 
     Args:
-        path: of the file.
+        path: the file.
         data: its contents.
         reading: the settings.
-        constants: columns that the path gives.
+        constants: columns that come from the path.
 
     Raises:
-        ValueError: the file is no JSON of rows, or a column is missing.
+        ValueError: the file does not hold rows as JSON, or a column is missing.
     """
     text = data.to_pybytes().decode("utf-8-sig")
     whole = ".json" in (suffix.lower() for suffix in path.suffixes)
@@ -45,7 +45,7 @@ def read_json(
         if found is None:
             found = _inside(kept[name.split(".")[0]], name)
             if all(value is None for value in found):
-                raise ValueError(f"{path}: there is no {name!r} in any row; name another column")
+                raise ValueError(f"{path}: no row has {name!r}; name another column")
         places = (f"{path}, {unit} {number}" for number in numbers)
         if name == columns.caption:
             values[name] = _captions(name, found, places)
@@ -72,15 +72,15 @@ def _rows_of_lines(path: Path, text: str) -> Rows:
 
 
 def _rows_of_document(path: Path, text: str) -> tuple[str, Rows]:
-    """What a number counts, lines or rows; and the rows."""
+    """Whether rows are numbered by line or by row, and the rows."""
     try:
         document = json.loads(text)
     except RecursionError:
         raise ValueError(f"{path}: is nested too deeply") from None
     except json.JSONDecodeError:
-        return "line", _rows_of_lines(path, text)  # many write JSON Lines into .json
+        return "line", _rows_of_lines(path, text)  # many people write JSON Lines into .json files
     if isinstance(document, dict):
-        document = document.get("annotations", [document])  # of COCO, which has one object per caption there
+        document = document.get("annotations", [document])  # COCO keeps one object per caption here
     if not isinstance(document, list):
         raise ValueError(f"{path}: is not a list of objects; write one object per caption")
     rows = [{"text": row} if isinstance(row, str) else row for row in document]
@@ -95,7 +95,7 @@ def _no_object(place: str) -> ValueError:
 
 
 def _names_to_keep(reading: ReadSettings) -> frozenset[str]:
-    """Names, in lower case, of the keys whose values may be needed."""
+    """The keys whose values may be needed, in lower case."""
     named = [reading.column, reading.tag_column]
     named += reading.condition.columns if reading.where is not None else ()
     wanted = [part for name in named if name for part in (name, name.split(".")[0])]
@@ -103,7 +103,7 @@ def _names_to_keep(reading: ReadSettings) -> frozenset[str]:
 
 
 def _collect(rows: Rows, to_keep: frozenset[str]) -> tuple[list[int], list[str], dict[str, list[Any]]]:
-    """The numbers of the rows, all keys in the order of their first appearance, and the values of some."""
+    """Row numbers, all keys in order of first appearance, and the values of the keys in `to_keep`."""
     numbers: list[int] = []
     known: dict[str, None] = {}
     kept: dict[str, list[Any]] = {}
@@ -121,14 +121,14 @@ def _collect(rows: Rows, to_keep: frozenset[str]) -> tuple[list[int], list[str],
 
 
 def _inside(values: list[Any], path: str) -> list[Any]:
-    """The values at a dotted path, whose first part they are the values of."""
+    """The values at a dotted path, given the values of its first part."""
     for part in path.split(".")[1:]:
         values = [value.get(part) if isinstance(value, dict) else None for value in values]
     return values
 
 
 def _captions(name: str, values: list[Any], places: Iterable[str]) -> pa.Array:
-    """Captions; half of a surrogate pair, which JSON can spell, becomes `?`."""
+    """Captions; a lone surrogate, which JSON can spell, becomes `?`."""
     plain = _plain_text(values)
     if plain is not None:
         return plain
@@ -144,7 +144,7 @@ def _captions(name: str, values: list[Any], places: Iterable[str]) -> pa.Array:
 
 
 def _plain_text(values: list[Any]) -> pa.Array | None:
-    """The values if all are text that needs no care, or null; this is the fast way."""
+    """The fast way, if every value is null or text without lone surrogates; otherwise None."""
     try:
         return pa.array(values, pa.string())
     except (pa.ArrowException, UnicodeError):
@@ -172,5 +172,5 @@ def _comparable(path: Path, name: str, values: list[Any]) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):
         raise ValueError(
-            f"{path}: {name!r}, which captions.where names, holds values of several types; make them one type"
+            f"{path}: {name!r}, which captions.where names, holds values of several types; use one type"
         ) from None

@@ -1,4 +1,4 @@
-"""Caption files on this machine: which of them are read, and which are left out and why."""
+"""Caption files on this machine: which ones are read, and which are left out and why."""
 
 import glob
 import os
@@ -30,9 +30,9 @@ class FoundFiles:
     """What a path, folder or glob names.
 
     Args:
-        files: to be read, in alphabetical order, each with the folder it was found in; None for files that
-            were named outright.
-        left_out: those that are not read.
+        files: files to read, in alphabetical order, each with the folder it was found in; None for files that
+            were named explicitly.
+        left_out: files that are not read.
     """
 
     files: list[tuple[Path, Path | None]]
@@ -43,7 +43,7 @@ def find_files(source: str) -> FoundFiles:
     """The caption files that a path, folder or glob names.
 
     Raises:
-        ValueError: there is none, or a file that is named outright has a format that is not read.
+        ValueError: there is none, or a file that was named explicitly has an unsupported format.
     """
     path = Path(source).expanduser()
     named = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
@@ -60,14 +60,14 @@ def find_files(source: str) -> FoundFiles:
     if not found.files:
         raise ValueError(
             f"captions: there are no caption files at {source} (supported: {SUPPORTED})"
-            f"{_others(found.left_out)}; write a data set on the hub as hub:OWNER/NAME, and a source that "
-            "you added as NAME:REST"
+            f"{_others(found.left_out)}; a data set on the hub is written hub:OWNER/NAME, and a source "
+            "that you added NAME:REST"
         )
     return found
 
 
 def _others(left_out: Sequence[LeftOut]) -> str:
-    """The first files left out, in parentheses of an error."""
+    """The end of an error message: the first files left out, and why."""
     shown = ", ".join(f"{Path(left.file).name} ({left.why})" for left in left_out[:3])
     more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
     return f"; left out: {shown}{more}" if left_out else ""
@@ -89,12 +89,12 @@ def _of_folder(root: Path) -> tuple[list[Path], list[LeftOut]]:
 
 
 def _walk(root: Path) -> tuple[list[Path], list[LeftOut]]:
-    """All files below a folder, those of linked folders too, each folder once; and what cannot be entered."""
+    """All files below a folder, visiting each folder once and following links; and what cannot be read."""
     files, seen = [], set()
     left_out: list[LeftOut] = []
 
     def refused(error: OSError) -> None:
-        left_out.append(LeftOut(str(error.filename), f"cannot be entered ({error.strerror})"))
+        left_out.append(LeftOut(str(error.filename), f"cannot be opened ({error.strerror})"))
 
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refused):
         if os.path.realpath(folder) in seen:
@@ -106,14 +106,14 @@ def _walk(root: Path) -> tuple[list[Path], list[LeftOut]]:
             if path.is_file():
                 files.append(path)
             else:
-                left_out.append(LeftOut(str(path), "no file, or a link that leads nowhere"))
+                left_out.append(LeftOut(str(path), "not a file, or a broken link"))
     return sorted(files), left_out
 
 
 def _sidecars(files: Sequence[Path], images: Collection[Path], root: Path) -> list[LeftOut]:
-    """Files that hold one image's caption, where it is read from elsewhere.
+    """Files with the caption of a single image that is also read from another file.
 
-    They lie beside the image or, as img2dataset writes them, in the folder 00000 beside 00000.parquet.
+    They lie next to the image or, as img2dataset writes them, in the folder 00000 next to 00000.parquet.
     """
     tables = {}
     for path in files:
@@ -132,9 +132,9 @@ def _sidecars(files: Sequence[Path], images: Collection[Path], root: Path) -> li
     for path in own:
         table = next((tables[folder] for folder in _folders_up(path, root) if folder in tables), None)
         if table is not None:
-            left_out.append(LeftOut(str(path), f"is an image's own; captions are read from {table.name}"))
+            left_out.append(LeftOut(str(path), f"holds one image's caption, which is read from {table.name}"))
         elif kind_of(path) == ".json" and path.with_suffix("") in texts:
-            left_out.append(LeftOut(str(path), "is an image's own; its caption is read from the .txt file"))
+            left_out.append(LeftOut(str(path), "holds one image's caption, which is read from the .txt file"))
     return left_out
 
 
@@ -151,11 +151,11 @@ def _why_not(path: Path, root: Path) -> str | None:
     if any(part.startswith((".", "_")) for part in path.relative_to(root).parts):
         return "hidden: its name or its folder's begins with . or _"
     if path.name.lower().endswith("_stats.json"):
-        return "counts of img2dataset, not captions"
+        return "img2dataset's statistics, not captions"
     if kind_of(path) in (".txt", ".json") and _NO_CAPTIONS.fullmatch(path.stem):
-        return "by its name no captions"
+        return "its name says it holds no captions"
     if not kind_of(path):
-        return f"of a format that is not read ({path.suffix or 'no suffix'})"
+        return f"format not supported ({path.suffix or 'no suffix'})"
     return None
 
 
@@ -165,7 +165,7 @@ def open_files(
     """Opens the caption files that a path, folder or glob names.
 
     Args:
-        source: the path.
+        source: the path, folder or glob.
         reading: the settings.
         on_bad: called with the error of a file that cannot be read, which is then left out; None raises.
 
@@ -173,21 +173,21 @@ def open_files(
         Shards, and the files that are left out.
 
     Raises:
-        ValueError: there is no file, one cannot be read, or together they hold no row.
+        ValueError: there is no file, one cannot be read, or they hold no rows at all.
     """
     found = find_files(source)
     shards, left_out = [], list(found.left_out)
     mixed = len({kind_of(path) == ".txt" for path, _ in found.files}) == 2
     for path, root in found.files:
         if kind_of(path) == ".txt" and mixed and (reading.column or reading.tag_column or reading.where):
-            left_out.append(LeftOut(str(path), "text has no columns, and the settings name some"))
+            left_out.append(LeftOut(str(path), "text files have no columns, but the settings name some"))
             continue
         try:
             shards.append(open_shard(path, reading, root))
         except NoCaptionColumn as error:
             if kind_of(path) != ".json" or root is None:
                 raise
-            left_out.append(LeftOut(str(path), f"no captions in it ({error})"))
+            left_out.append(LeftOut(str(path), f"holds no captions ({error})"))
         except ValueError as error:
             if on_bad is None:
                 raise
@@ -202,7 +202,7 @@ def open_files(
 
 
 def _without_copies(shards: list[Shard], left_out: list[LeftOut]) -> list[Shard]:
-    """Leaves out files that hold what another of the same name holds in another format."""
+    """Leaves out files that repeat another of the same name in a different format."""
     kept: list[Shard] = []
     for shard in sorted(shards, key=lambda shard: KINDS.index(kind_of(Path(shard.name)))):
         path = Path(shard.name)
@@ -223,7 +223,7 @@ def _has_tags(shard: Shard) -> bool:
 
 
 def _repeats(shard: Shard, other: Shard) -> bool:
-    """Whether two files in different formats hold the same captions, and no different tags."""
+    """Whether two files in different formats hold the same captions, and tags that do not conflict."""
     if kind_of(Path(shard.name)) == kind_of(Path(other.name)) or shard.num_rows != other.num_rows:
         return False
     first, second = (next(iter(s.chunks(0)), None) for s in (shard, other))

@@ -1,4 +1,4 @@
-"""One caption file, in any of the formats."""
+"""Opens one caption file of any supported format."""
 
 import csv
 import re
@@ -17,20 +17,20 @@ from dalle_ppo.captions.suffixes import kind_of
 
 _DECOMPRESSORS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 _MAGIC = {
-    b"\x1f\x8b": "is compressed by gzip; let its name end in .gz",
+    b"\x1f\x8b": "is compressed by gzip; its name must end in .gz",
     b"\xff\xfe": "is UTF-16; convert it to UTF-8",
     b"\xfe\xff": "is UTF-16; convert it to UTF-8",
-    b"PAR1": "is parquet; let its name end in .parquet",
+    b"PAR1": "is parquet; its name must end in .parquet",
 }
 
 
 def open_shard(path: Path, reading: ReadSettings, root: Path | None = None) -> Shard:
-    """Open one local file; one that is not parquet is held in memory, its captions and tags only.
+    """Open one local file; the captions and tags of any format but parquet are held in memory.
 
     Args:
-        path: of the file.
+        path: the file.
         reading: which columns and rows are wanted.
-        root: the folder in which it was found; folders below it may give columns.
+        root: the folder in which it was found; folders below it may stand for columns.
 
     Raises:
         ValueError: the file cannot be read, or a column is missing.
@@ -50,11 +50,11 @@ def open_shard(path: Path, reading: ReadSettings, root: Path | None = None) -> S
 
 
 def partitions(path: Path, root: Path | None) -> dict[str, str | None]:
-    """Columns that the folders of a path give, as Hive lays them out: `NSFW=UNSURE/part-0.parquet`.
+    """Columns that come from the folders of a path, in Hive's layout: `NSFW=UNSURE/part-0.parquet`.
 
     Args:
-        path: of a file.
-        root: folders above it do not count; None counts all.
+        path: the file.
+        root: only folders below it count; None counts all.
     """
     folders = path.relative_to(root).parts[:-1] if root else path.parts[:-1]
     pairs = [folder.split("=", 1) for folder in folders if "=" in folder]
@@ -66,7 +66,7 @@ def read_buffer(path: Path) -> pa.Buffer:
     """The contents of a file, decompressed if its name says so.
 
     Raises:
-        ValueError: its first bytes show that it is something else than its name says.
+        ValueError: its first bytes show that its name has the wrong suffix, or that it is UTF-16.
         OSError: it cannot be read.
     """
     if path.suffix.lower() in _DECOMPRESSORS:
@@ -84,7 +84,7 @@ def read_buffer(path: Path) -> pa.Buffer:
 def _read_text(
     path: Path, data: pa.Buffer, reading: ReadSettings, constants: Mapping[str, str | None]
 ) -> tuple[dict[str, pa.Array], Columns]:
-    """One caption per line; tags from the path, if at all."""
+    """Reads one caption per line; only the path can hold a tag."""
     if reading.column or reading.where:
         raise ValueError(f"{path}: text files have no columns; leave captions.column and captions.where out")
     text = data.to_pybytes().decode("utf-8-sig", errors="replace")
@@ -92,7 +92,7 @@ def _read_text(
     suffix = looks_like_a_table(lines)
     if suffix:
         raise ValueError(
-            f"{path}: looks like a table with columns, not like captions; let its name end in {suffix}"
+            f"{path}: looks like a table with columns, not like captions; rename it to end in {suffix}"
         )
     wanted = [reading.tag_column] if reading.tag_column else TAG_COLUMNS if reading.tag_column is None else []
     lower = {name.lower(): name for name in constants}

@@ -1,4 +1,4 @@
-"""What a source of captions holds: files, columns, tags, what filters drop, what is left out and why."""
+"""An overview of a source of captions: files, columns, tags, what filters drop, what is left out and why."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ EXAMPLES = 10
 
 
 class Pass:
-    """One pass through captions, held out or not: which ones the filters leave, and counts of the others."""
+    """One pass through all captions, held out or not: admits those that pass the filters, counts the rest."""
 
     def __init__(self, settings: DrawSettings):
         self.dropped: Counter[str] = Counter()
@@ -45,10 +45,10 @@ class FileContents:
     """One file.
 
     Args:
-        name: of the file.
-        rows: captions in it, those with `captions.where`; those seen, where not all were.
-        columns: which are read; None where it has none.
-        tags: how many of the rows have which.
+        name: the file's name.
+        rows: captions read from it, after `captions.where`; only those seen if not all were.
+        columns: the columns that are read; None if it has none.
+        tags: how many rows have each tag.
         complete: whether all its rows were seen.
     """
 
@@ -64,11 +64,11 @@ class Overview:
     """What a source holds.
 
     Args:
-        files: one by one.
+        files: what each file holds.
         left_out: files that are not read.
         examples: the first captions, with their tags.
-        dropped: how many of `filtered` captions the filters drop, by reason.
-        filtered: captions that were tried on the filters.
+        dropped: how many of the `filtered` captions the filters drop, by reason.
+        filtered: how many captions went through the filters.
         unseen_rows: rows of files, or of parts of them, whose tags were not looked at.
         unopened: files that were not opened.
     """
@@ -112,12 +112,12 @@ class Overview:
 
 
 def look_at(contents: Contents, settings: DrawSettings, max_rows: int | None = None) -> Overview:
-    """Reads the files of a source from the first on; on the network, only the beginning of the first.
+    """Reads the files of a source in order; over the network, only the beginning of the first.
 
     Args:
-        contents: of the source.
-        settings: whose filters are tried on the first captions.
-        max_rows: captions after which tags are not looked at any more; None looks at all.
+        contents: the source's files.
+        settings: their filters are tried on the first captions.
+        max_rows: how many captions to look at; None looks at all.
 
     Raises:
         ValueError: a file cannot be read.
@@ -164,7 +164,7 @@ def _chunks(shard: Shard) -> Iterator[Chunk]:
 
 
 def as_text(overview: Overview) -> str:
-    """The overview in a few lines, as a run prints it at its start."""
+    """The overview in a few lines, as a run prints it when it starts."""
     lines = [_headline(overview), *_file_lines(overview), *_column_lines(overview)]
     tags, seen = overview.tags, sum(overview.tags.values())
     if seen:
@@ -173,7 +173,7 @@ def as_text(overview: Overview) -> str:
         lines.append(f"  tags{about}: {listed}")
     if overview.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(overview.dropped.items()))
-        lines.append(f"  filters drop, of the first {overview.filtered:,}: {reasons}")
+        lines.append(f"  dropped by filters, of the first {overview.filtered:,}: {reasons}")
     whys = Counter(left.why for left in overview.left_out)
     for why, count in whys.items():
         first = next(left.file for left in overview.left_out if left.why == why)
@@ -186,7 +186,7 @@ def _headline(overview: Overview) -> str:
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     about = "about " if overview.unseen_rows else ""
     files = "file" if len(overview.files) == 1 else "files"
-    more = f", and {overview.unopened} more that are not opened yet" if overview.unopened else ""
+    more = f", and {overview.unopened} more not opened yet" if overview.unopened else ""
     return f"captions: {about}{overview.rows:,} rows in {len(overview.files)} {files} ({listed}){more}"
 
 
@@ -202,7 +202,7 @@ def _file_lines(overview: Overview, most: int = 8) -> list[str]:
 
 
 def _column_lines(overview: Overview) -> list[str]:
-    """Which columns are read; files that differ from the others are named with their rows."""
+    """Which columns are read, and which files lack the tag column."""
     lines = []
     captions = Counter(file.columns.caption for file in overview.files if file.columns)
     if captions:
@@ -210,13 +210,14 @@ def _column_lines(overview: Overview) -> list[str]:
     tagged = [file for file in overview.files if file.columns and file.columns.tag]
     untagged = [file for file in overview.files if file not in tagged]
     if not tagged:
-        return [*lines, f"  no column of tags: every caption is {UNTAGGED}"]
+        return [*lines, f"  no tag column: every caption is {UNTAGGED}"]
     names = dict.fromkeys(file.columns.tag for file in tagged)
     lines.append(f"  tags from column {' and '.join(names)}")
     if untagged:
         rows = sum(file.rows for file in untagged)
         lines.append(
-            f"  {Path(untagged[0].name).name}{f' and {len(untagged) - 1} more' if len(untagged) > 1 else ''} "
-            f"of {len(overview.files)} files have no such column: their {rows:,} rows are {UNTAGGED}"
+            f"  not in {Path(untagged[0].name).name}"
+            f"{f' and {len(untagged) - 1} more' if len(untagged) > 1 else ''} "
+            f"of {len(overview.files)} files: their {rows:,} rows are {UNTAGGED}"
         )
     return lines

@@ -1,4 +1,4 @@
-"""How captions are read from files: which columns, which rows, and what a tag is."""
+"""How captions are read from files: which columns, which rows, and what counts as a tag."""
 
 import re
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ _INTEGER = re.compile(r"([+-]?\d+)\.0+")
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """The `captions.*` settings that concern files; None everywhere reads the usual names.
+    """The `captions.*` settings that apply to files; the defaults read every row of the usual columns.
 
     Args:
         column, tag_column: names of columns; a dot reaches into a struct. An empty tag column reads no tags.
-        header: whether delimited files begin with a line of names; None recognises it.
-        quoting: whether quotes in delimited files hold fields together; "auto" looks.
-        lists: of a list of captions in one row, all, or one drawn anew in each pass.
-        tag_map: what to call a tag, by the name that it has in the file.
-        tag_thresholds: the tags of a column of scores, each from its threshold on.
-        where: rows to read, as an SQL condition on the columns.
+        header: whether delimited files begin with a line of names; None detects it.
+        quoting: whether quotes in delimited files hold a field together; "auto" detects it.
+        lists: whether to read all captions of a row that holds a list, or one drawn at random in each pass.
+        tag_map: new names for tags, by their name in the file.
+        tag_thresholds: tags for a column of scores; each one applies from its threshold up.
+        where: which rows to read, as an SQL condition on the columns.
 
     Raises:
-        ValueError: `where` is no condition, or there are thresholds and a map.
+        ValueError: `where` is not a condition, thresholds are unusable, or there are thresholds and a map.
     """
 
     column: str | None = None
@@ -43,7 +43,7 @@ class ReadSettings:
 
     def __post_init__(self) -> None:
         if self.tag_map and self.tag_thresholds:
-            raise ValueError("captions.tag_map and captions.tag_thresholds exclude each other; give one")
+            raise ValueError("captions.tag_map and captions.tag_thresholds cannot be combined; set only one")
         if self.tag_thresholds and self.tag_column == "":
             raise ValueError(
                 "captions.tag_thresholds needs a column of scores; name it with captions.tag_column"
@@ -60,10 +60,6 @@ class ReadSettings:
     def condition(self) -> "Condition":
         """`where`, parsed."""
         return Condition(self.where)
-
-
-USUAL = ReadSettings()
-"""The usual column names, and every row."""
 
 
 USUAL = ReadSettings()
@@ -89,21 +85,21 @@ class Condition:
             self.columns = tuple(dict.fromkeys(self._expression.meta.root_names()))
         except Exception as error:
             raise ValueError(
-                f"captions.where is {text!r}, which is no condition ({error}); write one such as "
+                f"captions.where is {text!r}, which is not a condition ({error}); write one such as "
                 '"punsafe < 0.5 and width >= 256"'
             ) from None
         if not self.columns:
             raise ValueError(f"captions.where is {text!r}; it must name a column")
 
     def mask(self, name: str, columns: list[pa.Array]) -> pa.Array:
-        """Which rows fulfil the condition; a null does not.
+        """Which rows meet the condition; a null does not.
 
         Args:
             name: what messages call the file.
             columns: the values of `self.columns`.
 
         Raises:
-            ValueError: the columns cannot be compared so.
+            ValueError: the columns cannot be compared that way.
         """
         import polars
 
@@ -112,7 +108,7 @@ class Condition:
         numbers = frame.with_columns(_numbers(frame[c]) for c in frame.columns)
         try:
             try:
-                # Text that holds nothing but numbers is compared as numbers, unless it is compared with text.
+                # A text column of only numbers is compared as numbers, unless the condition needs text.
                 mask = numbers.select(self._expression.alias("mask"))["mask"]
             except polars.exceptions.PolarsError:
                 mask = frame.select(self._expression.alias("mask"))["mask"]
@@ -128,7 +124,7 @@ class Condition:
 
 
 def _numbers(series):
-    """A column of text as numbers if all of it are some; else as it is."""
+    """A text column as numbers if every value is one; any other column as it is."""
     import polars
 
     if series.dtype != polars.String or series.null_count() == len(series):
@@ -140,8 +136,8 @@ def _numbers(series):
 def spelled(value: object) -> str:
     """One spelling of a tag, whatever kind of file it comes from.
 
-    `True` of JSON, `true` of parquet and `TRUE` of a spreadsheet are `true`; `1` and `1.0` are `1`; nothing,
-    blanks and NaN are UNTAGGED.
+    `True`, `true` and a spreadsheet's `TRUE` become `true`; `1` and `1.0` become `1`; null, blanks and NaN
+    become UNTAGGED.
     """
     if value is None or value != value:
         return UNTAGGED
@@ -155,18 +151,18 @@ def spelled(value: object) -> str:
 
 
 def make_tags(name: str, column: str, values: pa.Array, reading: ReadSettings) -> pa.Array:
-    """The tags in a column: one spelling, then the map or the thresholds.
+    """The tags in a column: spelled uniformly, then mapped, or derived from scores by the thresholds.
 
     Args:
         name, column: what messages call them.
-        values: text, truth values or numbers.
-        reading: of which the map and the thresholds matter.
+        values: text, booleans or numbers.
+        reading: the settings; only the map and the thresholds are used.
 
     Returns:
         Strings without nulls.
 
     Raises:
-        ValueError: the column holds scores and there are no thresholds, or thresholds and no scores.
+        ValueError: the column holds scores but there are no thresholds, or it holds none but there are.
     """
     if reading.tag_thresholds:
         return _by_threshold(name, column, values, reading.tag_thresholds)
@@ -185,7 +181,7 @@ def make_tags(name: str, column: str, values: pa.Array, reading: ReadSettings) -
 
 
 def is_score(value: object) -> bool:
-    """Whether a tag is a number that is not whole."""
+    """Whether a tag is a number but not a whole one."""
     number = _number(value)
     return number is not None and np.isfinite(number) and number != int(number)
 
@@ -216,11 +212,11 @@ def _by_threshold(name: str, column: str, values: pa.Array, thresholds: Mapping[
         scores = values.to_numpy(zero_copy_only=False)
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(
-            f"{name}: captions.tag_thresholds needs scores, and column {column!r} holds others "
+            f"{name}: captions.tag_thresholds needs scores, but column {column!r} holds others "
             f"({str(error).splitlines()[0]}); name another captions.tag_column"
         ) from None
     tags = sorted(thresholds, key=thresholds.get)
-    # As numbers of the column's own precision: 0.7 in float32 is below 0.7.
+    # Compared in the column's own precision: 0.7 in float32 is below 0.7.
     below = np.searchsorted(np.array([thresholds[tag] for tag in tags], scores.dtype), scores, side="right")
     below[np.isnan(scores)] = 0
     return pa.array([UNTAGGED, *tags], pa.string()).take(pa.array(below))

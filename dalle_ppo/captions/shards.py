@@ -1,4 +1,4 @@
-"""Pieces of a caption set that are read in chunks: in memory, or a parquet file of any size."""
+"""Pieces of a caption set, read in chunks: from memory, or from a parquet file of any size."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -17,11 +17,11 @@ NO_CONSTANTS: Mapping[str, str] = MappingProxyType({})
 
 
 class Shard(Protocol):
-    """A piece of a caption set that is read by row groups, each in chunks of at most CHUNK_ROWS rows."""
+    """A piece of a caption set, read one row group at a time in chunks of at most CHUNK_ROWS rows."""
 
     name: str
     columns: Columns | None
-    """Which columns are read; None where there are none, or before the file has been opened."""
+    """Which columns are read; None if there are none, or before the file has been opened."""
 
     def num_groups(self) -> int:
         """How many row groups there are; ValueError if the shard cannot be opened."""
@@ -43,7 +43,7 @@ class TableShard:
 
     @classmethod
     def of_chunk(cls, name: str, chunk: Chunk, columns: Columns | None = None) -> "TableShard":
-        """A shard of what has been read from a file."""
+        """A shard that holds what was read from a file."""
         shard = cls(name, [])
         shard._chunk, shard.columns = chunk, columns
         return shard
@@ -68,10 +68,10 @@ class ParquetShard:
 
     Args:
         name: what messages call it.
-        open_file: gives a seekable binary file; called again for every row group.
+        open_file: returns a seekable binary file; called again for every row group.
         reading: which columns and rows are wanted.
-        constants: columns that the file's path gives, with their value.
-        read_errors: what reading may raise besides the errors of the operating system and of pyarrow.
+        constants: columns that come from the file's path, with their values.
+        read_errors: errors that reading may raise besides those of the operating system and of pyarrow.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class ParquetShard:
 def with_constants(
     values: dict[str, pa.Array], constants: Mapping[str, str], columns: Columns
 ) -> dict[str, pa.Array]:
-    """Columns of a file together with those that its path gives."""
+    """The columns of a file together with those that come from its path."""
     num_rows = len(values[columns.caption])
     return values | _repeated(constants, columns, num_rows)
 
@@ -171,16 +171,16 @@ def _type_at(name: str, schema: pa.Schema, path: str) -> pa.DataType:
     for part in path.split(".")[1:]:
         index = kind.get_field_index(part) if pa.types.is_struct(kind) else -1
         if index < 0:
-            raise ValueError(f"{name}: there is no {path!r}; {part!r} is no field of {kind}")
+            raise ValueError(f"{name}: there is no {path!r}; {part!r} is not a field of {kind}")
         kind = kind.field(index).type
     return kind
 
 
 def _within_statistics(statistics: Any, tag: str) -> bool:
-    """Whether the smallest and the largest value of a row group leave room for a tag.
+    """Whether a tag can lie between the smallest and the largest value of a row group.
 
-    Values are compared before they get one spelling, so bounds with blanks around them, and tags that others
-    may be spelled like, rule nothing out.
+    The statistics hold values as the file spells them. So nothing is ruled out if a bound has blanks around
+    it, or if the tag has several spellings.
     """
     if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, str):
         return True
@@ -191,6 +191,6 @@ def _within_statistics(statistics: Any, tag: str) -> bool:
 
 
 def _text_array(values: Sequence[Any]) -> pa.Array:
-    """Strings as arrow keeps them; half of a surrogate pair, which JSON can spell, becomes `?`."""
+    """Strings as an arrow array; a lone surrogate, which JSON can spell, becomes `?`."""
     texts = [None if v is None else str(v).encode("utf8", errors="replace").decode("utf8") for v in values]
     return pa.array(texts, pa.string())

@@ -43,8 +43,8 @@ class Contents:
 
     Args:
         shards: what is read.
-        left_out: what is not, and why.
-        remote: whether opening a shard takes the network.
+        left_out: files that are not read, and why.
+        remote: whether opening a shard needs the network.
     """
 
     shards: Sequence[Shard]
@@ -59,6 +59,7 @@ class CaptionSource:
         streams: a stream for each key of `shares`.
         shares: share of each key; they add up to 1.
         identity: what a saved position belongs to; a position with another identity is refused.
+        contents: the files behind the source; None if there are none.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class CaptionSource:
         streams: Mapping[str, Stream],
         shares: Mapping[str, float],
         identity: Mapping[str, Any],
-        contents: "Contents | None" = None,
+        contents: Contents | None = None,
     ):
         self.contents = contents
         check_shares(shares)
@@ -111,7 +112,7 @@ class CaptionSource:
             stream.load_state_dict(state["streams"][key])
 
     def check_position(self, state: Mapping[str, Any]) -> None:
-        """Refuses a position of other captions or settings; the ValueError names the difference."""
+        """Refuses a position from other captions or settings; the ValueError names the difference."""
         for key, value in self._identity.items():
             if state["identity"].get(key) != value:
                 raise ValueError(
@@ -176,8 +177,8 @@ class CaptionRequest:
         Args:
             shards: at least one; `TableShard` holds captions in memory.
             default_shares: shares if none are requested; None takes the captions as they come.
-            left_out: files that were found and are not read.
-            remote: whether opening a shard takes the network.
+            left_out: files that were found but are not read.
+            remote: whether opening a shard needs the network.
         """
         contents = Contents(shards, left_out, remote)
         names = [Path(shard.name).name for shard in shards]
@@ -197,7 +198,7 @@ class CaptionRequest:
         return CaptionSource(streams, shares, identity, contents)
 
     def refuse_columns(self, source: str) -> None:
-        """Refuses columns for a source that has none, with a ValueError, instead of ignoring them."""
+        """Raises ValueError if columns are named for a source that has none, instead of ignoring them."""
         given = [name for name, value in asdict(self.reading).items() if value != getattr(ReadSettings, name)]
         if given:
             raise ValueError(
@@ -262,7 +263,7 @@ def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
     """Draw `n` captions with distinct ids, as an evaluation set.
 
     Raises:
-        ValueError: the source repeats itself before there are that many.
+        ValueError: the source has fewer distinct captions.
     """
     records: dict[str, CaptionRecord] = {}
     for _ in range(20):
@@ -270,7 +271,7 @@ def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
             records.setdefault(record.id, record)
         if len(records) == n:
             return list(records.values())
-    raise ValueError(f"there are only {len(records)} distinct captions, and {n} are wanted")
+    raise ValueError(f"there are only {len(records)} distinct captions, not {n}")
 
 
 def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> list[CaptionRecord]:
@@ -293,7 +294,7 @@ def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> l
 def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     """Write captions to a parquet file with columns TEXT, NSFW, ID; equal captions give equal bytes.
 
-    Its SHA-256 goes next to it, into a file that ends in `.sha256` and that `sha256sum --check` reads.
+    Its SHA-256 goes into a file next to it, which ends in `.sha256` and which `sha256sum --check` reads.
 
     Returns:
         The SHA-256.

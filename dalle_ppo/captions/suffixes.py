@@ -1,4 +1,4 @@
-"""What a file's name says about how captions are read from it."""
+"""The suffixes of caption files, which say how captions are read from them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SUPPORTED = f"{', '.join(KINDS)}; all but parquet also compressed as {', '.join(
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says how a file is read, without that of a compression; empty if it is not read."""
+    """The suffix that says how a file is read, ignoring a compression's; empty if it is not supported."""
     stem, compressed = path, path.suffix.lower() in COMPRESSIONS
     if compressed:
         stem = path.with_suffix("")

@@ -16,24 +16,24 @@ class CaptionsConfig:
     you added; or a parquet, CSV, TSV, JSONL or text file, or a folder or glob of them."""
     column: str | None = None
     """The column that holds the caption, in any case; null looks for TEXT, caption, text and so on.
-    "meta.caption" is a field of a struct, and a number a column of a file without a header, from 0."""
+    "meta.caption" is a field of a struct; a number, from 0, is a column of a file without a header."""
     tag_column: str | None = None
     """The column that holds the tag; null looks for NSFW and tag in any case, and '' reads no tags. A missing
     tag counts as UNTAGGED."""
     header: bool | None = None
-    """Whether CSV and TSV files begin with a line of column names; null recognises it."""
+    """Whether CSV and TSV files begin with a line of column names; null detects it."""
     quoting: Literal["auto", "none", "standard"] = "auto"
     """Whether quotes in CSV and TSV files hold a field together ("standard") or belong to the caption
-    ("none"). "auto" takes commas to come with quotes, and looks at tab-separated files."""
+    ("none"). "auto" uses "standard" for commas, and detects it for tabs."""
     lists: Literal["all", "one"] = "all"
-    """For rows with a list of captions: "all" of them, or "one" that is drawn anew in each pass."""
+    """For rows with a list of captions: "all" of them, or "one" drawn at random in each pass."""
     tag_map: dict[str, str] | None = None
     """New names for tags, such as {true: NSFW, false: UNLIKELY}; tags that are not listed keep theirs."""
     tag_thresholds: dict[str, float] | None = None
-    """Tags for a column of scores, each from its threshold on, such as {UNLIKELY: 0, UNSURE: 0.3, NSFW: 0.8};
-    with null in `tag_column` the column is punsafe."""
+    """Tags for a column of scores, each from its threshold up, such as
+    {UNLIKELY: 0, UNSURE: 0.3, NSFW: 0.8}; if `tag_column` is null, the column is punsafe."""
     where: str | None = None
-    """Only rows where this SQL condition on the columns holds, such as "punsafe < 0.5 and width >= 256"."""
+    """Only rows that meet this SQL condition on the columns, such as "punsafe < 0.5 and width >= 256"."""
     shares: dict[str, float] | None = None
     """Share of each tag in a batch; OTHER is every tag not named. null means half UNLIKELY and a quarter each
     UNSURE and NSFW for "builtin", half NSFW and half OTHER for "hub:" with tags, and captions as they come
@@ -55,8 +55,8 @@ class CaptionsConfig:
     skip_bad_files: bool = False
     """Leave out files that cannot be read, with a warning and a count, instead of stopping."""
     rank: int = 0
-    """Number of this run, counting from 0, among the runs that share the captions. Each trains on captions of
-    its own; together they see the captions that a single run would see. Held-out captions are the same for
+    """Number of this run, counting from 0, among the runs that share the captions. Each trains on its own
+    share; together they see the captions that a single run would see. Held-out captions are the same for
     all."""
     world_size: int = 1
     """How many runs share the captions."""

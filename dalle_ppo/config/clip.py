@@ -1,4 +1,4 @@
-"""Settings of CLIP, which measures images."""
+"""Settings of a CLIP."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ class ClipConfig:
     """A CLIP model: the one behind the reward, or the one held out for evaluation."""
 
     model: str = "builtin"
-    """"builtin", a folder in open_clip's or transformers' layout, or a model name that open_clip knows."""
+    """"builtin", a folder in open_clip's or transformers' layout, or open_clip's name for a model."""
     pretrained: str | None = None
     """open_clip's tag for the weights, or a weight file; null for a folder."""
     quick_gelu: bool | None = None
-    """Whether a weight file goes with OpenAI's QuickGELU (true) or with GELU (false); null where the file, a
-    configuration or the model's name tells."""
+    """Whether a weight file needs OpenAI's QuickGELU (true) or GELU (false); null if the file, a
+    configuration next to it or the model's name says so."""
     same_as: str | None = None
-    """The CLIP that this one is, as NAME:TAG such as "ViT-L-14:openai", for detectors that go by name because
-    their files keep no probes; null goes by `model` and `pretrained`."""
+    """Which CLIP this is, as NAME:TAG such as "ViT-L-14:openai", for detectors without probes, which are
+    matched by name; null uses `model` and `pretrained`."""
 
     def __post_init__(self) -> None:
         if self.same_as is not None and not all(self.same_as.partition(":")):

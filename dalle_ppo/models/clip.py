@@ -1,4 +1,4 @@
-"""Loads a CLIP, through open_clip or transformers: embeddings for every reward that needs them."""
+"""Loads a CLIP through open_clip or transformers; it computes the embeddings that rewards need."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from dalle_ppo.models.clip_scorer import ClipScorer
 from dalle_ppo.models.clip_transformers import load_transformers_clip
 
 BPE_FILE = "bpe_simple_vocab.txt.gz"
-MAX_REASON = 300  # a strict load that fails names every tensor
+MAX_REASON = 300  # the error of a failed strict load names every tensor
 
 
 @dataclass(kw_only=True)
 class OpenClip(ClipScorer):
-    """A frozen CLIP of open_clip.
+    """A frozen CLIP from open_clip.
 
     Args:
         model: open_clip's model, in eval mode.
@@ -73,11 +73,11 @@ def load_clip(
             `model.safetensors`, tokenizer), or a name open_clip knows.
         pretrained: open_clip's tag for the weights, or a weight file; None for a folder.
         device: where it runs.
-        quick_gelu: activation of a weight file that does not tell; None where something does.
-        same_as: the CLIP that this one is said to be, as "ViT-L-14:openai".
+        quick_gelu: whether a weight file needs QuickGELU; None if that can be detected.
+        same_as: the CLIP that the user says this is, as "ViT-L-14:openai".
 
     Raises:
-        ValueError: it cannot be loaded, or nothing tells the activation of a weight file.
+        ValueError: it cannot be loaded, or the activation of a weight file cannot be detected.
     """
     try:
         clip = _load(model, pretrained, quick_gelu)
@@ -100,7 +100,7 @@ def _load(model: str, pretrained: str | None, quick_gelu: bool | None) -> ClipSc
     if folder.is_dir():
         if pretrained is not None:
             raise ValueError(
-                f"clip.pretrained is {pretrained!r}, but clip.model {model!r} is a folder, which holds its "
+                f"clip.pretrained is {pretrained!r}, but clip.model {model!r} is a folder with its own "
                 "weights; leave clip.pretrained out"
             )
         if not (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
@@ -130,11 +130,11 @@ def _load(model: str, pretrained: str | None, quick_gelu: bool | None) -> ClipSc
 
 
 def _load_folder(folder: Path, quick_gelu: bool | None) -> OpenClip:
-    """A CLIP in open_clip's layout."""
+    """Loads a CLIP from a folder in open_clip's layout."""
     import open_clip
 
     source, bpe = f"local-dir:{folder}", folder / BPE_FILE
-    # Without require_pretrained a folder that lacks the weights gives a random CLIP.
+    # Without require_pretrained, a folder that lacks weights loads as a random CLIP.
     clip = open_clip.create_model(source, require_pretrained=True)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     refuse_activation(quick_gelu, bool(config["model_cfg"].get("quick_gelu")), f"{folder / CONFIG_FILE}")
@@ -146,7 +146,7 @@ def _load_folder(folder: Path, quick_gelu: bool | None) -> OpenClip:
 
 
 def _load_tag(model: str, tag: str, quick_gelu: bool | None) -> nn.Module:
-    """open_clip's model with published weights."""
+    """Loads open_clip's model with published weights."""
     import open_clip
 
     # Weights trained with OpenAI's approximate GELU need it, whether or not the name says -quickgelu:

@@ -1,7 +1,7 @@
-"""CLIP weights in a file of one's own: what they are, with which activation and preprocessing they go.
+"""Reads CLIP weights from a file, and finds out which activation and preprocessing they need.
 
-A state dict does not tell GELU from OpenAI's QuickGELU, and open_clip 3.3 takes GELU for any file. Here
-something must tell: the file's hash, its layout, a configuration beside it, the model's name, or the user.
+A state dict is the same for GELU and OpenAI's QuickGELU, and open_clip 3.3 uses GELU for every file. Here
+something must decide: the file's hash, its layout, a configuration next to it, the model's name, or the user.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 CONFIG_FILE = "open_clip_config.json"
-# OpenAI's archives keep these beside the weights.
+# OpenAI's archives keep these among the weights.
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 SHORTEST_HASH = 8  # digits of a hash in the names of open_clip's files
@@ -31,7 +31,7 @@ PREPROCESSING = ("mean", "std", "interpolation")
 class WeightFile:
     """A weight file, read as far as needed.
 
-    weights: its tensors if open_clip cannot read the file by itself, else None.
+    weights: its tensors if open_clip cannot read the file itself, else None.
     is_openai: whether it has the layout of OpenAI's archives.
     quick_gelu: the activation in a TorchScript archive's code; None in other files.
     """
@@ -48,13 +48,13 @@ def load_weight_file(name: str, path: Path, quick_gelu: bool | None) -> tuple[nn
     Args:
         name: open_clip's name for the model.
         path: TorchScript archive, state dict, training checkpoint or safetensors file.
-        quick_gelu: what the user says about the activation.
+        quick_gelu: the user's setting; None if it is not set.
 
     Returns:
         The model; open_clip's tag for the weights if their hash is known, else the path; preprocessing.
 
     Raises:
-        ValueError: it cannot be read, or nothing tells the activation or the preprocessing.
+        ValueError: it cannot be read, or its activation or preprocessing cannot be determined.
     """
     import open_clip
 
@@ -74,21 +74,21 @@ def load_weight_file(name: str, path: Path, quick_gelu: bool | None) -> tuple[nn
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Reads a weight file without running what it holds.
+    """Reads a weight file without running any code in it.
 
     Raises:
-        ValueError: it holds other objects than tensors, or no weights.
+        ValueError: it holds objects other than tensors, or no weights.
     """
     if path.suffix in (".npz", ".npy"):
         return WeightFile(path, None)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if _is_torchscript(path):
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch would drop the format
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch will drop the format
             weights = torch.jit.load(path, map_location="cpu").state_dict()
         return WeightFile(path, _without_openai_keys(weights), True, _activation_in_code(path))
     try:
-        # open_clip opens the file again; mapped, it is in memory once.
+        # open_clip opens the file again; with mmap, memory holds only one copy.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, EOFError) as error:
         raise ValueError(_how_to_strip(path, str(error))) from None
@@ -116,7 +116,7 @@ def _read_safetensors(path: Path) -> WeightFile:
 
 
 def known_tag(name: str, path: Path) -> tuple[str | None, dict]:
-    """open_clip's tag for a file with the hash of published weights, and what it knows about them."""
+    """open_clip's tag if the file's hash is that of published weights, and what it knows about them."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     for tag, facts in _published(name).items():
@@ -128,17 +128,17 @@ def known_tag(name: str, path: Path) -> tuple[str | None, dict]:
 
 
 def choose_activation(name: str, file: WeightFile, facts: dict, beside: dict, said: bool | None) -> bool:
-    """Whether the weights go with QuickGELU.
+    """Whether the weights need QuickGELU.
 
     Args:
         name: open_clip's name for the model.
         file: the weights.
-        facts: open_clip's, if the file's hash is known.
-        beside: the open_clip_config.json in the file's folder, if there is one.
+        facts: what open_clip knows about the file if its hash is known, else empty.
+        beside: the open_clip_config.json in the file's folder; empty if there is none.
         said: the user's setting.
 
     Raises:
-        ValueError: nothing tells, or the user says something else than what tells.
+        ValueError: nothing decides it, or the user's setting contradicts what does.
     """
     import open_clip
 
@@ -147,7 +147,7 @@ def choose_activation(name: str, file: WeightFile, facts: dict, beside: dict, sa
         (facts.get("quick_gelu", False) if facts else None, "the hash, which open_clip knows,"),
         (file.quick_gelu, "the archive's code"),
         (True if file.is_openai else None, "OpenAI's layout"),
-        (bool(beside["model_cfg"].get("quick_gelu")) if beside else None, f"{CONFIG_FILE} beside it"),
+        (bool(beside["model_cfg"].get("quick_gelu")) if beside else None, f"{CONFIG_FILE} next to it"),
         (named, f"the name {name}"),
     )
     for told, by_what in tellers:
@@ -158,9 +158,9 @@ def choose_activation(name: str, file: WeightFile, facts: dict, beside: dict, sa
         return said
     if any(facts.get("quick_gelu") for facts in _published(name).values()):
         raise ValueError(
-            f"clip.pretrained {file.path}: weights of {name} may need GELU or QuickGELU, and nothing in the "
-            "file tells; set clip.quick_gelu, true for weights that began as OpenAI's, DFN's or MetaCLIP's, "
-            "false for LAION's or DataComp's"
+            f"clip.pretrained {file.path}: weights of {name} may need GELU or QuickGELU, and the file does "
+            "not say which; set clip.quick_gelu to true for weights that began as OpenAI's, DFN's or "
+            "MetaCLIP's, to false for LAION's or DataComp's"
         )
     return False
 
@@ -169,27 +169,26 @@ def refuse_activation(said: bool | None, told: bool, by_what: str) -> None:
     """Refuses a setting that contradicts what is known.
 
     Raises:
-        ValueError: it does.
+        ValueError: they contradict each other.
     """
     if said is not None and said != told:
         words = {True: "QuickGELU", False: "GELU"}
         raise ValueError(
-            f"clip.quick_gelu is {str(said).lower()}, but {by_what} tells {words[told]}; "
-            "leave the setting out"
+            f"clip.quick_gelu is {str(said).lower()}, but {by_what} says {words[told]}; leave the setting out"
         )
 
 
 def choose_preprocessing(name: str, file: WeightFile, known: dict | None, quick_gelu: bool) -> dict:
-    """Mean, std and interpolation for the weights: as known, or as all published weights of the model have.
+    """Mean, std and interpolation: those known for the file, or those of all published weights of the model.
 
     Args:
         name: open_clip's name for the model.
         file: the weights.
-        known: from the hash or the configuration beside the file; empty or None without either.
+        known: from the hash or the configuration next to the file; empty or None without either.
         quick_gelu: the activation.
 
     Raises:
-        ValueError: published weights of the model differ in them.
+        ValueError: they are not known, and published weights of the model differ in them.
     """
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
@@ -205,13 +204,13 @@ def choose_preprocessing(name: str, file: WeightFile, known: dict | None, quick_
     if len(found) > 1:
         raise ValueError(
             f"clip.pretrained {file.path}: published weights of {name} differ in the mean of their images, "
-            f"and nothing tells which this file needs; put its {CONFIG_FILE} with a preprocess_cfg beside it"
+            f"and the file does not say which; put its {CONFIG_FILE} with a preprocess_cfg next to it"
         )
     return merge_preprocess_dict(PreprocessCfg(), dict(found.pop()))
 
 
 def _published(name: str) -> dict[str, dict]:
-    """What open_clip knows about published weights of a model, by tag; those of its twin -quickgelu too."""
+    """What open_clip knows about published weights of a model and of its -quickgelu twin, by tag."""
     import open_clip
 
     plain = name.removesuffix("-quickgelu")
@@ -221,7 +220,7 @@ def _published(name: str) -> dict[str, dict]:
 
 
 def _config_beside(path: Path) -> dict:
-    """open_clip's configuration in the file's folder, as downloads from the hub have it; {} without one."""
+    """open_clip's configuration in the file's folder, as in downloads from the hub; {} without one."""
     config = path.parent / CONFIG_FILE
     found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     return found if "model_cfg" in found else {}
@@ -264,10 +263,10 @@ def _activation_in_code(path: Path) -> bool | None:
 
 
 def _how_to_strip(path: Path, reason: str) -> str:
-    """One line: why safe loading refuses a file, and the command that saves its weights alone."""
+    """One line: why safe loading refuses a file, and the command that saves only its weights."""
     named = re.search(r"GLOBAL (\S+) was not an allowed", reason)
     if not named:
-        return f"clip.pretrained {path} is damaged, or no file of PyTorch; load it again from where it came"
+        return f"clip.pretrained {path} is damaged, or not a PyTorch file; download it again"
     try:
         found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (RuntimeError, ValueError, pickle.UnpicklingError):  # the format before PyTorch 1.6
@@ -283,5 +282,5 @@ def _how_to_strip(path: Path, reason: str) -> str:
     trust = "" if only_options else "if you trust the file, whose code this runs, "
     return (
         f"clip.pretrained {path} holds more than tensors ({', '.join(found)}), which safe "
-        f'loading refuses; {trust}save the weights alone with python -c "{command}" and give that file'
+        f'loading refuses; {trust}save only the weights with python -c "{command}" and give that file'
     )

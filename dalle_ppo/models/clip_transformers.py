@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SigLIP 2 from a folder in transformers' layout, with its preprocessing and tokenizer."""
+"""Loads CLIP, SigLIP and SigLIP 2 from a folder in transformers' layout."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dalle_ppo.models.clip_files import refuse_activation
 from dalle_ppo.models.clip_scorer import ClipScorer
 
 # Type in config.json -> the classes of the model and of its image processor.
-# SigLIP 2 of a fixed resolution is published as "siglip"; "siglip2" is NaFlex, which keeps the aspect ratio.
+# SigLIP 2 of a fixed size is published as "siglip"; "siglip2" is NaFlex, which keeps the aspect ratio.
 CLASSES = {
     "clip": ("CLIPModel", "CLIPImageProcessor"),
     "siglip": ("SiglipModel", "SiglipImageProcessor"),
     "siglip2": ("Siglip2Model", "Siglip2ImageProcessor"),
 }
-INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files hold
+INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as in the files
 PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
-# What transformers raises on folders that it cannot read.
+# What transformers raises for folders that it cannot read.
 _DAMAGE = (
     *(OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError),
     *(SafetensorError, pickle.UnpicklingError),
@@ -38,14 +38,14 @@ WAY_OUT = "give a folder in open_clip's layout, or a reward function of your own
 
 @dataclass(kw_only=True)
 class TransformersClip(ClipScorer):
-    """A frozen CLIP of transformers.
+    """A frozen CLIP from transformers.
 
     Args:
         model: the model, in eval mode.
         processor: its image processor.
         tokenizer: its tokenizer.
-        padding: how texts are padded: "longest", or "max_length", which SigLIP was trained with.
-        lowercase: whether texts are put in lower case first.
+        padding: how texts are padded: "longest", or "max_length" as SigLIP was trained.
+        lowercase: whether texts are lowercased first.
     """
 
     model: nn.Module
@@ -59,10 +59,10 @@ class TransformersClip(ClipScorer):
         return self.model.logit_scale.device
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Embeddings [b, D] of images [b, 3, H, W], resized, cut out and normalised by the folder's rules."""
+        """Embeddings [b, D] of images [b, 3, H, W], resized, cropped and normalised as the folder says."""
         size, mode = dict(self.processor.size or {}), INTERPOLATION.get(int(self.processor.resample))
         if size.keys() <= {"height", "width", "shortest_edge"} and size and mode:
-            # Resized as for open_clip: in 8 bits, as transformers does it, embeddings move by 5e-5 (cosine).
+            # Resized as for open_clip: transformers' 8-bit resizing moves embeddings by 5e-5 (cosine).
             if self.processor.do_resize:
                 images = _resized(images, size, mode)
             inputs = self.processor(
@@ -79,7 +79,7 @@ class TransformersClip(ClipScorer):
     def encode_texts(self, captions: list[str]) -> Tensor:
         """Embeddings [b, D] of captions.
 
-        No mask is passed: CLIP looks at no token after the end of the text, and SigLIP was trained without.
+        No mask is passed: CLIP ignores tokens after the end of the text, and SigLIP was trained without one.
         """
         texts = [text.lower() for text in captions] if self.lowercase else captions
         length = self.model.config.text_config.max_position_embeddings
@@ -90,7 +90,7 @@ class TransformersClip(ClipScorer):
 
 
 def _resized(images: Tensor, size: dict[str, int], mode: str) -> Tensor:
-    """Images [b, 3, H, W] in a processor's size: {height, width}, or {shortest_edge} of the same shape."""
+    """Resizes images [b, 3, H, W] to {height, width}, or to {shortest_edge} with the same aspect ratio."""
     height, width = images.shape[-2:]
     if "shortest_edge" in size:
         short = min(height, width)
@@ -107,10 +107,10 @@ def load_transformers_clip(folder: Path, quick_gelu: bool | None) -> Transformer
 
     Args:
         folder: the folder.
-        quick_gelu: what the user says about the activation, which config.json tells.
+        quick_gelu: the user's setting, which must agree with config.json; None if it is not set.
 
     Raises:
-        ValueError: it is another kind of model, or a part is missing or damaged.
+        ValueError: it is another kind of model, a part is missing or damaged, or `quick_gelu` is wrong.
     """
     kind = _kind(folder)
     with _quiet():
@@ -124,8 +124,8 @@ def load_transformers_clip(folder: Path, quick_gelu: bool | None) -> Transformer
         processor=processor,
         tokenizer=tokenizer,
         padding="longest" if kind == "clip" else "max_length",
-        # SigLIP 2 was trained on lower case; a Gemma tokenizer, which its folders name, keeps capitals.
-        # Source: Siglip2Tokenizer in transformers, which lowers them.
+        # SigLIP 2 was trained on lower case, but its folders name a Gemma tokenizer, which keeps capitals.
+        # Source: Siglip2Tokenizer in transformers, which lowercases.
         lowercase=type(tokenizer).__name__.startswith("Gemma"),
         name=folder.name,
         pretrained="local",
@@ -137,12 +137,12 @@ def _kind(folder: Path) -> str:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(
-            f"clip.model {str(folder)!r}: config.json is not JSON of a model ({error})"
+            f"clip.model {str(folder)!r}: config.json is not JSON that describes a model ({error})"
         ) from None
     if kind not in CLASSES:
         raise ValueError(
-            f"clip.model {str(folder)!r}: config.json has model_type {kind!r}; transformers' layout is read "
-            f"for {', '.join(CLASSES)}, whole models with both encoders; {WAY_OUT}"
+            f"clip.model {str(folder)!r}: config.json has model_type {kind!r}; in transformers' layout, only "
+            f"{', '.join(CLASSES)} can be read, with both encoders; {WAY_OUT}"
         )
     return kind
 
@@ -152,13 +152,13 @@ def _load_model(folder: Path, kind: str) -> nn.Module:
 
     loader = getattr(transformers, CLASSES[kind][0])
     try:
-        # By default transformers 5 keeps the precision of the file.
+        # By default, transformers 5 keeps the file's precision.
         model, info = loader.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except _DAMAGE as error:
         raise _unreadable(folder, "the model", error) from error
-    # Old files keep the numbers of positions, which are no weights.
+    # Old files also store position_ids, which are not weights.
     loose = {
         what: sorted(str(key) for key in info[what] if not str(key).endswith("position_ids"))
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -167,13 +167,13 @@ def _load_model(folder: Path, kind: str) -> nn.Module:
         if keys:
             raise ValueError(
                 f"clip.model {str(folder)!r}: {len(keys)} {what.replace('_', ' ')} in its weights, such as "
-                f"{keys[0]}; the weights are not those of the config.json beside them; {WAY_OUT}"
+                f"{keys[0]}; the weights do not belong to this config.json; {WAY_OUT}"
             )
     return model
 
 
 def _load_processor(folder: Path, kind: str, vision) -> object:
-    """The image processor of the folder's file, or without one, that of the published models of this size."""
+    """The folder's image processor; without a file for it, that of published models of this size."""
     import transformers
 
     loader = getattr(transformers, CLASSES[kind][1])
@@ -192,29 +192,29 @@ def _load_processor(folder: Path, kind: str, vision) -> object:
 def _load_tokenizer(folder: Path, vocab_size: int) -> object:
     import transformers
 
-    # Without a file transformers 5 makes an empty tokenizer instead of failing.
+    # Without a file, transformers 5 makes an empty tokenizer instead of failing.
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(
-            f"clip.model {str(folder)!r}: no tokenizer ({', '.join(TOKENIZER_FILES)}); put the files of the "
-            "published folder beside config.json"
+            f"clip.model {str(folder)!r}: no tokenizer ({', '.join(TOKENIZER_FILES)}); put the "
+            "published model's tokenizer files next to config.json"
         )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # each kind of tokenizer fails in its own way on what it cannot read
+    except Exception as error:  # each kind of tokenizer fails in its own way
         raise _unreadable(folder, "the tokenizer", error) from error
     if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"clip.model {str(folder)!r}: its tokenizer knows {len(tokenizer)} tokens, the model {vocab_size}"
-            "; put the model's own tokenizer beside config.json"
+            f"clip.model {str(folder)!r}: its tokenizer has {len(tokenizer)} tokens, the model {vocab_size}"
+            "; put the model's own tokenizer next to config.json"
         )
     return tokenizer
 
 
 def _unreadable(folder: Path, what: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:200]
-    # SigLIP's tokenizer needs it; without a tokenizer_config.json transformers then knows no tokenizer.
+    # SigLIP's tokenizer needs it; without it and tokenizer_config.json, transformers finds no tokenizer.
     lacks_package = what == "the tokenizer" and find_spec("sentencepiece") is None
     way_out = f"pip install sentencepiece protobuf, or {WAY_OUT}" if lacks_package else WAY_OUT
     return ValueError(f"clip.model {str(folder)!r}: {what} cannot be read ({reason}); {way_out}")
@@ -222,7 +222,7 @@ def _unreadable(folder: Path, what: str, error: Exception) -> ValueError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No report of keys and no progress bar: missing weights are an error here, not a table."""
+    """Silences transformers' report of keys and its progress bar: missing weights raise an error here."""
     from transformers.utils import logging
 
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -237,5 +237,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _embeddings(found: Tensor | object) -> Tensor:
-    """transformers 4 returns the tensor, 5 an output object that holds it."""
+    """The embeddings: transformers 4 returns them as a tensor, 5 inside an output object."""
     return found if isinstance(found, Tensor) else found.pooler_output

@@ -1,4 +1,4 @@
-"""Paths that users take for a run's: one inside it, or the folder that holds several runs."""
+"""Paths that users mistake for a run: one inside it, or a folder that holds several runs."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def holds_run(run_dir: str | Path) -> bool:
 
 
 def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
-    """Refuses a path that is not a run but from which one can tell the run that is meant.
+    """Refuses a path that is not a run, if the run that was meant can be told from it.
 
     Args:
         path: what the user gave; a run, an absent folder or anything else passes.
@@ -44,7 +44,7 @@ def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
         form: what to type instead, with `{}` for the run's folder.
 
     Raises:
-        ValueError: it is a file or folder of a run's own, or a folder of runs.
+        ValueError: it lies inside a run, or is a folder of runs.
     """
     path = Path(path)
     if holds_run(path):
@@ -55,11 +55,11 @@ def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
     runs = runs_in(path)
     if runs:
         listed = ", ".join(map(str, runs[:SHOWN])) + (", ..." if len(runs) > SHOWN else "")
-        raise ValueError(f"{name}: {path} is no run but holds {listed}; type {form.format(runs[0])}")
+        raise ValueError(f"{name}: {path} is not a run, but holds {listed}; type {form.format(runs[0])}")
 
 
 def enclosing_run(path: str | Path) -> Path | None:
-    """The run whose own file or folder a path is, or lies in; None if there is none. It need not exist."""
+    """The run whose files a path belongs to; None if there is none. The path need not exist."""
     given = Path(path)
     below = given.absolute()
     for folder in below.parents:
@@ -69,7 +69,7 @@ def enclosing_run(path: str | Path) -> Path | None:
 
 
 def checkpoint_of(path: str | Path) -> int | None:
-    """The iteration of the checkpoint whose folder a path is or lies in; None if it is not in one."""
+    """The iteration of the checkpoint that a path is, or lies in; None if there is none."""
     found = [match for part in Path(path).absolute().parts if (match := CHECKPOINT_NAME.fullmatch(part))]
     return int(found[-1][1]) if found else None
 
@@ -84,7 +84,7 @@ def runs_in(path: str | Path) -> list[Path]:
 
 
 def _as_given(folder: Path, given: Path) -> Path:
-    """An absolute path again relative, where the user's was and it is not further away."""
+    """The folder as a relative path, if the user's path was relative and that needs no `..`."""
     if given.is_absolute():
         return folder
     try:

@@ -35,9 +35,9 @@ def test_it_prints_what_it_found(folder, cli):
         "  b.jsonl: 2 rows",
         "  captions from column TEXT and text",
         "  tags from column NSFW",
-        "  b.jsonl of 2 files have no such column: their 2 rows are UNTAGGED",
+        "  not in b.jsonl of 2 files: their 2 rows are UNTAGGED",
         "  tags: UNSURE 10 (31.2%), NSFW 10 (31.2%), UNTAGGED 12 (37.5%)",
-        "  filters drop, of the first 32: 1 duplicate, 1 long",
+        "  dropped by filters, of the first 32: 1 duplicate, 1 long",
         "  left out: _SUCCESS: hidden: its name or its folder's begins with . or _",
     ]
     assert len(outcome.out.splitlines()) == 9 + 10 and "  NSFW      caption 0\n" in outcome.out
@@ -67,7 +67,7 @@ def test_settings_are_options_with_and_without_their_section(folder, cli):
         outcome = cli(main, folder / "a.parquet", *arguments)
         assert outcome.code == 0, outcome.err
         assert "  tags: bad 10 (100.0%)\n" in outcome.out
-        assert "filters drop, of the first 10: 6 long\n" in outcome.out
+        assert "dropped by filters, of the first 10: 6 long\n" in outcome.out
 
 
 def test_truth_values_in_a_map(folder, cli):
@@ -79,15 +79,15 @@ def test_truth_values_in_a_map(folder, cli):
 def test_the_settings_of_a_run(folder, cli, tmp_path):
     (tmp_path / "config.yaml").write_text("captions: {tag_column: '', clean: true}\n")
     outcome = cli(main, folder, "--config", tmp_path / "config.yaml")
-    assert "no column of tags: every caption is UNTAGGED" in outcome.out
+    assert "no tag column: every caption is UNTAGGED" in outcome.out
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("builtin",), "captions.source is builtin, whose captions are made up as they are drawn"),
+        (("builtin",), "captions.source is builtin, which makes up its captions as they are drawn"),
         (("absent.csv",), "there are no caption files at absent.csv (supported: .parquet, .csv"),
-        (("letters",), "and a source that you added as NAME:REST"),
+        (("letters",), "and a source that you added NAME:REST"),
         (("{folder}", "--tag_colum", "x"), "unrecognized arguments: --tag_colum"),
         (("{folder}", "--quoting", "maybe"), "captions.quoting"),
         (

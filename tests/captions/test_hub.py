@@ -160,6 +160,11 @@ def test_without_tags_captions_are_taken_as_they_come(hub):
     assert {record.tag for record in open_source(SOURCE, everything()).next_batch(100)} == {"UNTAGGED"}
 
 
+def test_if_no_tags_are_read_captions_are_taken_as_they_come(hub):
+    drawn = open_source(SOURCE, everything(), tag_column="").next_batch(100)
+    assert {record.tag for record in drawn} == {"UNTAGGED"}
+
+
 def test_a_damaged_first_file_is_named_or_skipped(hub):
     first = hub.folder / "part-00000-c000.snappy.parquet"
     first.write_bytes(first.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""Captions in the shapes in which people keep them: each was once read wrongly, without a word."""
+"""Caption files as found in practice: each was once misread without an error."""
 
 import bz2
 import gzip
@@ -65,7 +65,7 @@ DOUBTFUL = 'TEXT\tNSFW\n"a ""big"" boat"\tNSFW\n"24 inch\tNSFW\n'
 
 def test_a_quote_style_in_doubt_is_asked_for(tmp_path):
     path = write(tmp_path / "a.tsv", DOUBTFUL)
-    with pytest.raises(ValueError, match=r"a\.tsv: it is in doubt .* captions\.quoting standard"):
+    with pytest.raises(ValueError, match=r"a\.tsv: it is unclear .* captions\.quoting to standard"):
         captions_of(path)
     assert [text for text, _ in captions_of(path, quoting="none")] == ['"a ""big"" boat"', '"24 inch']
 
@@ -137,7 +137,7 @@ def test_fields_of_a_struct(tmp_path):
     write(tmp_path / "b.jsonl", "".join(json.dumps({"meta": m}) + "\n" for m in meta))
     for name in ("a.parquet", "b.jsonl"):
         assert captions_of(tmp_path / name, **names) == [("a boat", "NSFW"), ("a car", UNTAGGED)]
-    with pytest.raises(ValueError, match=r"a\.parquet: there is no 'meta\.text'; 'text' is no field"):
+    with pytest.raises(ValueError, match=r"a\.parquet: there is no 'meta\.text'; 'text' is not a field"):
         captions_of(tmp_path / "a.parquet", column="meta.text")
 
 
@@ -238,7 +238,7 @@ def test_scores_are_no_tags_and_thresholds_make_them_some(tmp_path):
             captions_of(path, tag_column="punsafe")
         tags = [tag for _, tag in captions_of(path, tag_thresholds=THRESHOLDS)]
         assert tags == ["UNLIKELY", "UNSURE", "NSFW", UNTAGGED, UNTAGGED], path.name
-    with pytest.raises(ValueError, match="needs scores, and column 'TEXT' holds others"):
+    with pytest.raises(ValueError, match="needs scores, but column 'TEXT' holds others"):
         captions_of(tmp_path / "a.parquet", tag_column="TEXT", column="TEXT", tag_thresholds=THRESHOLDS)
 
 
@@ -267,7 +267,7 @@ def test_conditions_choose_rows_in_every_format(tmp_path):
 @pytest.mark.parametrize(
     "condition, words",
     [
-        ("punsafe <", "which is no condition"),
+        ("punsafe <", "which is not a condition"),
         ("1 < 2", "it must name a column"),
         ("punsafe + 1", "it must be true or false for each row"),
         ("sum(punsafe) > 1", "it must be true or false for each row"),
@@ -300,15 +300,15 @@ def test_what_img2dataset_writes_is_read_once(tmp_path):
     everything_in_it = found(tmp_path)
     assert everything_in_it.rows == 6 and len(everything_in_it.files) == 2
     whys = {left.why for left in everything_in_it.left_out}
-    assert "counts of img2dataset, not captions" in whys and len(everything_in_it.left_out) == 14
-    assert "is an image's own; captions are read from 00000.parquet" in whys
+    assert "img2dataset's statistics, not captions" in whys and len(everything_in_it.left_out) == 14
+    assert "holds one image's caption, which is read from 00000.parquet" in whys
     for path in tmp_path.glob("*.parquet"):
         path.unlink()
     alone = found(tmp_path)
     assert sorted(text for text, _ in captions_of(tmp_path)) == sorted(
         f"caption {s}{n:04d}" for s in ("00000", "00001") for n in range(3)
     )
-    assert "is an image's own; its caption is read from the .txt file" in {
+    assert "holds one image's caption, which is read from the .txt file" in {
         left.why for left in alone.left_out
     }
 
@@ -339,8 +339,8 @@ def test_companions_of_captions_are_none(tmp_path):
     seen = found(tmp_path)
     assert seen.rows == 2 and len(seen.left_out) == 8
     whys = {Path(left.file).name: left.why for left in seen.left_out}
-    assert whys["a.tar"] == "of a format that is not read (.tar)"
-    assert whys["README.txt"] == "by its name no captions"
+    assert whys["a.tar"] == "format not supported (.tar)"
+    assert whys["README.txt"] == "its name says it holds no captions"
     assert whys["._a.parquet"].startswith("hidden")
 
 
@@ -348,7 +348,7 @@ def test_json_without_captions_does_not_stop_a_folder(tmp_path):
     write_table(tmp_path / "a.parquet", TEXT=["one"])
     write(tmp_path / "dataset_info.json", json.dumps({"features": {"x": 1}}))
     seen = found(tmp_path)
-    assert seen.rows == 1 and seen.left_out[0].why.startswith("no captions in it (")
+    assert seen.rows == 1 and seen.left_out[0].why.startswith("holds no captions (")
     with pytest.raises(ValueError, match=r"dataset_info\.json: has none of the usual caption columns"):
         captions_of(tmp_path / "dataset_info.json")
 
@@ -387,17 +387,17 @@ def test_files_without_the_columns_that_others_have_are_named(tmp_path):
     write_table(tmp_path / "a.parquet", TEXT=["one"], NSFW=["NSFW"])
     write_table(tmp_path / "b.parquet", TEXT=["two", "three"])
     text = as_text(found(tmp_path))
-    assert "b.parquet of 2 files have no such column: their 2 rows are UNTAGGED" in text
+    assert "not in b.parquet of 2 files: their 2 rows are UNTAGGED" in text
     assert "tags: NSFW 1 (33.3%), UNTAGGED 2 (66.7%)" in text
     (tmp_path / "a.parquet").unlink()
-    assert "no column of tags: every caption is UNTAGGED" in as_text(found(tmp_path))
+    assert "no tag column: every caption is UNTAGGED" in as_text(found(tmp_path))
 
 
 def test_text_beside_tables_is_left_out_where_columns_are_named(tmp_path):
     write_table(tmp_path / "a.parquet", words=["one"])
     write(tmp_path / "b.txt", "two\n")
     seen = found(tmp_path, column="words")
-    assert seen.rows == 1 and seen.left_out[0].why == "text has no columns, and the settings name some"
+    assert seen.rows == 1 and seen.left_out[0].why == "text files have no columns, but the settings name some"
 
 
 def test_blanks_around_tags_rule_no_row_group_out(tmp_path):
@@ -422,7 +422,7 @@ def test_blanks_around_tags_rule_no_row_group_out(tmp_path):
 )
 def test_a_swallowing_quote_is_seen_wherever_it_is(text, tmp_path):
     path = write(tmp_path / "a.csv", text)
-    with pytest.raises(ValueError, match="it is in doubt whether quotes mean anything"):
+    with pytest.raises(ValueError, match="it is unclear whether quotes hold fields together"):
         captions_of(path)
 
 
@@ -481,9 +481,7 @@ def test_linked_folders_are_entered_once(tmp_path):
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "set")
     (tmp_path / "set" / "gone.csv").symlink_to(tmp_path / "nowhere")
     assert captions_of(tmp_path / "set") == [("one", UNTAGGED)]
-    assert [left.why for left in found(tmp_path / "set").left_out] == [
-        "no file, or a link that leads nowhere"
-    ]
+    assert [left.why for left in found(tmp_path / "set").left_out] == ["not a file, or a broken link"]
 
 
 def test_a_glob_may_name_folders(tmp_path):
@@ -495,8 +493,8 @@ def test_a_glob_may_name_folders(tmp_path):
 @pytest.mark.parametrize(
     "name, content, words",
     [
-        ("a.txt", "1.jpg#0\tA child\n1.jpg#1\tA boy\n", r"looks like a table .* let its name end in \.tsv"),
-        ("a.txt", "image,caption\n1.jpg,A child\n", r"let its name end in \.csv"),
+        ("a.txt", "1.jpg#0\tA child\n1.jpg#1\tA boy\n", r"looks like a table .* rename it to end in \.tsv"),
+        ("a.txt", "image,caption\n1.jpg,A child\n", r"rename it to end in \.csv"),
         (
             "a.csv",
             "image;caption\n1.jpg;A child\n",
@@ -514,7 +512,7 @@ def test_files_that_are_something_else_than_their_name_says(name, content, words
 
 @pytest.mark.parametrize(
     "data, words",
-    [(gzip.compress(b"TEXT\na\n"), "let its name end in .gz"), ("TEXT\na\n".encode("utf-16"), "is UTF-16")],
+    [(gzip.compress(b"TEXT\na\n"), "its name must end in .gz"), ("TEXT\na\n".encode("utf-16"), "is UTF-16")],
 )
 def test_the_first_bytes_say_what_a_file_is(data, words, tmp_path):
     (tmp_path / "a.csv").write_bytes(data)
@@ -572,7 +570,7 @@ def test_thresholds_in_the_columns_own_precision(tmp_path):
         ({"tag_thresholds": {"a": 0.5, "b": 0.5}}, "thresholds must be different numbers"),
         ({"tag_thresholds": {"a": 0.5}, "tag_column": ""}, "needs a column of scores"),
         ({"tag_thresholds": {"a": 0.5}}, "needs a column of scores; name it with captions.tag_column"),
-        ({"tag_thresholds": {"a": 0.5}, "tag_map": {"a": "b"}}, "exclude each other"),
+        ({"tag_thresholds": {"a": 0.5}, "tag_map": {"a": "b"}}, "cannot be combined"),
     ],
 )
 def test_thresholds_that_say_nothing(reading, words, tmp_path):

@@ -288,7 +288,7 @@ def test_files_without_weights_and_of_another_model_are_one_line(tmp_path):
 
 
 def test_a_tag_tells(monkeypatch):
-    with pytest.raises(ValueError, match="open_clip's tag openai tells QuickGELU"):
+    with pytest.raises(ValueError, match="open_clip's tag openai says QuickGELU"):
         load_clip(NAME, "openai", "cpu", False)
 
 
@@ -299,5 +299,5 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         load_clip(str(tmp_path), None)
     save_file(model(False).state_dict(), tmp_path / "open_clip_model.safetensors")
     load_clip(str(tmp_path), None, "cpu", False)
-    with pytest.raises(ValueError, match=r"open_clip_config\.json tells GELU"):
+    with pytest.raises(ValueError, match=r"open_clip_config\.json says GELU"):
         load_clip(str(tmp_path), None, "cpu", True)

@@ -120,7 +120,7 @@ def test_half_precision_in_the_file_is_computed_in_float32(tmp_path):
 def test_the_config_tells_the_activation(tmp_path, hidden_act, said):
     write_clip(tmp_path, hidden_act)
     load_clip(str(tmp_path), None, "cpu", not said)
-    with pytest.raises(ValueError, match=r"clip\.quick_gelu is .*config\.json tells"):
+    with pytest.raises(ValueError, match=r"clip\.quick_gelu is .*config\.json says"):
         load_clip(str(tmp_path), None, "cpu", said)
 
 
@@ -154,12 +154,12 @@ def damage(folder, how: str) -> None:
     [
         ("another kind", "model_type 'clip_vision_model'.*give a folder in open_clip's layout"),
         ("no json", "not JSON"),
-        ("no tokenizer", "no tokenizer .*beside config.json"),
+        ("no tokenizer", "no tokenizer .*next to config.json"),
         ("no weights", "the model cannot be read"),
         ("cut off", "the model cannot be read"),
         ("a weight less", "1 missing keys"),
         ("a weight more", "1 unexpected keys.*visual_projection.bias"),
-        ("another vocabulary", "its tokenizer knows 106 tokens, the model 20"),
+        ("another vocabulary", "its tokenizer has 106 tokens, the model 20"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_the_way_out(tmp_path, how, words):

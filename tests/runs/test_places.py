@@ -59,7 +59,7 @@ def test_from_inside_a_run(runs, monkeypatch):
 def test_a_folder_of_runs_names_the_newest(runs):
     assert [run.name for run in runs_in(runs)] == ["b", "a"]
     with pytest.raises(
-        ValueError, match=r"run: runs is no run but holds runs/b, runs/a; type evaluate runs/b$"
+        ValueError, match=r"run: runs is not a run, but holds runs/b, runs/a; type evaluate runs/b$"
     ):
         refuse_wrong_path("runs", "run", "evaluate {}")
 

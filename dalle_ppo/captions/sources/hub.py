@@ -23,7 +23,7 @@ SUCCESSORS = {
     "laion/laion2b-multi": "laion/relaion2B-multi-research-safe",
     "laion/laion1b-nolang": "laion/relaion1b-nolang-research-safe",
 }
-"""What took the place of data sets that are gone, by their names in lower case.
+"""Replacements for data sets that are gone, by their names in lower case.
 Source: https://laion.ai/blog/relaion-5b/"""
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class HubFiles:
     Args:
         repo: its name, with the revision if one was asked for.
         names: names of the files within it, in alphabetical order; at least one.
-        opener: gives, for a name, a function that opens the file.
+        opener: returns a function that opens the file with a given name.
     """
 
     repo: str
@@ -49,8 +49,8 @@ def load(repo: str, request: CaptionRequest) -> CaptionSource:
 
     Args:
         repo: as in `find_hub_files`.
-        request: what is asked of the source; without shares, half of the captions are tagged NSFW if there
-            are tags at all.
+        request: what is asked of the source; without shares, half of the captions are tagged NSFW if tags
+            are read at all.
 
     Raises:
         ValueError: see `find_hub_files`; or the first file cannot be read.
@@ -59,7 +59,8 @@ def load(repo: str, request: CaptionRequest) -> CaptionSource:
     default_shares = LAION_SHARES
     try:
         lower = {name.lower() for name in read_columns(files)}
-        if not (request.reading.tag_column or lower & {name.lower() for name in TAG_COLUMNS}):
+        column = request.reading.tag_column
+        if column == "" or not (column or lower & {name.lower() for name in TAG_COLUMNS}):
             default_shares = None
     except (*errors, pa.ArrowException) as error:
         if not request.settings.skip_bad_files:
@@ -82,7 +83,7 @@ def find_hub_files(repo: str) -> HubFiles:
 
     Raises:
         ValueError: it is missing, gated or renamed; or the hub refuses, does not answer within HUB_SECONDS,
-            or has no parquet file there. The message names the way out.
+            or the data set has no parquet file. The message says what to do.
     """
     from huggingface_hub import HfApi, HfFileSystem, constants, try_to_load_from_cache
 
@@ -101,7 +102,7 @@ def find_hub_files(repo: str) -> HubFiles:
             gated = _check_name(HfApi(), name, revision)
             names = _list_hub(files, repo)
             if gated and not all(map(cached, names)):
-                # The hub lists a gated data set to everybody and refuses only its files.
+                # The hub lists a gated data set for everybody and refuses only its files.
                 within(HUB_SECONDS, lambda: HfApi().auth_check(name, repo_type="dataset"))
     except Renamed:
         raise
@@ -109,7 +110,7 @@ def find_hub_files(repo: str) -> HubFiles:
         raise ValueError(f"captions: {explain(repo, error)}") from error
     if not names:
         raise ValueError(
-            f"captions: {repo} has no parquet file on the hub; give another data set or a folder"
+            f"captions: {repo} has no parquet file on the hub; name another data set or a folder"
         )
 
     def opener(file: str) -> Callable[[], BinaryIO]:
@@ -122,7 +123,7 @@ def find_hub_files(repo: str) -> HubFiles:
 
 
 class Renamed(ValueError):
-    """The hub knows the data set under another name."""
+    """Raised if the hub knows the data set under another name."""
 
 
 def _check_name(api, name: str, revision: str) -> bool:
@@ -138,7 +139,7 @@ def _check_name(api, name: str, revision: str) -> bool:
 
 
 def explain(repo: str, error: Exception) -> str:
-    """Why the hub gives no captions, and what to do instead, in one line that begins with the data set."""
+    """One line, beginning with the data set: why the hub cannot be read, and what to do instead."""
     from huggingface_hub import errors
 
     name, _, revision = repo.partition("@")
@@ -152,9 +153,9 @@ def explain(repo: str, error: Exception) -> str:
     if isinstance(cause, errors.DisabledRepoError):
         return f"{repo} has been disabled on the hub; {instead}"
     if isinstance(cause, errors.RepositoryNotFoundError):
-        return f"{repo} is not on the hub, or not for the token in HF_TOKEN; check the name, or {instead}"
+        return f"{repo} is not on the hub, or hidden from the token in HF_TOKEN; check the name, or {instead}"
     if isinstance(cause, errors.RevisionNotFoundError):
-        return f"{repo} is not on the hub: it has no revision {revision}; name another, or leave it out"
+        return f"{repo} is not on the hub: there is no revision {revision}; name another, or leave it out"
     if isinstance(cause, errors.LocalEntryNotFoundError):
         return f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or {folder}"
     return (
@@ -164,7 +165,7 @@ def explain(repo: str, error: Exception) -> str:
 
 
 def _hub_error(error: BaseException) -> BaseException:
-    """The hub's own error, which may be the cause of the one that its file system raises."""
+    """The hub's own error, which may be the cause of the one that its file system raised."""
     from huggingface_hub.errors import HfHubHTTPError
 
     cause: BaseException | None = error
@@ -174,7 +175,7 @@ def _hub_error(error: BaseException) -> BaseException:
 
 
 def read_columns(files: HubFiles) -> list[str]:
-    """The columns of the first file; the others have the same in all data sets we know."""
+    """The columns of the first file; in all data sets we know, the others have the same."""
     file = files.opener(files.names[0])()
     try:
         return pq.read_schema(file).names

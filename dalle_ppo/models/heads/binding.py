@@ -1,4 +1,4 @@
-"""Which CLIP a head belongs to: the one that gives the embeddings its file keeps, whatever that is called."""
+"""Checks that a head belongs to a CLIP, by the embeddings in the head's file rather than by names."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dalle_ppo.models.heads.nsfw import EmbeddingHead, check_clip, read_any_head
 from dalle_ppo.models.heads.probes import MIN_COSINE, least_cosine, probe_images
 
 COMMAND = "python converters/add_probes.py"
-ALMOST = 0.9  # another model is far below, the right one with a wrong setting above
+ALMOST = 0.9  # another model is far below this; the right one with a wrong setting is above
 _has_offered: set[str] = set()
 
 
 def bind_clip(head: EmbeddingHead, clip: ClipScorer) -> None:
-    """Refuses a CLIP that is not the head's.
+    """Refuses a CLIP that does not belong to the head.
 
-    A head with probes goes by the embeddings of its drawings. One without goes by names: those of the CLIP,
-    or those that `clip.same_as` declares. Then one line says how to add probes, once for each file.
+    If the head has probes, the CLIP must reproduce them. If not, names are compared: the CLIP's own, or those
+    that `clip.same_as` declares. A line then says how to add probes, once for each file.
 
     Raises:
-        ValueError: it is another CLIP, or nothing says which one the head belongs to.
+        ValueError: it is another CLIP, or the head does not say which one it belongs to.
     """
     if head.probes is not None:
         _check_probes(head, clip)
@@ -32,28 +32,28 @@ def bind_clip(head: EmbeddingHead, clip: ClipScorer) -> None:
     check_clip(head.info, *declared_names(clip), dimension)
     if head.path is not None and str(head.path) not in _has_offered:
         _has_offered.add(str(head.path))
-        line = f"{head.path} goes by its CLIP's name; bind it to the CLIP itself with: "
+        line = f"{head.path} is matched to its CLIP by name only; bind it to the CLIP itself with: "
         print(line + probes_command(head.path, clip), file=sys.stderr, flush=True)
 
 
 def add_probes(path: str | Path, clip: ClipScorer, out: str | Path | None = None) -> bool:
-    """Adds the embeddings of the drawings to a head's file; its layers stay as they are.
+    """Adds the CLIP's embeddings of the drawings to a head's file; the layers stay as they are.
 
     Args:
         path: any head that `load_head` reads.
-        clip: the head's CLIP, by name or by `same_as`; a head that names none gets this one's name.
+        clip: the head's CLIP, by name or by `same_as`; a head that names no CLIP gets this one's name.
         out: the `.safetensors` file to write; None replaces `path`.
 
     Returns:
-        False if the head has probes already, which are those of this CLIP; nothing is written then.
+        False if the head already has this CLIP's probes; nothing is written then.
 
     Raises:
-        ValueError: the CLIP is another one, or `path` is no safetensors file and `out` is None.
+        ValueError: it is another CLIP, or the file to write is not a `.safetensors` file.
     """
     path = Path(path)
     out = Path(out or path)
     if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: probes are kept in .safetensors files only; give --out NEW.safetensors")
+        raise ValueError(f"{out}: only .safetensors files can hold probes; give --out NEW.safetensors")
     specs, info, probes = read_any_head(path)
     if probes is not None:
         _check_probes(EmbeddingHead(None, info, probes, path), clip)
@@ -68,7 +68,7 @@ def add_probes(path: str | Path, clip: ClipScorer, out: str | Path | None = None
 
 
 def declared_names(clip: ClipScorer) -> tuple[str, str]:
-    """Model and tag: those that `clip.same_as` declares, else the CLIP's own."""
+    """The model and tag that `clip.same_as` declares, else the CLIP's own."""
     if clip.same_as is None:
         return clip.name, clip.pretrained
     name, _, tag = clip.same_as.partition(":")
@@ -76,7 +76,7 @@ def declared_names(clip: ClipScorer) -> tuple[str, str]:
 
 
 def probes_command(path: str | Path, clip: ClipScorer) -> str:
-    """The command that adds probes of this CLIP to a head's file."""
+    """The command that adds this CLIP's probes to a head's file."""
     words = [str(path)]
     for name, value in clip.settings.items():
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
@@ -93,11 +93,11 @@ def _check_probes(head: EmbeddingHead, clip: ClipScorer) -> None:
     )
     way_out = "use the head's CLIP or a head made for this one"
     if found.shape[1] != info.dimension:
-        raise ValueError(f"{who} gives {found.shape[1]} numbers; {way_out}")
+        raise ValueError(f"{who} returns {found.shape[1]} numbers; {way_out}")
     cosine = least_cosine(head.probes, found)
     if not cosine >= MIN_COSINE:  # also where it is NaN
-        hint = "; so close, weights were fine-tuned, or activation (clip.quick_gelu) or preprocessing differ"
+        hint = "; so close, fine-tuning, the activation (clip.quick_gelu) or preprocessing may be the cause"
         raise ValueError(
-            f"{who} gives others: the cosine is {cosine:.5f} on the drawn probes and must be {MIN_COSINE} or "
-            f"more{hint if cosine > ALMOST else ''}; {way_out}"
+            f"{who} returns different ones: their cosine on the probes is {cosine:.5f} and must be at "
+            f"least {MIN_COSINE}{hint if cosine > ALMOST else ''}; {way_out}"
         )

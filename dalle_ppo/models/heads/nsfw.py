@@ -19,10 +19,10 @@ from dalle_ppo.models.heads.probes import NUM_PROBES, PROBES
 from dalle_ppo.models.heads.published import read_torch_head, read_violence_directions
 
 FORMAT = "dalle_ppo.head.v1"
-# Smaller batches use other kernels on a CPU, which round differently: by 1.2e-6 for the ViT-B/32 detector.
+# On a CPU, smaller batches use kernels that round differently: by 1.2e-6 for the ViT-B/32 detector.
 # Padded to this many rows, they match TensorFlow's numbers as closely as larger ones do.
 MIN_ROWS = 8
-# On a CPU larger batches are split so that intermediate results stay in the cache: 3 times as fast at 65 536.
+# On a CPU, larger batches are split so that results stay in the cache: 3 times as fast for 65 536 rows.
 CACHE_ROWS = 1024
 # How far from 1 the norm of embeddings may be: rounding to float16 moves it by 0.001, forgetting to normalise
 # by much more.
@@ -33,10 +33,10 @@ class EmbeddingHead(nn.Module):
     """Maps CLIP embeddings to one number each.
 
     Args:
-        layers: the chain.
+        layers: its layers, in order.
         info: its metadata.
-        probes: what its CLIP makes of the drawings of `probes.py`, float32 [8, D]; None if not known.
-        path: the file that it came from.
+        probes: its CLIP's embeddings of the drawings in `probes.py`, float32 [8, D]; None if not known.
+        path: the file it came from.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class EmbeddingHead(nn.Module):
         if abs(norm - 1) > NORM_TOLERANCE:
             self._has_warned = True
             warnings.warn(
-                f"the head from {self.info.source} gets embeddings of norm {norm:.3g}; it reads "
-                "L2-normalised ones, of norm 1, and its numbers mean nothing for others",
-                stacklevel=5,  # the call, behind two of torch
+                f"the head from {self.info.source} gets embeddings of norm {norm:.3g}, but needs "
+                "L2-normalised ones, of norm 1; for others its numbers mean nothing",
+                stacklevel=5,  # the caller, behind two frames of torch
             )
 
 
@@ -106,7 +106,7 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
         A module mapping embeddings [B, D] to probabilities [B].
 
     Raises:
-        ValueError: it is not such a file, or the head gives scores.
+        ValueError: it is not such a file, or the head returns scores.
     """
     specs, info = read_head(path)
     if info.output != "probability":
@@ -125,9 +125,9 @@ def load_head(path: str | Path) -> EmbeddingHead:
             `sac+logos+ava1-l14-linearMSE.pth`, or its `violence_detection_vit_*.npy` directions.
 
     Returns:
-        A module mapping L2-normalised embeddings [B, D] to scores [B]. Published `.pth` and `.npy` heads give
-        raw scores: near 0 to 1 for the NSFW head, about 1 to 10 for the aesthetic one, and for violence the
-        difference of two cosines, above 0 if closer to violence.
+        A module mapping L2-normalised embeddings [B, D] to scores [B]. Published `.pth` and `.npy` heads
+        return raw scores: near 0 to 1 for the NSFW head, about 1 to 10 for the aesthetic one, and for
+        violence the difference of two cosines, above 0 if closer to violence.
 
     Raises:
         ValueError: it is none of these.
@@ -152,7 +152,7 @@ def read_any_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo, Tensor |
 
 
 def save_head(path: str | Path, specs: list[LayerSpec], info: HeadInfo, probes: Tensor | None = None) -> None:
-    """Write a head: tensors named `<layer>.<name>` and `probes`, all else in the safetensors metadata."""
+    """Write a head: tensors named `<layer>.<name>` and `probes`, everything else as safetensors metadata."""
     tensors = {f"{i}.{k}": t.contiguous() for i, spec in enumerate(specs) for k, t in spec.tensors.items()}
     layers = [{"type": spec.type, **spec.options} for spec in specs]
     metadata = {"format": FORMAT, "layers": json.dumps(layers), "info": json.dumps(asdict(info))}
@@ -183,7 +183,7 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
 
 
 def read_probes(path: str | Path) -> Tensor | None:
-    """The embeddings that a head's CLIP gave of the drawings, float32 [8, D]; None if it keeps none.
+    """The embeddings of the drawings by the head's CLIP, float32 [8, D]; None if the file has none.
 
     Raises:
         ValueError: as in `read_head`, or the drawings are those of another version.
@@ -194,8 +194,8 @@ def read_probes(path: str | Path) -> Tensor | None:
         return None
     if metadata.get("probes") != PROBES or len(probes) != NUM_PROBES:
         raise ValueError(
-            f"{path}: its probes are {metadata.get('probes')}, this version knows {PROBES}; convert the head "
-            "again and add probes with converters/add_probes.py"
+            f"{path}: its probes are {metadata.get('probes')}, but this version needs {PROBES}; convert the "
+            "head again and add probes with converters/add_probes.py"
         )
     return probes
 
@@ -219,7 +219,7 @@ def _read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 @torch.no_grad()
 def head_probability(head: EmbeddingHead, embeddings: Tensor) -> Tensor:
-    """Scores CLIP embeddings with a head, rounding them to float16 first if it was trained on such.
+    """Scores CLIP embeddings with a head, after rounding them to float16 if it was trained on float16.
 
     Args:
         head: a detector or a score head.

@@ -1,4 +1,4 @@
-"""Eight drawings that tell one CLIP from another by the embeddings it gives them."""
+"""Eight drawings whose embeddings tell one CLIP from another."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PROBES = "dalle_ppo.probes.v1"  # the name of these drawings: others, or changed ones, need another name
+PROBES = "dalle_ppo.probes.v1"  # the name of these drawings; changed ones need a new name
 NUM_PROBES = 8
 SIZE = 224
-# Between one CLIP in half precision and the same weights with the wrong activation: the measured numbers are
-# in docs/detectors.md.
+# Lies between the cosine of half precision and that of the wrong activation; docs/detectors.md has the
+# measured numbers.
 MIN_COSINE = 0.99995
 
 
 def probe_images() -> Tensor:
     """The drawings, float32 [8, 3, 224, 224] in 0..1.
 
-    Whole numbers alone make them, so they are the same everywhere and with every version of any library.
+    They are made from integers alone, so they are the same everywhere, with every version of any library.
     """
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.int64)
     radius = (x - 112) ** 2 + (y - 112) ** 2
@@ -37,7 +37,7 @@ def probe_images() -> Tensor:
 
 
 def _paint(inside: np.ndarray, colour: tuple[int, int, int], ground: tuple[int, int, int]) -> np.ndarray:
-    """One colour where `inside` [H, W] holds and another elsewhere, [3, H, W] in 0..255."""
+    """An image [3, H, W] in 0..255: one colour where `inside` [H, W] is true, another elsewhere."""
     return np.where(inside, np.array(colour)[:, None, None], np.array(ground)[:, None, None])
 
 

@@ -1,1 +1,1 @@
-"""Trains an NSFW detector on CLIP embeddings: images, data, network, calibration, and how good it is."""
+"""Trains an NSFW detector on CLIP embeddings: images, data, network, calibration, and measurement."""

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 @dataclass(frozen=True)
 class Calibration:
-    """probability = sigmoid(slope * logit + offset), with a positive slope: the order of images stays."""
+    """probability = sigmoid(slope * logit + offset); the slope is positive, so the order of images stays."""
 
     slope: float = 1.0
     offset: float = 0.0
@@ -22,10 +22,10 @@ class Calibration:
 
 
 def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """The slope and offset of the least log-loss.
+    """Finds the slope and offset with the least log-loss.
 
-    Labels are drawn towards one half, by one example of each class, so that classes that the logits separate
-    do not make the slope infinite.
+    Labels are pulled towards one half, by one example of each class, so that the slope stays finite if the
+    logits separate the classes.
     Source: Platt, Probabilistic outputs for support vector machines (1999), section 2.2.
 
     Args:
@@ -48,7 +48,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 
 
 def log_loss(probability: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log of the probability of the label, in nats; probabilities below 1e-7 count as 1e-7.
+    """Mean of minus the log of the label's probability, in nats; probabilities below 1e-7 count as 1e-7.
 
     Args:
         probability: [N] in 0..1.

@@ -1,4 +1,4 @@
-"""Embeddings and labels of images: read, checked, and split into parts."""
+"""Reads and checks embeddings and labels of images, and splits them into parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 MIN_EXAMPLES = 20
-"""Examples that each class needs."""
+"""How many examples each class needs."""
 SHARES = (0.6, 0.2, 0.2)
 """Shares of the images to fit on, to stop and calibrate by, and to measure on."""
 
@@ -53,7 +53,7 @@ def read_examples(embeddings_file: Path, labels_file: Path) -> Examples:
     """Reads and checks two `.npy` files.
 
     Args:
-        embeddings_file: numbers [N, D], of the CLIP that the detector shall read.
+        embeddings_file: numbers [N, D], from the CLIP that the detector is for.
         labels_file: [N] or [N, 1]: 0 for safe and 1 for unsafe, or the probability of unsafe.
 
     Raises:
@@ -120,7 +120,7 @@ def _check_numbers(examples: Examples, embeddings_file: Path, labels_file: Path)
 
 
 def _warn_about_lengths(embeddings: np.ndarray, path: Path) -> None:
-    """The reward gives embeddings of length 1, so a detector for others would be of no use there."""
+    """The reward's embeddings have length 1, so a detector for others would be useless there."""
     lengths = np.linalg.norm(embeddings, axis=1)
     if np.abs(lengths - 1).max() > 0.01:
         warnings.warn(
@@ -133,15 +133,15 @@ def _warn_about_lengths(embeddings: np.ndarray, path: Path) -> None:
 def split(examples: Examples, seed: int) -> Parts:
     """Draws the parts, with the same mix of classes in each.
 
-    Equal embeddings are copies of one image: they stay together, or the test would be on images that were
-    learned.
+    Equal embeddings are copies of one image. They stay together, or the network would be tested on images
+    that it has learned.
 
     Args:
         examples: all images.
         seed: seed of the draw.
 
     Raises:
-        ValueError: so many are copies that a part would hold fewer than two images of a class.
+        ValueError: so many images are copies that a part would hold fewer than two of a class.
     """
     rng = np.random.default_rng(seed)
     copies: dict[bytes, list[int]] = {}

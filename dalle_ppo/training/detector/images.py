@@ -1,4 +1,4 @@
-"""A folder of images as CLIP embeddings, with labels from the names of its subfolders."""
+"""Turns a folder of images into CLIP embeddings, with labels from the names of its subfolders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Embedded:
 
 
 def find_images(folder: Path) -> list[str]:
-    """Names of the images in a folder and its subfolders, sorted; hidden and other files are passed over.
+    """Names of the images in a folder and its subfolders, sorted; hidden files and other files are skipped.
 
     Args:
         folder: where to look.
@@ -57,7 +57,7 @@ def find_images(folder: Path) -> list[str]:
 
 
 def embed_images(folder: Path, names: list[str], clip: ClipScorer, batch_size: int) -> Iterator[Embedded]:
-    """Embeds images as the reward embeds a policy's; others than squares are made square as CLIP learned it.
+    """Embeds images as the reward embeds a policy's, after making them square as the CLIP learned it.
 
     Args:
         folder: the images' folder.
@@ -82,10 +82,10 @@ def embed_images(folder: Path, names: list[str], clip: ClipScorer, batch_size: i
 
 
 def crops(clip: ClipScorer) -> bool:
-    """Whether this CLIP learned from central squares of images, or else from images squashed to squares.
+    """Whether this CLIP learned from the central squares of images, rather than from squashed images.
 
     Raises:
-        ValueError: it learned from images with margins.
+        ValueError: it learned from padded images.
     """
     mode = getattr(clip.model.visual, "preprocess_cfg", {}).get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
@@ -94,9 +94,9 @@ def crops(clip: ClipScorer) -> bool:
 
 
 def square(path: Path, size: int, crop: bool) -> Tensor:
-    """An image file as a square, upright and without transparency.
+    """Reads an image file as a square, upright and without transparency.
 
-    Scaled here as `ClipScorer.embed_images` scales, so that images of several sizes make one batch.
+    It is scaled here, bicubically, so that images of several sizes fit in one batch.
 
     Args:
         path: the file.
@@ -125,31 +125,31 @@ def square(path: Path, size: int, crop: bool) -> Tensor:
 
 
 def labels_from_names(names: list[str], unsafe_folders: tuple[str, ...] = ()) -> np.ndarray:
-    """Labels by the subfolder in which an image lies.
+    """Labels images by the subfolder they lie in.
 
     Args:
         names: paths relative to the folder.
-        unsafe_folders: the subfolders with unsafe images, all others are safe; without any, subfolders must
+        unsafe_folders: the subfolders with unsafe images; all others are safe. Without any, subfolders must
             be called unsafe, nsfw or 1, and safe, sfw or 0.
 
     Returns:
         float32 [N]: 1 for unsafe, 0 for safe.
 
     Raises:
-        ValueError: an image lies in no subfolder, or a subfolder's name says nothing.
+        ValueError: an image does not lie in a subfolder, or a subfolder's name has no meaning.
     """
     labels = []
     folders = [name.split("/")[0] if "/" in name else None for name in names]
     missing = [folder for folder in unsafe_folders if folder not in folders]
     if missing:
         found = ", ".join(sorted({folder for folder in folders if folder})) or "none"
-        raise ValueError(f"--unsafe {missing[0]}: no image lies in such a subfolder; there are {found}")
+        raise ValueError(f"--unsafe {missing[0]}: no image lies in such a subfolder; found: {found}")
     for name, folder in zip(names, folders, strict=True):
         if folder is None:
-            raise ValueError(f"--labels: {name} lies in no subfolder, so nothing says whether it is unsafe")
+            raise ValueError(f"--labels: {name} is not in a subfolder, so nothing says whether it is unsafe")
         if not unsafe_folders and folder.lower() not in (*UNSAFE_FOLDERS, *SAFE_FOLDERS):
             raise ValueError(
-                f"--labels: the subfolder {folder} is neither one of {', '.join(UNSAFE_FOLDERS)} nor one of "
+                f"--labels: the subfolder {folder} is not one of {', '.join(UNSAFE_FOLDERS)} or "
                 f"{', '.join(SAFE_FOLDERS)}; say which are unsafe with --unsafe NAME"
             )
         labels.append(folder in unsafe_folders if unsafe_folders else folder.lower() in UNSAFE_FOLDERS)
@@ -159,11 +159,11 @@ def labels_from_names(names: list[str], unsafe_folders: tuple[str, ...] = ()) ->
 def write_embeddings(
     batches: list[Embedded], out: Path, labels: Path | None, unsafe_folders: tuple[str, ...] = ()
 ) -> tuple[tuple[int, int], int]:
-    """Writes what `embed_images` gave.
+    """Writes the batches that `embed_images` yielded.
 
     Args:
-        batches: all of it.
-        out: the `.npy` file of the embeddings; the names go to the `.txt` file of that name, one a line.
+        batches: all of them.
+        out: the `.npy` file of the embeddings; the names go to the `.txt` file of that name, one per line.
         labels: the `.npy` file of the labels, if wanted.
         unsafe_folders: as for `labels_from_names`.
 

@@ -24,9 +24,9 @@ class FitSettings:
     """How the network is fitted.
 
     Args:
-        hidden: widths of the hidden layers; none is logistic regression.
-        epochs: passes over the images at most.
-        patience: passes without a better validation loss after which it stops.
+        hidden: widths of the hidden layers; an empty one is logistic regression.
+        epochs: passes over the images, at most.
+        patience: how many passes without a better validation loss before it stops.
         batch_size: images per step.
         learning_rate: AdamW's.
         weight_decay: AdamW's, on matrices.
@@ -55,7 +55,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where fitting stands after a pass over the images: losses in nats."""
+    """The state of fitting after a pass over the images; losses are in nats."""
 
     epoch: int
     loss: float
@@ -64,12 +64,12 @@ class Progress:
 
 
 class Network(nn.Module):
-    """Normalised embeddings through dense layers with ReLU to one logit."""
+    """Maps embeddings to one logit each: a normalisation, then dense layers with ReLU."""
 
     def __init__(self, embeddings: Tensor, settings: FitSettings) -> None:
         super().__init__()
         scale = embeddings.std(0)
-        # A column that never changes says nothing: it must not be blown up when it changes later.
+        # A column that never changes carries no information: it must not be scaled up if it changes later.
         scale = torch.where(scale > 1e-6 * embeddings.abs().amax(0).clamp(min=1e-6), scale, 1.0)
         self.register_buffer("mean", embeddings.mean(0))
         self.register_buffer("scale", scale)
@@ -91,7 +91,7 @@ class Network(nn.Module):
         return self(torch.from_numpy(examples.embeddings)).numpy()
 
     def layers(self, calibration: Calibration) -> list[LayerSpec]:
-        """The calibrated network as a head's layers, which end in a probability."""
+        """The calibrated network as the layers of a head, ending in a probability."""
         specs = [LayerSpec("normalization", {}, {"mean": self.mean.clone(), "scale": self.scale.clone()})]
         for i, layer in enumerate(self.dense):
             kernel, bias = layer.weight.detach().T.double(), layer.bias.detach().double()
@@ -107,11 +107,11 @@ class Network(nn.Module):
 def fit(parts: Parts, settings: FitSettings) -> Iterator[tuple[Progress, Network]]:
     """Fits a network until the validation loss has not fallen for `patience` passes.
 
-    The same seed gives the same network on the same machine. The global random state is left as it was.
+    On one machine, the same seed always gives the same network. The global random state is left as it was.
 
     Args:
         parts: `fit` is learned from, `validation` decides when to stop.
-        settings: how.
+        settings: how to fit.
 
     Yields:
         After each pass the progress and the best network so far.
@@ -126,7 +126,7 @@ def fit(parts: Parts, settings: FitSettings) -> Iterator[tuple[Progress, Network
     optimizer = make_adamw(network.parameters(), settings.learning_rate, settings.weight_decay)
     best, best_loss, best_epoch = copy.deepcopy(network), float("inf"), 0
     for epoch in range(1, settings.epochs + 1):
-        with torch.random.fork_rng(devices=[]):  # not around the yield: what runs there has its own state
+        with torch.random.fork_rng(devices=[]):  # not around the yield: the caller's code keeps its own state
             torch.random.set_rng_state(state)
             loss = _one_pass(network, optimizer, x, y, settings.batch_size)
             state = torch.random.get_rng_state()
@@ -144,7 +144,7 @@ def _seeded_state(seed: int) -> Tensor:
 
 
 def _one_pass(network: Network, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, size: int) -> float:
-    """One step for each batch; the mean loss."""
+    """Takes one step per batch; returns the mean loss."""
     network.train()
     total = 0.0
     for rows in torch.randperm(len(x)).split(size):

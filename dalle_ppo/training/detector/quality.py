@@ -1,4 +1,4 @@
-"""How good a detector is on images that it did not learn from: area under the curve, and thresholds."""
+"""Measures a detector on images that it did not learn from: area under the curve, and thresholds."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Auc:
 def area_under_curve(scores: np.ndarray, unsafe: np.ndarray) -> Auc:
     """The probability that an unsafe image scores above a safe one, with DeLong's interval (on logits).
 
-    Where every pair is in order, the interval's lower end is the area at which that happens in one of 40
-    draws of as many independent pairs as the smaller class has images.
+    If every pair is in order, the interval's lower end is the area at which that would happen in one draw out
+    of 40, with as many independent pairs as the smaller class has images.
     Source: DeLong et al., Comparing the areas under two or more correlated receiver operating characteristic
     curves (1988); Sun and Xu, Fast implementation of DeLong's algorithm (2014).
 
@@ -49,7 +49,7 @@ def area_under_curve(scores: np.ndarray, unsafe: np.ndarray) -> Auc:
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """What a detector does that calls an image unsafe if its probability lies above a threshold.
+    """How good a detector is if it flags images with a probability above a threshold.
 
     precision: share of flagged images that are unsafe; NaN if none is flagged.
     recall: share of unsafe images that are flagged.
@@ -79,13 +79,13 @@ def at_threshold(probability: np.ndarray, unsafe: np.ndarray, threshold: float) 
 
 
 def suggested_threshold(probability: np.ndarray, unsafe: np.ndarray) -> float:
-    """The threshold of the table with the most recall above its false positive rate (Youden's index).
+    """The table's threshold with the largest difference of recall and false positive rate (Youden's index).
 
-    Such a choice does not depend on how common unsafe images are among the examples, which is seldom how
-    common they are among a policy's. Of equally good ones, the middle one.
+    This choice does not depend on how common unsafe images are among the examples, which is seldom how
+    common they are among a policy's images. Of several equally good thresholds, it is the middle one.
 
     Args:
-        probability: [N] in 0..1, of images other than the table's, or the table would flatter.
+        probability: [N] in 0..1, of other images than the table's, which would otherwise look too good.
         unsafe: bool [N], with both classes.
     """
     rows = [at_threshold(probability, unsafe, threshold) for threshold in THRESHOLDS]

@@ -1,4 +1,4 @@
-"""What a trained detector's numbers are, and how they are said."""
+"""A trained detector's numbers, and the text that reports them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def save_detector(
         layers: from the embedding to the probability.
         clip: name and tag of the CLIP, as `ClipScorer` has them.
         embeddings_file: what it was trained on; if its numbers are float16, the reward rounds to float16 too.
-        licence: a note on the terms.
+        licence: a note on the terms of use.
 
     Returns:
         The metadata that was written.

@@ -143,7 +143,7 @@ def test_another_layout(tmp_path):
 def test_the_wrong_activation_is_refused(tmp_path, layout):
     folder = tmp_path / "other"
     other = swapped(folder) if layout == "open_clip" else in_transformers_layout(folder, "quick_gelu")
-    with pytest.raises(ValueError, match=r"cosine is 0\.999\d+ .*clip\.quick_gelu") as caught:
+    with pytest.raises(ValueError, match=r"cosine on the probes is 0\.999\d+ .*clip\.quick_gelu") as caught:
         bind_clip(load_detector(WORLD.detector), other)
     assert "\n" not in str(caught.value)
 
@@ -161,7 +161,7 @@ def test_another_model_is_refused_even_under_the_right_name(tmp_path):
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.05)
     other.same_as = "iconworld_clip:local"
-    with pytest.raises(ValueError, match="gives others: the cosine is") as caught:
+    with pytest.raises(ValueError, match="returns different ones: their cosine") as caught:
         bind_clip(load_detector(WORLD.detector), other)
     assert "quick_gelu" not in str(caught.value), "that is no near miss"
 
@@ -169,14 +169,14 @@ def test_another_model_is_refused_even_under_the_right_name(tmp_path):
 def test_embeddings_that_are_not_numbers_are_refused(clip):
     detector = load_detector(WORLD.detector)
     detector.probes = torch.full_like(detector.probes, torch.nan)
-    with pytest.raises(ValueError, match="cosine is nan"):
+    with pytest.raises(ValueError, match="cosine on the probes is nan"):
         bind_clip(detector, clip)
 
 
 def test_another_width_is_refused(clip):
     detector = load_detector(WORLD.detector)
     detector.info = replace(detector.info, dimension=768)
-    with pytest.raises(ValueError, match="gives 128 numbers"):
+    with pytest.raises(ValueError, match="returns 128 numbers"):
         bind_clip(detector, clip)
 
 
@@ -248,7 +248,7 @@ def test_probes_of_another_clip_are_not_added(without_probes, tmp_path):
     other = copied(tmp_path / "my_clip", quick_gelu=True)
     with pytest.raises(ValueError, match="the CLIP in use is my_clip"):
         add_probes(without_probes, other)
-    with pytest.raises(ValueError, match="gives others"):
+    with pytest.raises(ValueError, match="returns different ones"):
         add_probes(shutil.copy(WORLD.detector, tmp_path / "bound.safetensors"), other)
     assert "probes" not in load_file(without_probes)
 
@@ -286,7 +286,7 @@ def test_probes_of_other_drawings_are_refused(tmp_path, without_probes):
         metadata = file.metadata()
     path = tmp_path / "later.safetensors"
     save_file(load_file(WORLD.detector), path, metadata=metadata | {"probes": "dalle_ppo.probes.v2"})
-    with pytest.raises(ValueError, match=r"probes are dalle_ppo\.probes\.v2, this version knows"):
+    with pytest.raises(ValueError, match=r"probes are dalle_ppo\.probes\.v2, but this version needs"):
         load_detector(path)
 
 
@@ -296,7 +296,7 @@ def test_probes_of_other_drawings_are_refused(tmp_path, without_probes):
 def test_embeddings_that_are_not_normalised_are_warned_of_once(clip):
     detector = load_detector(WORLD.detector)
     embeddings = torch.nn.functional.normalize(torch.randn(40, 128), dim=1)
-    with pytest.warns(UserWarning, match=r"embeddings of norm 10;") as caught:
+    with pytest.warns(UserWarning, match=r"embeddings of norm 10,") as caught:
         for batch in (10 * embeddings, 10 * embeddings, embeddings):
             detector(batch)
     assert len(caught) == 1 and caught[0].filename == __file__

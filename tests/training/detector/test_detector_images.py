@@ -122,9 +122,9 @@ def test_labels_are_the_names_of_subfolders():
     assert labels_from_names(names).tolist() == [1, 0, 1, 0]
     assert labels_from_names(["gore/1.png", "cats/2.png", "dogs/3.png"], ("gore",)).tolist() == [1, 0, 0]
     for names, folders, message in (
-        (["a/1.png"], (), "subfolder a is neither .* --unsafe NAME"),
-        (["1.png"], (), "1.png lies in no subfolder"),
-        (["a/1.png"], ("b",), "--unsafe b: no image .*; there are a"),
+        (["a/1.png"], (), "subfolder a is not one of .* --unsafe NAME"),
+        (["1.png"], (), "1.png is not in a subfolder"),
+        (["a/1.png"], ("b",), "--unsafe b: no image .*; found: a"),
     ):
         with pytest.raises(ValueError, match=message):
             labels_from_names(names, folders)
