@@ -62,7 +62,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--licence", default="", help="a note on the detector's terms, kept in its file")
     for command in (embed, train):
         command.add_argument(
-            "--clip_model", required=True, help="builtin, a folder in open_clip's layout, or open_clip's name"
+            "--clip_model",
+            required=True,
+            help="builtin, a folder in open_clip's or transformers' layout, or open_clip's name",
         )
         command.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
     return parser.parse_args(argv)
@@ -126,13 +128,14 @@ def embed(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Fits, measures and writes a detector."""
+    import torch
     from tqdm import tqdm
 
-    from dalle_ppo.build.named_clip import clip_names
+    from dalle_ppo.build.named_clip import open_named_clip
     from dalle_ppo.training.detector.data import read_examples, split
     from dalle_ppo.training.detector.network import FitSettings, fit
     from dalle_ppo.training.detector.report import calibrate_and_measure
-    from dalle_ppo.training.detector.saving import save_detector
+    from dalle_ppo.training.detector.saving import probes_of, save_detector
 
     settings = FitSettings(
         hidden=tuple(args.hidden),
@@ -144,8 +147,10 @@ def train(args: argparse.Namespace) -> int:
         dropout=args.dropout,
         seed=args.seed,
     )
-    clip = clip_names(args.clip_model, args.clip_pretrained)
+    # Loaded before the training, which would be in vain without it.
+    clip = open_named_clip(args.clip_model, args.clip_pretrained, torch.device("cpu"))
     parts = split(read_examples(args.embeddings, args.labels), args.seed)
+    probes = probes_of(clip, parts.test.embeddings.shape[1], args.embeddings)
     with tqdm(total=args.epochs, desc="train", unit="pass", dynamic_ncols=True) as bar:
         for progress, best in fit(parts, settings):
             network = best
@@ -157,9 +162,10 @@ def train(args: argparse.Namespace) -> int:
                 refresh=False,
             )
     report = calibrate_and_measure(network, parts)
-    save_detector(args.out, network.layers(report.calibration), clip, args.embeddings, args.licence)
+    layers, names = network.layers(report.calibration), (clip.name, clip.pretrained)
+    save_detector(args.out, layers, names, probes, args.embeddings, args.licence)
     print("\n".join(report.lines(args.out)))
-    print(f"wrote {args.out}: reads embeddings of CLIP {clip[0]} ({clip[1]})")
+    print(f"wrote {args.out}: reads embeddings of CLIP {clip.name} ({clip.pretrained})")
     return 0
 
 

@@ -39,17 +39,33 @@ class OpenClip(ClipScorer):
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
+    @property
+    def crops(self) -> bool:
+        """Whether it learned from the central squares of images.
+
+        Raises:
+            ValueError: it learned from padded images.
+        """
+        mode = getattr(self.model.visual, "preprocess_cfg", {}).get("resize_mode", "shortest")
+        if mode not in ("shortest", "squash"):
+            raise ValueError(f"CLIP {self.name} pads images (resize_mode {mode}), which is not supported")
+        return mode == "shortest"
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Images [b, 3, H, W] at the model's size, squashed if they are not square."""
+        if images.shape[-2:] == (self.image_size, self.image_size):
+            return images
+        mode = "bilinear" if self.preprocess.get("interpolation") == "bilinear" else "bicubic"
+        size = (self.image_size, self.image_size)
+        return F.interpolate(images, size=size, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Embeddings [b, D] of images [b, 3, H, W], resized and normalised as the model needs."""
         mean, std = (
             torch.tensor(tuple(self.preprocess[name]), device=self.device)[:, None, None]
             for name in ("mean", "std")
         )
-        if images.shape[-1] != self.image_size:
-            mode = "bilinear" if self.preprocess.get("interpolation") == "bilinear" else "bicubic"
-            images = F.interpolate(
-                images, size=self.image_size, mode=mode, antialias=True, align_corners=False
-            ).clamp(0, 1)
+        images = self.resized(images)
         dtype = next(self.model.visual.parameters()).dtype
         return self.model.encode_image(((images - mean) / std).to(dtype))
 

@@ -27,6 +27,15 @@ class ClipScorer:
     def device(self) -> torch.device:
         raise NotImplementedError
 
+    @property
+    def crops(self) -> bool:
+        """Whether it learned from the central squares of images, rather than from squashed images."""
+        raise NotImplementedError
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Images [b, 3, H, W] in 0..1, resized as `encode_images` does."""
+        raise NotImplementedError
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Embeddings [b, D] float, of any norm, of images [b, 3, H, W] in 0..1 on the CLIP's device."""
         raise NotImplementedError

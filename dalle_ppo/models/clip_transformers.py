@@ -58,15 +58,30 @@ class TransformersClip(ClipScorer):
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
+    @property
+    def crops(self) -> bool:
+        """Whether it learned from the central squares of images."""
+        return "shortest_edge" in dict(self.processor.size or {})
+
+    @property
+    def _resizing(self) -> tuple[dict[str, int], str] | None:
+        """Size and interpolation, if we resize; None if transformers does."""
+        size, mode = dict(self.processor.size or {}), INTERPOLATION.get(int(self.processor.resample))
+        known = size.keys() <= {"height", "width", "shortest_edge"} and size and mode
+        return (size, mode) if known else None
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Images [b, 3, H, W] as the folder says; unchanged if transformers must resize them."""
+        if self._resizing is None or not self.processor.do_resize:
+            return images
+        return _resized(images, *self._resizing)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Embeddings [b, D] of images [b, 3, H, W], resized, cropped and normalised as the folder says."""
-        size, mode = dict(self.processor.size or {}), INTERPOLATION.get(int(self.processor.resample))
-        if size.keys() <= {"height", "width", "shortest_edge"} and size and mode:
+        if self._resizing is not None:
             # Resized as for open_clip: transformers' 8-bit resizing moves embeddings by 5e-5 (cosine).
-            if self.processor.do_resize:
-                images = _resized(images, size, mode)
             inputs = self.processor(
-                images=list(images), do_resize=False, do_rescale=False, return_tensors="pt"
+                images=list(self.resized(images)), do_resize=False, do_rescale=False, return_tensors="pt"
             )
         else:
             pixels = (images * 255).round().clamp(0, 255).to(torch.uint8)

@@ -19,6 +19,7 @@ from dalle_ppo.iconworld.scenes import draw_batch
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.clip import load_clip
 from dalle_ppo.models.heads.nsfw import load_detector, read_head
+from dalle_ppo.models.heads.probes import probe_images
 
 BUILTIN = ("--clip_model", "builtin")
 
@@ -165,3 +166,18 @@ def test_the_process_exits_with_2_and_help_is_quick(tmp_path):
     done = process("embed", str(tmp_path / "none"), "--out", str(tmp_path / "E.bin"), *BUILTIN)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and done.stderr.startswith("error: ")
     assert process("train", "--help").returncode == 0
+
+
+def test_embeddings_of_another_clip_are_refused_before_the_training(made, tmp_path):
+    few = np.load(made / "E.npy")[:, :5]
+    np.save(tmp_path / "E.npy", few / np.linalg.norm(few, axis=1, keepdims=True))
+    files = ("--embeddings", tmp_path / "E.npy", "--labels", made / "L.npy", *BUILTIN)
+    with pytest.raises(
+        ValueError, match=r"holds 5 numbers per image, but CLIP iconworld_clip \(local\) makes 128"
+    ):
+        run("train", *files, "--out", tmp_path / "my.safetensors")
+
+
+def test_the_detector_knows_its_clip_by_what_it_embeds(made):
+    detector, clip = load_detector(made / "my.safetensors"), load_clip(str(World().clip), None)
+    assert torch.equal(detector.probes, clip.embed_images(probe_images()))

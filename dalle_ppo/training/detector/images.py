@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from dalle_ppo.base.atomic import atomic_write
-from dalle_ppo.models.clip import ClipScorer
+from dalle_ppo.models.clip_scorer import ClipScorer
 
 UNSAFE_FOLDERS = ("unsafe", "nsfw", "1")
 SAFE_FOLDERS = ("safe", "sfw", "0")
@@ -57,7 +56,7 @@ def find_images(folder: Path) -> list[str]:
 
 
 def embed_images(folder: Path, names: list[str], clip: ClipScorer, batch_size: int) -> Iterator[Embedded]:
-    """Embeds images as the reward embeds a policy's, after making them square as the CLIP learned it.
+    """Embeds images as the reward embeds a policy's, cropped and resized as the CLIP learned it.
 
     Args:
         folder: the images' folder.
@@ -68,43 +67,41 @@ def embed_images(folder: Path, names: list[str], clip: ClipScorer, batch_size: i
     Yields:
         The embeddings of each batch, in order.
     """
-    crop = crops(clip)
+    crop = clip.crops
     for first in range(0, len(names), batch_size):
         images, read, unreadable = [], [], []
         for name in names[first : first + batch_size]:
             try:
-                images.append(square(folder / name, clip.image_size, crop))
+                images.append(clip.resized(read_image(folder / name, crop)[None])[0])
                 read.append(name)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 unreadable.append((name, " ".join(str(error).split()) or type(error).__name__))
-        embeddings = clip.embed_images(torch.stack(images), batch_size).cpu().numpy() if images else None
-        yield Embedded(read, np.empty((0, 0), np.float32) if embeddings is None else embeddings, unreadable)
+        yield Embedded(read, _embeddings(images, clip, batch_size), unreadable)
 
 
-def crops(clip: ClipScorer) -> bool:
-    """Whether this CLIP learned from the central squares of images, rather than from squashed images.
+def _embeddings(images: list[Tensor], clip: ClipScorer, batch_size: int) -> np.ndarray:
+    """Embeddings in the order of the images; those of one size are encoded together."""
+    by_size: dict[torch.Size, list[int]] = {}
+    for place, image in enumerate(images):
+        by_size.setdefault(image.shape, []).append(place)
+    found: dict[int, np.ndarray] = {}
+    for places in by_size.values():
+        rows = clip.embed_images(torch.stack([images[place] for place in places]), batch_size).cpu().numpy()
+        found |= dict(zip(places, rows, strict=True))
+    return (
+        np.stack([found[place] for place in range(len(images))]) if images else np.empty((0, 0), np.float32)
+    )
 
-    Raises:
-        ValueError: it learned from padded images.
-    """
-    mode = getattr(clip.model.visual, "preprocess_cfg", {}).get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash"):
-        raise ValueError(f"CLIP {clip.name} pads images (resize_mode {mode}), which embed does not")
-    return mode == "shortest"
 
-
-def square(path: Path, size: int, crop: bool) -> Tensor:
-    """Reads an image file as a square, upright and without transparency.
-
-    It is scaled here, bicubically, so that images of several sizes fit in one batch.
+def read_image(path: Path, crop: bool) -> Tensor:
+    """Reads an image file, upright and without transparency.
 
     Args:
         path: the file.
-        size: width and height of the result.
-        crop: take the central square; else squash the whole image.
+        crop: take the central square; else the whole image.
 
     Returns:
-        float [3, size, size] in 0..1.
+        float [3, H, W] in 0..1.
 
     Raises:
         OSError, ValueError, SyntaxError: the file is not a readable image.
@@ -117,11 +114,7 @@ def square(path: Path, size: int, crop: bool) -> Tensor:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    if image.size != (size, size):
-        scaling = {"mode": "bicubic", "antialias": True, "align_corners": False}
-        tensor = F.interpolate(tensor, size=size, **scaling).clamp(0, 1)
-    return tensor[0]
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def labels_from_names(names: list[str], unsafe_folders: tuple[str, ...] = ()) -> np.ndarray:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers_folders import write_clip, write_naflex, write_siglip
 
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.clip import load_clip
-from dalle_ppo.training.detector.images import crops, embed_images, find_images, labels_from_names, square
+from dalle_ppo.training.detector.images import embed_images, find_images, labels_from_names, read_image
 
 WORLD = World()
 RNG = np.random.default_rng(0)
@@ -89,22 +90,41 @@ def test_embeddings_are_nearly_those_of_open_clips_own_preprocessing(folder, cli
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("name", NAMES[:4])
-def test_squares_are_those_of_open_clip(folder, mode, name):
+def test_squares_are_those_of_open_clip(clip, folder, mode, name):
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     config = PreprocessCfg(size=48, resize_mode=mode, mean=(0, 0, 0), std=(1, 1, 1))
     expected = image_transform_v2(config, is_train=False)(Image.open(folder / name))
-    found = square(folder / name, 48, crop=mode == "shortest")
+    model = SimpleNamespace(visual=SimpleNamespace(image_size=48))
+    found = replace(clip, model=model).resized(read_image(folder / name, mode == "shortest")[None])[0]
     assert (found - expected).abs().mean() < 0.005 and (found - expected).abs().max() < 0.05
 
 
+KINDS = {"clip": write_clip, "siglip": write_siglip, "naflex": write_naflex}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_in_transformers_layout_embeds_too(kind, folder, tmp_path):
+    """CLIP crops, SigLIP squashes, NaFlex keeps the shape; the oracle is transformers alone."""
+    KINDS[kind](tmp_path / kind)
+    clip = load_clip(str(tmp_path / kind), None)
+    assert clip.crops == (kind == "clip")
+    (batch,) = embed_images(folder, NAMES[:4], clip, 10)
+    pictures = [Image.open(folder / name).convert("RGB") for name in NAMES[:4]]
+    with torch.no_grad():
+        pixels = clip.processor(images=pictures, return_tensors="pt")
+        expected = clip.model.get_image_features(**pixels).pooler_output
+    expected = torch.nn.functional.normalize(expected, dim=-1).numpy()
+    assert (batch.embeddings * expected).sum(1).min() > 0.99
+
+
 def test_the_mode_is_clips(clip):
-    assert not crops(clip)
+    assert not clip.crops
     model = SimpleNamespace(visual=SimpleNamespace(preprocess_cfg={"resize_mode": "shortest"}))
-    assert crops(replace(clip, model=model))
+    assert replace(clip, model=model).crops
     model.visual.preprocess_cfg["resize_mode"] = "longest"
     with pytest.raises(ValueError, match="pads images"):
-        crops(replace(clip, model=model))
+        replace(clip, model=model).crops  # noqa: B018
 
 
 def test_images_are_upright(tmp_path):
@@ -113,7 +133,7 @@ def test_images_are_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
-    found = square(tmp_path / "turned.png", 40, crop=True)
+    found = read_image(tmp_path / "turned.png", crop=True)
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), upright / np.float32(255), atol=1e-6)
 
 

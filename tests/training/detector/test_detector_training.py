@@ -136,6 +136,8 @@ def test_a_column_that_never_changes_is_harmless():
 
 # --- the file
 
+PROBES = torch.eye(8, WIDTH)
+
 
 def test_the_file_gives_the_same_probabilities(tmp_path):
     parts = split(gaussian_classes(400), 0)
@@ -143,8 +145,10 @@ def test_the_file_gives_the_same_probabilities(tmp_path):
     calibration = Calibration(0.7, -0.4)
     np.save(tmp_path / "E.npy", parts.fit.embeddings)
     out = tmp_path / "mine.safetensors"
-    info = save_detector(out, network.layers(calibration), ("ViT-B-32", "openai"), tmp_path / "E.npy", "mine")
+    clip, layers = ("ViT-B-32", "openai"), network.layers(calibration)
+    info = save_detector(out, layers, clip, PROBES, tmp_path / "E.npy", "mine")
     detector = load_detector(out)
+    assert detector.probes.equal(PROBES)
     found = detector(torch.from_numpy(parts.test.embeddings)).numpy()
     assert np.abs(found - calibration.probability(network.logits(parts.test))).max() < 1e-6
     assert detector.info == info and info.licence == "mine" and not info.round_to_float16
@@ -157,7 +161,8 @@ def test_float16_embeddings_are_noted(tmp_path):
     parts = split(gaussian_classes(200), 0)
     np.save(tmp_path / "E.npy", parts.fit.embeddings.astype(np.float16))
     layers = Network(torch.from_numpy(parts.fit.embeddings), MLP).layers(Calibration())
-    assert save_detector(tmp_path / "a.safetensors", layers, ("a", "b"), tmp_path / "E.npy").round_to_float16
+    out = tmp_path / "a.safetensors"
+    assert save_detector(out, layers, ("a", "b"), PROBES, tmp_path / "E.npy").round_to_float16
 
 
 # --- calibration
