@@ -172,9 +172,7 @@ def test_embeddings_of_another_clip_are_refused_before_the_training(made, tmp_pa
     few = np.load(made / "E.npy")[:, :5]
     np.save(tmp_path / "E.npy", few / np.linalg.norm(few, axis=1, keepdims=True))
     files = ("--embeddings", tmp_path / "E.npy", "--labels", made / "L.npy", *BUILTIN)
-    with pytest.raises(
-        ValueError, match=r"holds 5 numbers per image, but CLIP iconworld_clip \(local\) makes 128"
-    ):
+    with pytest.raises(ValueError, match=r"holds 5 numbers .*iconworld_clip \(local\) makes 128"):
         run("train", *files, "--out", tmp_path / "my.safetensors")
 
 
