@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,10 +17,11 @@ class Stopwatch:
 
     Args:
         device: each phase waits for its work, so that none is counted in the next phase.
+        after_phase: called with the seconds of all phases so far whenever one ends.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, after_phase: Callable[[dict[str, float]], None]) -> None:
+        self.device, self.after_phase = device, after_phase
         self.seconds: dict[str, float] = {}
         self.started = time.perf_counter()
 
@@ -30,6 +32,7 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds[f"seconds_{name}"] = time.perf_counter() - started
+        self.after_phase(self.seconds)
 
     def metrics(self, num_images: int) -> dict[str, float]:
         total = time.perf_counter() - self.started
@@ -85,12 +88,12 @@ def peak_memory_gb(device: torch.device) -> float | None:
 
 
 def progress_line(metrics: dict) -> str:
-    """The numbers that matter, for the progress bar."""
+    """The numbers that matter, for the progress bar; a narrow terminal cuts off the last ones."""
     shown = {
         "reward": ("reward_mean", "{:+.2f}"),
         "unsafe": ("unsafe_rate", "{:.1%}"),
-        "clip": ("clip_similarity", "{:.3f}"),
         "KL": ("kl", "{:.1f}"),
+        "clip": ("clip_similarity", "{:.3f}"),
         "img/s": ("images_per_second", "{:.0f}"),
     }
     return " ".join(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
@@ -21,8 +20,8 @@ from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import Checkpoint, prune_checkpoints, save_checkpoint
 from dalle_ppo.runs.metric_table import ITERATION_METRICS
-from dalle_ppo.runs.metrics import MetricsWriter
-from dalle_ppo.runs.pictures import blur_unsafe, save_grid, to_numpy
+from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, first_metrics
+from dalle_ppo.runs.pictures import blur_unsafe, save_first_and_newest, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 from dalle_ppo.training.checkpointing import (
     learner_state,
@@ -32,10 +31,11 @@ from dalle_ppo.training.checkpointing import (
 )
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.guards import broken_updates, check_collapse
-from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, progress_line, score_metrics
+from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, score_metrics
 from dalle_ppo.training.objective import find_objective
 from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_rate
 from dalle_ppo.training.progress import Progress
+from dalle_ppo.training.progress_bar import ProgressBar
 from dalle_ppo.training.scoring import Networks, policy_metrics, score_passes
 from dalle_ppo.training.update import Step, run_update
 
@@ -81,6 +81,7 @@ class Trainer:
         statistics = PromptStatistics(config.credit.prompt_buffer_size, config.credit.prompt_min_count)
         state = CreditState(kl_coef=config.kl.kl_coef, prompt_statistics=statistics)
         self.progress = Progress(credit=state)
+        self.after_phase = lambda seconds, images: None
 
     def run(self) -> None:
         """Trains to `num_iterations`, from the current iteration.
@@ -89,9 +90,10 @@ class Trainer:
             ValueError: a reward is not usable, the policy has collapsed or updates are not finite; what was
                 learned up to then is saved first.
         """
-        start = self.progress.iteration
-        total, form = self.config.num_iterations, "{desc} {n_fmt}/{total_fmt} {bar}{remaining} left{postfix}"
-        bar = tqdm(total=total, initial=start, desc="PPO", bar_format=form, dynamic_ncols=True)
+        start, networks = self.progress.iteration, 3 if self.critic else 2
+        earlier = first_metrics(self.run_dir / METRICS_FILE, start)
+        bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks)
+        self.after_phase = bar.after_phase
         with MetricsWriter(self.run_dir, start) as writer, bar:
             while self.progress.iteration < self.config.num_iterations:
                 before = self.captions.state_dict(), self.progress.to_dict()
@@ -106,15 +108,15 @@ class Trainer:
                     self.save(spare=1)
                     raise
                 writer.write(metrics)
-                bar.set_postfix_str(progress_line(metrics))
-                bar.update()
+                bar.finished(metrics)
                 broken = broken_updates(metrics, self.config)
                 if broken is not None:
                     self.save(spare=1)
                     raise ValueError(broken)
                 done = self.progress.iteration
                 if done % self.config.checkpoint_every == 0 or done == self.config.num_iterations:
-                    self.checkpoint(writer)
+                    with bar.writing_checkpoint():
+                        self.checkpoint(writer)
 
     def checkpoint(self, writer: MetricsWriter) -> None:
         """Saves, draws samples and checks the policy on them.
@@ -139,8 +141,8 @@ class Trainer:
 
     def iterate(self, writer: MetricsWriter) -> dict[str, Any]:
         """One iteration; returns its metrics."""
-        config, progress, watch = self.config, self.progress, Stopwatch(self.family.device)
-        iteration = progress.iteration
+        config, progress, iteration = self.config, self.progress, self.progress.iteration
+        watch = self.stopwatch(config.rollout.rollout_batch_size)
         with watch.phase("rollout"):
             experience = self.collect()
         progress.captions_truncated += experience.num_truncated
@@ -177,6 +179,10 @@ class Trainer:
         values = {"reward": experience.scores, **experience.reward_parts}
         writer.write_histograms(iteration, {name: value.cpu().numpy() for name, value in values.items()})
         return metrics
+
+    def stopwatch(self, images: int) -> Stopwatch:
+        """Measures the phases that images go through, and tells the progress bar."""
+        return Stopwatch(self.family.device, lambda seconds: self.after_phase(seconds, images))
 
     def collect(self) -> Experience:
         """Draws the iteration's images from the policy."""
@@ -275,8 +281,11 @@ class Trainer:
         """Draws the same captions with the same noise as last time, into `samples/` and TensorBoard."""
         noise, memory_gb = NoiseSource(self.config.seed, "samples"), self.config.rollout.memory_gb
         weights = self.family.sampler_weights(self.actor.module)
-        drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb)
-        result = self.score(drawn)
+        watch = self.stopwatch(len(self.sample_captions))
+        with watch.phase("rollout"):
+            drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb)
+        with watch.phase("reward"):
+            result = self.score(drawn)
         if result is None:
             return drawn
         images = to_numpy(drawn.images)
@@ -286,6 +295,8 @@ class Trainer:
             images = blur_unsafe(images, flagged.cpu().numpy())
         done = self.progress.iteration
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)
+        if done > 0:
+            save_first_and_newest(self.run_dir / "samples", done)
         writer.write_images(done, "samples", images, columns=8)
         writer.flush()
         return drawn

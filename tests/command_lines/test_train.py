@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def test_the_run_folder_is_complete(tiny_run):
     }
     assert files == {*networks, "state.json"}
     samples = sorted(path.name for path in (tiny_run.run_dir / "samples").iterdir())
-    assert samples == ["step_000000.png", "step_000002.png", "step_000004.png"]
+    grids = ["step_000000.png", "step_000002.png", "step_000004.png"]
+    assert samples == ["first_and_newest.png", *grids]
     assert (tiny_run.run_dir / "report.html").read_text(encoding="utf-8").lower().count("</html>") == 1
 
 
@@ -99,6 +101,24 @@ def test_it_says_what_it_does_and_what_came_of_it(tiny_run):
     assert not any("and cut" in line for line in lines), "no caption was too long"
     for shown in ("reward", "KL", "img/s"):
         assert shown in tiny_run.outcome.err
+
+
+def test_the_progress_bar_says_how_long_it_takes(tiny_run):
+    states = [line for line in re.split(r"[\r\n]", tiny_run.outcome.err) if line.startswith("PPO ")]
+    told = [state for state in states if re.search(r" \d+:\d\d left, \d+:\d\d with evaluation", state)]
+    assert "PPO 0/4 " in told[0] and " about " in told[0], "before an iteration is done"
+    assert "PPO 4/4 " in told[-1] and " 0:00 left" in told[-1]
+    assert all(" about " not in state for state in told if "PPO 0/4 " not in state)
+
+
+def test_the_first_samples_stand_beside_the_newest(tiny_run):
+    both, first, newest = (
+        np.asarray(Image.open(tiny_run.run_dir / "samples" / f"{name}.png"))
+        for name in ("first_and_newest", "step_000000", "step_000004")
+    )
+    top, width = len(both) - len(first), first.shape[1]
+    assert (both[top:, :width] == first).all() and (both[top:, -width:] == newest).all()
+    assert (first != newest).any()
 
 
 def test_captions_that_were_cut_are_told_once_at_the_end(tmp_path, cli, monkeypatch):
