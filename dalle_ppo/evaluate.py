@@ -6,12 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from dalle_ppo.config.captions import READING
 from dalle_ppo.config.command_line import OneLineParser, load_config, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
 from dalle_ppo.runs.places import checkpoint_of, refuse_wrong_path
-
-READING = ("column", "tag_column", "header", "quoting", "lists", "tag_map", "tag_thresholds", "where")
-"""Settings of the section `captions` that say how a file is read."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

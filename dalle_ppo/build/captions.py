@@ -14,7 +14,7 @@ from dalle_ppo.captions.source import (
 )
 from dalle_ppo.captions.streams import DrawSettings
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
-from dalle_ppo.config.captions import CaptionsConfig
+from dalle_ppo.config.captions import READING, CaptionsConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld import stream as world_captions
 
@@ -52,16 +52,10 @@ def draw_settings(config: Config) -> DrawSettings:
 
 def read_settings(captions: CaptionsConfig) -> ReadSettings:
     """The settings of reading files."""
-    return ReadSettings(
-        column=captions.column,
-        tag_column=captions.tag_column,
-        header=captions.header,
-        quoting=captions.quoting,
-        lists=captions.lists,
-        tag_map={spelled(old): spelled(new) for old, new in (captions.tag_map or {}).items()} or None,
-        tag_thresholds=captions.tag_thresholds,
-        where=captions.where or None,
-    )
+    given = {name: getattr(captions, name) for name in READING}
+    given["tag_map"] = {spelled(old): spelled(new) for old, new in (captions.tag_map or {}).items()} or None
+    given["where"] = captions.where or None
+    return ReadSettings(**given)
 
 
 def say_what_is_there(contents: Contents | None, settings: DrawSettings) -> None:

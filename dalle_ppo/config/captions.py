@@ -5,6 +5,9 @@ from typing import Literal
 
 from dalle_ppo.base.checks import at_least_one
 
+READING = ("column", "tag_column", "header", "quoting", "lists", "tag_map", "tag_thresholds", "where")
+"""The settings that say how a file is read, in the names of `captions.reading.ReadSettings`."""
+
 
 @dataclass(frozen=True)
 class CaptionsConfig:

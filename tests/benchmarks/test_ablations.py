@@ -1,10 +1,10 @@
 """The ablations' script: what it trains, keeps, and writes; the real runs take hours and are not here."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
 from dalle_ppo.config.settings import Config
@@ -14,10 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablations.py"
 
 @pytest.fixture(scope="module")
 def ablations():
-    spec = importlib.util.spec_from_file_location("ablations", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def cell(name: str, seed: int, unsafe: float, stopped: str | None = None) -> dict:

@@ -1,12 +1,12 @@
 """The yardstick of gradients, on gradients whose signal and noise are known."""
 
-import importlib.util
 import math
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gradient_signal.py"
 SIZE = 400
@@ -14,10 +14,7 @@ SIZE = 400
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("gradient_signal", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def drawn(generator: torch.Generator, batches: int, cosine: float, length: float, noise: float) -> tuple:

@@ -1,26 +1,15 @@
 """The planted mistakes fit the code as it stands; planting them all takes minutes and is marked slow."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location(
-        "planted_mistakes", ROOT / "benchmarks" / "planted_mistakes.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SCRIPT = load_script()
+SCRIPT = load_script(ROOT / "benchmarks" / "planted_mistakes.py")
 
 
 @pytest.mark.parametrize("mistake", SCRIPT.PLANTED, ids=lambda mistake: mistake.what)

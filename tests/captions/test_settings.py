@@ -2,12 +2,14 @@
 
 import csv
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 
 from dalle_ppo.build.captions import EVALUATION_STREAM, build_captions, evaluation_captions
+from dalle_ppo.captions.reading import ReadSettings
 from dalle_ppo.captions.text import split_of
-from dalle_ppo.config.captions import CaptionsConfig
+from dalle_ppo.config.captions import READING, CaptionsConfig
 from dalle_ppo.config.evaluation import EvaluationConfig
 from dalle_ppo.config.settings import Config
 
@@ -152,3 +154,7 @@ def test_a_position_of_another_share_is_refused(source):
 
     with pytest.raises(ValueError, match=r"rank was 0 .* now 1"):
         captions(1).load_state_dict(captions(0).state_dict())
+
+
+def test_the_settings_for_reading_are_all_handed_on():
+    assert tuple(f.name for f in fields(ReadSettings)) == READING

@@ -1,11 +1,11 @@
 """The table of metrics: what it says of each, and that docs/metrics.md says the same."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 from metric_names import undefined_metrics
+from scripts import load_script
 
 from dalle_ppo.evaluation.statistics import RATES, SHARES
 from dalle_ppo.runs.metric_table import (
@@ -22,17 +22,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 MINUS, NBSP = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
-def write_metrics():
-    """The command that writes docs/metrics.md, as a module."""
-    spec = importlib.util.spec_from_file_location("write_metrics", DOCS / "write_metrics.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_docs_are_up_to_date():
     page = (DOCS / "metrics.md").read_text(encoding="utf-8")
-    assert page == write_metrics().with_tables(page), "run python docs/write_metrics.py"
+    assert page == load_script(DOCS / "write_metrics.py").with_tables(page), (
+        "run python docs/write_metrics.py"
+    )
 
 
 def test_the_docs_list_every_metric_once_with_unit_and_direction():

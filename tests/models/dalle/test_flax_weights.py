@@ -1,6 +1,5 @@
 """Original Flax checkpoints become a folder that `--model` takes, VQGAN encoder included; photos train it."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from published_models import (
     reduce_presets,
     without_scales,
 )
+from scripts import load_script
 from tiny_models import randomise
 
 from dalle_ppo import pretrain
@@ -139,10 +139,7 @@ def checkpoints(tmp_path, monkeypatch):
 
 
 def convert(folder: Path, *options: str) -> int:
-    path = ROOT / "converters" / "flax_to_safetensors.py"
-    spec = importlib.util.spec_from_file_location("flax_to_safetensors", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "converters" / "flax_to_safetensors.py")
     sys.argv = ["convert", "--dalle", f"{folder}/dalle", "--vqgan", f"{folder}/vqgan", *options]
     return module.main()
 
