@@ -43,8 +43,9 @@ class Config:
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:0"."""
     objective: str = "ppo"
-    """The loss that the policy minimises: "ppo" (arXiv 1707.06347), or "reinforce", the plain policy gradient
-    with one step per batch (arXiv 2305.13301). The name is enough: whatever you do not set gets a default
+    """The loss that the policy minimises: "ppo" (arXiv 1707.06347), "reinforce", the plain policy gradient
+    with one step per batch (arXiv 2305.13301), or weighted likelihoods: "rwr", "best_of_n", "online_dpo" and
+    "dpok_sft". The name is enough: whatever you do not set gets a default
     that suits the objective. Its own settings are in the section of the same name."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that is trained."""
@@ -109,6 +110,7 @@ def check_sections(config: Config) -> None:
     """
     for check in (
         _check_policy,
+        _check_advantage,
         _check_images_per_caption,
         _check_minibatches,
         _check_entropy,
@@ -122,6 +124,15 @@ def _check_policy(config: Config) -> None:
         raise ValueError(
             f"policy.top_k is {config.policy.top_k}; training needs null: a sampled token could fall outside "
             "the top k and its log-prob become -inf. generate accepts --top_k"
+        )
+
+
+def _check_advantage(config: Config) -> None:
+    chosen = find_objective(config.objective)
+    if config.credit.advantage == "none" and chosen.defaults.get("credit.advantage") != "none":
+        raise ValueError(
+            f"credit.advantage is none; objective {config.objective} learns from advantages: set it to gae "
+            "or another one"
         )
 
 

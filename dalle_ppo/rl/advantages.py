@@ -157,6 +157,21 @@ def group_normalised(scores: Tensor, group_index: Tensor, eps: float = 1e-4) -> 
     return centred / ((squares / (count - 1)).sqrt() + eps)
 
 
+@torch.no_grad()
+def has_spread(scores: Tensor, group_index: Tensor) -> Tensor:
+    """Whether an image belongs to a group whose scores are not all equal; bool [B].
+
+    Args:
+        scores: [B] score of each image.
+        group_index: [B] int64, equal for the images of one caption.
+
+    Source: https://arxiv.org/abs/2503.14476 section 3.2 (DAPO, dynamic sampling).
+    """
+    check_same_shape(scores=scores, group_index=group_index)
+    same = group_index[:, None] == group_index[None, :]
+    return (same & (scores[:, None] != scores[None, :])).any(1)
+
+
 def clip_advantages(x: Tensor, bound: float) -> Tensor:
     """Clamp to [-bound, bound].
 

@@ -3,6 +3,7 @@
 B images of M captions, T tokens each; the B / M images of a caption are adjacent.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +57,7 @@ class Experience:
         token_weights: importance weights of the tokens, [B, T]; None if they are off.
         reward_scale: what the scores were divided by.
         advantage_std: standard deviation of the advantages before they were whitened.
+        credit_numbers: other numbers that describe the credit, by the name of their metric.
     """
 
     captions: tuple[str, ...]
@@ -80,6 +82,7 @@ class Experience:
     token_weights: Tensor | None = None
     reward_scale: float = 1.0
     advantage_std: float | None = None
+    credit_numbers: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.captions)

@@ -197,7 +197,7 @@ _DISTANCE = (
     Metric("kl_coef_raw", "KL coefficient, raw", SCORE, "Weight of the KL penalty in raw reward units: "
            "`kl_coef` times `reward_scale`, and also times `advantage_std` if the penalty is in the loss and "
            "advantages are whitened; null if it is in the loss and the advantages are group or per_prompt, "
-           "whose unit differs from caption to caption."),
+           "whose unit differs from caption to caption, or there are none."),
     Metric("reward_scale", "Reward scale", SCORE, "Running standard deviation by which the scores are "
            "divided."),
 )  # fmt: skip
@@ -229,6 +229,11 @@ _OPTIMISATION = (
     Metric("return_mean", "Return, mean", NORMALISED, "Mean return.", better="up"),
     Metric("advantage_std", "Advantage, standard deviation", NORMALISED, "Standard deviation of the "
            "advantages before whitening."),
+    Metric("captions_without_spread", "Captions without spread", COUNT, "Captions of this iteration whose "
+           "images all have the same score, so that comparing them teaches nothing; null with one image per "
+           "caption. Objectives that compare the images of a caption leave them out.", better="down"),
+    Metric("effective_images", "Effective images", Unit("images", 1), "How many images the weights amount "
+           "to: (sum w)^2 / sum w^2 (Kish); null for objectives with advantages."),
     Metric("learning_rate", "Actor's learning rate", Unit("per step", 6), "The actor's learning rate."),
     Metric("critic_learning_rate", "Critic's learning rate", Unit("per step", 6), "The critic's learning "
            "rate."),

@@ -16,6 +16,7 @@ from dalle_ppo.rl.advantages import (
     explained_variance,
     gae,
     group_normalised,
+    has_spread,
     rloo,
     token_rewards,
     whiten,
@@ -102,6 +103,10 @@ def _per_prompt(rewards: Tensor, experience: Experience, config: Config, state: 
     return Given(_at_every_token(advantages, rewards), None, statistics)
 
 
+def _refuse(rewards: Tensor, experience: Experience, config: Config, state: CreditState) -> Given:
+    raise ValueError("credit.advantage none is for objectives that bring their own credit")
+
+
 def _at_every_token(advantages: Tensor, rewards: Tensor) -> Tensor:
     return advantages[:, None].expand_as(rewards).contiguous()
 
@@ -111,6 +116,7 @@ ESTIMATORS = {
     "rloo": Estimator(_rloo, images_per_caption=2),
     "group": Estimator(_group, images_per_caption=2, has_own_units=True),
     "per_prompt": Estimator(_per_prompt, has_own_units=True),
+    "none": Estimator(_refuse, has_own_units=True),
 }
 """The values of `credit.advantage`."""
 
@@ -178,7 +184,13 @@ def credit_metrics(experience: Experience, config: Config, kl_coef: float) -> di
         "kl_coef_raw": kl_coef_raw(experience, config, kl_coef),
         "advantage_std": experience.advantage_std,
         "explained_variance": None,
+        "captions_without_spread": None,
+        "effective_images": None,
+        **experience.credit_numbers,
     }
+    if config.rollout.samples_per_caption > 1:
+        equal = ~has_spread(experience.scores, experience.caption_index)
+        metrics["captions_without_spread"] = int(equal.sum()) // config.rollout.samples_per_caption
     if experience.returns is not None:
         values, returns = experience.values, experience.returns
         metrics["explained_variance"] = explained_variance(values, returns)

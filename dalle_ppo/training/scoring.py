@@ -64,9 +64,15 @@ def score_passes(
     return replace(experience, reference_states=reference_states, **whole)
 
 
-def policy_metrics(experience: Experience) -> dict[str, float]:
-    """KL and entropy in nats per image, and the gap between sampler and training log-probs."""
-    gap = (experience.sampler_log_probs - experience.old_log_probs).abs().mean()
+def policy_metrics(experience: Experience, from_reference: bool = False) -> dict[str, float]:
+    """KL and entropy in nats per image, and the gap between sampler and training log-probs.
+
+    Args:
+        experience: with the columns of `score_passes`.
+        from_reference: whether the reference drew the images.
+    """
+    drawn_with = experience.ref_log_probs if from_reference else experience.old_log_probs
+    gap = (experience.sampler_log_probs - drawn_with).abs().mean()
     log_probs, ref_log_probs = experience.old_log_probs, experience.ref_log_probs
     return {
         "kl": experience.kl.sum(dim=1).mean().item(),

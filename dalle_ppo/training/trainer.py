@@ -69,6 +69,7 @@ class Trainer:
         self.config, self.run_dir, self.networks, self.team = config, run_dir, networks, team
         self.reward, self.captions, self.sample_captions = reward, captions, sample_captions
         self.family, self.objective = networks.family, find_objective(config.objective)
+        self.draws_from_reference = self.objective.draws_from_reference(config.objective_settings)
         self.reference_fingerprint = fingerprint(networks.reference)
         self.reference_sha256 = weights_sha256(networks.reference)
         actor, critic = config.actor, config.critic
@@ -153,14 +154,14 @@ class Trainer:
         with watch.phase("scoring"):
             experience = replace(experience, scores=result.total, reward_parts=result.parts)
             experience = self.score_passes(experience)
-            described = policy_metrics(experience)
+            described = policy_metrics(experience, self.draws_from_reference)
             check_collapse(described, config, iteration)
             if not config.update.recompute_log_probs:
                 experience = replace(experience, old_log_probs=experience.sampler_log_probs)
         with watch.phase("update"):
             experience, progress.credit = self.objective.credit(experience, config, progress.credit)
             numbers = credit_metrics(experience, config, progress.credit.kl_coef)
-            updates = self.update(experience)
+            updates = self.update(self.objective.select(experience, config))
         self._end_iteration(experience)
         metrics = {
             "iteration": iteration,
@@ -185,11 +186,12 @@ class Trainer:
         return Stopwatch(self.family.device, lambda seconds: self.after_phase(seconds, images))
 
     def collect(self) -> Experience:
-        """Draws the iteration's images from the policy."""
+        """Draws the iteration's images from the policy, or the reference if the objective says so."""
         rollout = self.config.rollout
         records = self.captions.next_batch(self.config.captions_per_iteration)
         noise = NoiseSource(self.config.seed, "rollout", self.progress.iteration)
-        weights = self.family.sampler_weights(self.actor.module, rollout.dtype)
+        drawer = self.networks.reference if self.draws_from_reference else self.actor.module
+        weights = self.family.sampler_weights(drawer, rollout.dtype)
         samples = rollout.samples_per_caption
         return collect(self.family, weights, records, samples, noise, rollout.memory_gb)
 

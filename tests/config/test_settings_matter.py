@@ -8,12 +8,15 @@ import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
-from dalle_ppo.config.objective import objective_names
+from dalle_ppo.config.objective import find_objective, objective_names
 from dalle_ppo.config.sections import all_sections
 from dalle_ppo.config.settings import Config
 
 GROUPS = ("policy", "rollout", "reward", "credit", "actor", "update", *objective_names(), "kl", "critic")
 PER_PROMPT = {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
+RWR, DPO, SFT = (
+    {"objective": name, **find_objective(name).defaults} for name in ("rwr", "online_dpo", "dpok_sft")
+)
 NO_NUMBER = {"reward.terms": [{"name": "tiny_trainer:not_a_number"}]}
 
 # Setting: another value than the default, and what must be set on both sides for it to matter.
@@ -50,6 +53,13 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "ppo.clip_range": (0.02, {}),
     "ppo.clip_range_high": (0.9, {}),
     "ppo.dual_clip": (1.21, {}),
+    "rwr.temperature": (1.0, RWR),
+    "rwr.per_prompt": (True, RWR | {"rollout.samples_per_caption": 4}),
+    "rwr.sparse_percentile": (90.0, RWR),
+    "online_dpo.beta": (1.0, DPO),
+    "dpok_sft.form": ("data", SFT),
+    "dpok_sft.gamma": (1.0, SFT),
+    "dpok_sft.images_from": ("policy", SFT),
     "credit.gae_lambda": (0.5, {}),
     "credit.whiten_advantages": (False, {}),
     "credit.advantage_clip": (0.5, {}),
