@@ -58,13 +58,16 @@ def best_and_worst(scores: Tensor, group_index: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     check_same_shape(scores=scores, group_index=group_index)
-    sides = torch.zeros_like(scores)
-    for group in group_index.unique():
-        rows = (group_index == group).nonzero()[:, 0]
-        best, worst = rows[scores[rows].argmax()], rows[scores[rows].argmin()]
-        if scores[best] > scores[worst]:
-            sides[best], sides[worst] = 1.0, -1.0
-    return sides
+    groups, position = group_index.unique(return_inverse=True)
+    rows = torch.arange(len(scores), device=scores.device)
+    sides, extremes = torch.zeros_like(scores), []
+    for side, which in ((1.0, "amax"), (-1.0, "amin")):
+        extreme = scores.new_zeros(len(groups)).scatter_reduce(0, position, scores, which, include_self=False)
+        candidates = torch.where(scores == extreme[position], rows, len(rows))
+        first = rows.new_full((len(groups),), len(rows)).scatter_reduce(0, position, candidates, "amin")
+        sides[first] = side
+        extremes.append(extreme)
+    return torch.where((extremes[0] > extremes[1])[position], sides, 0.0)
 
 
 def preference_loss(log_ratios: Tensor, sides: Tensor, group_index: Tensor, beta: float) -> Tensor:
