@@ -22,7 +22,7 @@ def softmax_weights(scores: Tensor, temperature: float) -> Tensor:
         [B] weights, never negative, with mean 1.
 
     Source: Peters & Schaal 2007 (reward-weighted regression); `make_weights` in
-        https://github.com/jannerm/ddpo/blob/main/ddpo/utils/hdf5.py.
+        ddpo/utils/hdf5.py of https://github.com/jannerm/ddpo.
     """
     return len(scores) * torch.softmax(scores / temperature, dim=0)
 

@@ -17,7 +17,7 @@ class Settings:
     form: Literal["data", "output"] = "output"
     """How the reference holds the policy. "output" adds gamma times the exact KL of each token's distribution
     from the reference's; "data" adds gamma to the weight of every image, which raises the likelihood of what
-    the reference draws. Default output, our own (arXiv 2305.16381 section 4.3 has both). Use data to follow
+    the reference draws. Default output, our own (arXiv 2305.16381 analyses both). Use data to follow
     the reference's images rather than its distributions."""
     gamma: float = 0.26
     """Weight of the regularisation: next to weights that are normalised scores, counted from the round's

@@ -20,8 +20,9 @@ class Settings:
     scores). Raise it when `effective_images` is only a few: the policy then copies them."""
     per_prompt: bool = False
     """Take the softmax over the images of each caption instead of the whole round, so that easy captions do
-    not get all the weight. Needs several images per caption. Default false, as in most runs of
-    https://github.com/jannerm/ddpo. Use true when scores differ more between captions than within them."""
+    not get all the weight. Needs several images per caption. Default false, as for JPEG sizes
+    in https://github.com/jannerm/ddpo, which sets it for aesthetic scores. Use true when scores
+    differ more between captions than within them."""
     sparse_percentile: float | None = None
     """Give the images at or above this percentile of the scores equal weight and the others none, instead of
     the softmax; the temperature is then not read. Default null; 90 is RWR_sparse in

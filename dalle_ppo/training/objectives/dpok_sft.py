@@ -6,7 +6,8 @@ each token's distribution. Scores r are normalised and counted from the lowest o
 negative weight could lower a likelihood without bound. Counting from elsewhere is another gamma of form
 `data`.
 
-Source: https://arxiv.org/abs/2305.16381 section 4.3, for denoising steps; tokens take their place.
+Source: https://arxiv.org/abs/2305.16381, its analysis of supervised fine-tuning with a KL, for denoising
+    steps; tokens take their place.
 """
 
 from dataclasses import replace
