@@ -14,8 +14,12 @@ class Settings:
     """Best of n: the likelihood of each caption's best image; n is `rollout.samples_per_caption`."""
 
 
-# The best of 24 captions are few enough for one step.
-DEFAULTS: dict[str, object] = OWN_WEIGHTS | {"rollout.samples_per_caption": 4, "update.minibatch_size": None}
+# The best of 24 captions are few enough for one step; four passes make as many steps as PPO takes.
+DEFAULTS: dict[str, object] = OWN_WEIGHTS | {
+    "rollout.samples_per_caption": 4,
+    "update.minibatch_size": None,
+    "update.epochs": 4,
+}
 
 
 def check(config: "Config") -> None:

@@ -23,7 +23,8 @@ class Settings:
         positive(self, "online_dpo", "beta")
 
 
-DEFAULTS: dict[str, object] = OWN_WEIGHTS | {"rollout.samples_per_caption": 4}
+# Half of the images are in pairs; two passes make as many steps as PPO takes.
+DEFAULTS: dict[str, object] = OWN_WEIGHTS | {"rollout.samples_per_caption": 4, "update.epochs": 2}
 
 
 def check(config: "Config") -> None:
