@@ -1,5 +1,6 @@
 """Builds the held-out judges of `evaluation.judges`, and tries them before a run."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -27,6 +28,12 @@ def build_judges(config: Config, world: World | None, device: torch.device) -> d
     """
     judges = {}
     for judge in config.evaluation.parsed_judges:
+        if config.reward.settings_of(judge.name) is not None:
+            warnings.warn(
+                f"evaluation.judges: {judge.label} is also a term of the reward, with other settings; as a "
+                "judge it is independent only if these make it load something else",
+                stacklevel=2,
+            )
         try:
             judges[judge.label] = build_reward(_as_reward(config, judge), world, device)
         except ValueError as error:

@@ -25,6 +25,8 @@ def load(path: str, request: CaptionRequest) -> CaptionSource:
         given,
         column=given.column or CAPTIONS,
         tag_column=TAGS if given.tag_column is None else given.tag_column,
+        # Some prompts hold commas and line breaks inside quotes.
+        quoting="standard" if given.quoting == "auto" else given.quoting,
     )
     shards, left_out = open_files(path, reading)
     return request.draw_from(shards, left_out=left_out)
