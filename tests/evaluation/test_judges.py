@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dalle_ppo.evaluation.judges import fallen_judges, judge_columns, proxy_and_judges
-from dalle_ppo.rewards.base import Term
+from dalle_ppo.rewards.base import RewardResult, Term
 from dalle_ppo.rewards.combine import CombinedReward
 
 CAPTIONS = 200
@@ -24,6 +24,17 @@ def test_values_and_parts_become_columns():
     assert list(columns)[:2] == ["judge/my:dark#2", "judge/my:dark#2/size"] and len(columns) == 4
     np.testing.assert_allclose(columns["judge/my:dark"], -kept.numpy().mean(axis=(1, 2, 3)), rtol=1e-5)
     assert columns["judge/my:dark/size"].tolist() == [1, 2, 1] and torch.equal(pixels, kept)
+
+
+def test_a_judge_that_spoils_its_images_leaves_them_to_the_next():
+    def spoils(images, captions, metadata):
+        return RewardResult(images.zero_().sum(dim=(1, 2, 3)))
+
+    def reads(images, captions, metadata):
+        return RewardResult(images.sum(dim=(1, 2, 3)))
+
+    columns = judge_columns({"spoils": spoils, "reads": reads}, torch.ones(2, 3, 4, 4), ["a", "b"], [{}] * 2)
+    assert columns["judge/reads"].tolist() == [48, 48]
 
 
 def test_a_judge_that_fails_is_named():
