@@ -11,6 +11,9 @@ from dalle_ppo.config.command_line import OneLineParser, load_config, parse_comm
 from dalle_ppo.config.settings import Config
 from dalle_ppo.runs.places import checkpoint_of, refuse_wrong_path
 
+PROMPT_SETS = ("prompts:", "drawbench:", "partiprompts:", "hpdv2:")
+"""Caption sources that know their own columns."""
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m dalle_ppo.evaluate", description=__doc__)
@@ -36,6 +39,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--heldout_clip", help="a second CLIP, as NAME:PRETRAINED or a folder")
     parser.add_argument("--heldout_detector", help="a detector for that CLIP")
+    parser.add_argument("--judges", help="held-out judges: names as in reward.terms, separated by commas")
+    parser.add_argument("--suite", help="a suite of captions: iconworld")
     parser.add_argument("--device", default="auto")
     return parser.parse_args(argv)
 
@@ -91,14 +96,15 @@ def draw_and_write(args: argparse.Namespace, config: Config) -> None:
         config = dataclasses.replace(config, policy=model.settings)
     if args.captions:
         reading = read_settings(config.captions)
-        if args.captions.lower().endswith(".txt") and not given_reading(args):
-            reading = USUAL  # text has no columns; those of the run are of other files
+        own_columns = args.captions.lower().endswith(".txt") or args.captions.startswith(PROMPT_SETS)
+        if own_columns and not given_reading(args):
+            reading = USUAL  # text has no columns, a prompt set its own; the run's are of other files
         captions = captions_of_file(args.captions, config.evaluation.num_captions, reading)
     else:
         captions = evaluation_captions(config)
     heldout = load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device)
     reward = build_reward(config, model.world, device)
-    measures = build_measures(config, reward, model.world, heldout)
+    measures = build_measures(config, reward, model.world, heldout, device)
     subject = Subject(
         policy,
         model.reference,
@@ -146,10 +152,13 @@ def changed_config(config: Config, args: argparse.Namespace) -> Config:
         "batch_size": args.batch_size,
         "seed": args.seed,
         "heldout_detector": args.heldout_detector,
+        "suite": args.suite,
     }
     if args.heldout_clip:
         name, _, pretrained = args.heldout_clip.partition(":")
         changes["heldout_clip"] = ClipConfig(name, pretrained or None)
+    if args.judges:
+        changes["judges"] = [name.strip() for name in args.judges.split(",")]
     changes = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
 

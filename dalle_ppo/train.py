@@ -30,6 +30,7 @@ def main(argv: list[str] | None) -> int:
         config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
     from dalle_ppo.build.captions import draw_settings, evaluation_captions, say_what_is_there
+    from dalle_ppo.build.judges import try_judges
     from dalle_ppo.build.measures import build_measures
     from dalle_ppo.build.models import check_start, choose_device, find_world
     from dalle_ppo.build.trainer import build_trainer
@@ -47,8 +48,11 @@ def main(argv: list[str] | None) -> int:
     captions, measures = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
-        heldout = load_heldout(e.heldout_clip, e.heldout_detector, choose_device(config.device))
-        measures = build_measures(config, trainer.reward, find_world(config.model.path), heldout)
+        device = choose_device(config.device)
+        heldout = load_heldout(e.heldout_clip, e.heldout_detector, device)
+        world = find_world(config.model.path)
+        measures = build_measures(config, trainer.reward, world, heldout, device)
+        try_judges(trainer, measures.judges)
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
     with sole_writer(run_dir):
         prepare(trainer, flags)

@@ -1,13 +1,18 @@
 """Builds what an evaluation measures images with from settings."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from dalle_ppo.build.judges import build_judges, judges_sha256
 from dalle_ppo.build.rewards import measures_sha256
+from dalle_ppo.build.suite import build_suite
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.measures import HeldOutMeasure, JudgeImages, Measures
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.rewards.base import Reward
+
+CPU = torch.device("cpu")
 
 
 def build_judge(world: World) -> JudgeImages:
@@ -30,8 +35,22 @@ def build_judge(world: World) -> JudgeImages:
 
 
 def build_measures(
-    config: Config, reward: Reward, world: World | None, heldout: HeldOutMeasure | None
+    config: Config,
+    reward: Reward,
+    world: World | None,
+    heldout: HeldOutMeasure | None,
+    device: torch.device = CPU,
 ) -> Measures:
-    """What an evaluation measures images with; `reward` and `heldout` come from the same settings."""
-    judge = build_judge(world) if world else None
-    return Measures(reward, judge, heldout, measures_sha256(config, world))
+    """What an evaluation measures images with; `reward` and `heldout` come from the same settings.
+
+    Raises:
+        ValueError: a judge of `evaluation.judges` cannot be loaded, or the suite does not fit the model.
+    """
+    return Measures(
+        reward,
+        build_judge(world) if world else None,
+        heldout,
+        build_judges(config, world, device),
+        build_suite(config, world),
+        measures_sha256(config, world) | judges_sha256(config, world),
+    )

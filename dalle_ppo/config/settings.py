@@ -13,6 +13,7 @@ from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.credit import CreditConfig
 from dalle_ppo.config.critic import CriticConfig
 from dalle_ppo.config.evaluation import EvaluationConfig
+from dalle_ppo.config.judges import check_judges
 from dalle_ppo.config.kl import KlConfig
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.objective import find_objective
@@ -115,6 +116,7 @@ def check_sections(config: Config) -> None:
         _check_minibatches,
         _check_entropy,
         _check_horizon,
+        _check_judges,
     ):
         check(config)
 
@@ -183,3 +185,7 @@ def _check_horizon(config: Config) -> None:
             f"kl.horizon is {config.kl.horizon} images; with kl.target it must exceed {ERROR_CLIP} * "
             f"rollout.rollout_batch_size = {largest_step:g}, or one batch could turn kl_coef negative"
         )
+
+
+def _check_judges(config: Config) -> None:
+    check_judges(config.evaluation.parsed_judges, config.reward.parsed)

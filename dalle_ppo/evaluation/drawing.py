@@ -115,7 +115,7 @@ def draw_side(name: str, decoder: nn.Module, setup: Setup) -> Side:
         own = policy_columns(decoder, setup.reference, setup.family, drawn)
         return image_columns(drawn, setup.measures) | own
 
-    return _in_batches(name, weights_sha256(decoder), draw, setup)
+    return in_batches(name, weights_sha256(decoder), draw, setup)
 
 
 @torch.no_grad()
@@ -141,10 +141,10 @@ def draw_baseline(baseline: Baseline, reference: Side, setup: Setup) -> Side:
             kept = reject(first, redraw, baseline.tries, safety_bounds(setup.config).upper)
         return kept | unknown(*POLICY_COLUMNS, num=len(kept["reward"]))
 
-    return _in_batches(baseline.name, f"tries {baseline.tries}", draw, setup)
+    return in_batches(baseline.name, f"tries {baseline.tries}", draw, setup)
 
 
-def _in_batches(
+def in_batches(
     name: str, weights: str, draw: Callable[[int, list[CaptionRecord]], Columns], setup: Setup
 ) -> Side:
     """Draws all batches of a side; reads those that an earlier evaluation of the same kind has drawn."""
@@ -174,6 +174,6 @@ def _joined(batches: list[Columns]) -> Columns:
     """The columns of all batches; a part that a term did not report for a batch is NaN there."""
     columns = {}
     for key in dict.fromkeys(key for batch in batches for key in batch):
-        parts = [batch.get(key, np.full(len(batch["reward"]), np.nan)) for batch in batches]
+        parts = [batch.get(key, np.full(len(next(iter(batch.values()))), np.nan)) for batch in batches]
         columns[key] = np.concatenate(parts)
     return columns

@@ -11,6 +11,8 @@ from dalle_ppo.evaluation.baselines import DRAWN
 from dalle_ppo.evaluation.columns import unknown
 from dalle_ppo.evaluation.heldout import HELDOUT_COLUMNS
 from dalle_ppo.evaluation.image_statistics import image_statistics
+from dalle_ppo.evaluation.judges import judge_columns
+from dalle_ppo.evaluation.suite import Suite
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.policy.rollout import as_float
 from dalle_ppo.rewards.base import Reward, check_result, metadata_of
@@ -38,12 +40,16 @@ class Measures:
         reward: the run's reward; diversity is computed from the embeddings it returns, if any.
         judge: a held-out judge, or None.
         heldout: a second CLIP and detector, or None.
+        judges: the held-out judges of `evaluation.judges`, by label.
+        suite: captions that test one ability each, or None.
         sha256: hashes of the files they were loaded from, by name, such as "detector".
     """
 
     reward: Reward
     judge: JudgeImages | None = None
     heldout: HeldOutMeasure | None = None
+    judges: Mapping[str, Reward] = field(default_factory=dict)
+    suite: Suite | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,6 +70,7 @@ def image_columns(batch: Experience, measures: Measures) -> dict[str, np.ndarray
         **_part_columns(result.parts),
         **judge,
         **heldout,
+        **judge_columns(measures.judges, pixels, captions, metadata),
         **image_statistics(to_numpy(batch.images), tokens),
         DRAWN: np.ones(num),
         "tokens": tokens,

@@ -20,8 +20,10 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.baselines import Baseline
 from dalle_ppo.evaluation.drawing import Setup, Side, draw_baseline, draw_side
 from dalle_ppo.evaluation.files import write_rows, write_thumbnails
+from dalle_ppo.evaluation.judges import fallen_judges, proxy_and_judges
 from dalle_ppo.evaluation.measures import Measures
 from dalle_ppo.evaluation.statistics import compare, safety_bounds, summarise
+from dalle_ppo.evaluation.suite_sides import evaluate_suite
 from dalle_ppo.evaluation.verdict import verdict
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.runs.pictures import to_numpy
@@ -91,8 +93,12 @@ def evaluate(
     setup = Setup(config, *shared, folder=folder / BATCHES, identity=identity)
     sides, curve = draw_sides(subject, baselines, setup)
     result = summary(sides, config, curve, [baseline.name for baseline in baselines]) | facts
+    kept = {side.batches for side in sides.values()}
+    if measures.suite is not None:
+        result["suite"], own = evaluate_suite(measures.suite, subject.reference, subject.policy, setup)
+        kept |= own
     write_result(run_dir, sides, result, subject.family)
-    remove_others(setup.folder, {side.batches for side in sides.values()})
+    remove_others(setup.folder, kept)
     return result
 
 
@@ -139,6 +145,11 @@ def summary(
     result["against"] = changes
     result |= {"baselines": list(baselines), "curve": curve, "thresholds": asdict(bounds)}
     result["verdict"] = verdict(result)
+    if config.evaluation.parsed_judges:
+        rows = {name: side.rows for name, side in sides.items()}
+        weights = {judge.label: judge.common.weight for judge in config.evaluation.parsed_judges}
+        result["judges"] = proxy_and_judges(rows, curve, weights)
+        result["verdict"]["warnings"] += fallen_judges(result["judges"])
     return result
 
 

@@ -28,7 +28,7 @@ RATES = frozenset(m.name for m in METRICS.values() if m.unit == RATE)
 """Metrics that are 0 or 1 for each image."""
 SHARES = RATES | {m.name for m in METRICS.values() if m.unit == SHARE}
 """Metrics in [0, 1]."""
-AVERAGED = ("reward/", "image/")
+AVERAGED = ("reward/", "image/", "judge/")
 """Prefixes of columns whose mean is a metric of the same name."""
 
 

@@ -14,7 +14,9 @@ from dalle_ppo.evaluation.verdict import verdict
 from dalle_ppo.report import plots
 from dalle_ppo.report.curve import checkpoint_cards
 from dalle_ppo.report.files import RunFiles, read_run
+from dalle_ppo.report.judges import judge_section
 from dalle_ppo.report.pictures import Picture, data_uri, picture
+from dalle_ppo.report.suite import suite_table
 from dalle_ppo.report.tables import (
     baseline_table,
     image_table,
@@ -95,6 +97,8 @@ def report_context(name: str, files: RunFiles) -> dict:
         "baselines": baseline_table(files.evaluation),
         "checkpoints": checkpoint_cards(files.evaluation),
         "image_table": image_table(files.evaluation),
+        "judges": judge_section(files.evaluation),
+        "suite": suite_table(files.evaluation),
         "rates": _rate_chart(files.evaluation),
         "curves": _curves(files.metrics),
         "kl_reward": _kl_reward(files.metrics),

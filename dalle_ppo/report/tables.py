@@ -34,7 +34,7 @@ def metric_tables(evaluation: Mapping) -> list[dict]:
     for group, after in policy.items():
         before, changes = reference.get(group) or {}, differences.get(group) or {}
         metrics = (*COMPARED, *_reward_parts(after or {}))
-        rows = [_row(metric, before, after or {}, changes.get(metric.name) or {}) for metric in metrics]
+        rows = [metric_row(metric, before, after or {}, changes.get(metric.name) or {}) for metric in metrics]
         rows = [row for row in rows if row["after"] != DASH or row["before"] != DASH]
         title = "All captions" if group == "overall" else group
         tables.append({"title": title, "images": (after or {}).get("num_images"), "rows": rows})
@@ -75,7 +75,7 @@ def result_tiles(evaluation: Mapping) -> list[dict]:
         if after.get(metric.name) is None:
             continue
         change = ((evaluation.get("differences") or {}).get(group) or {}).get(metric.name) or {}
-        tile = _row(metric, before, after, change)
+        tile = metric_row(metric, before, after, change)
         where = "safe captions" if group != "overall" else "all captions"
         # The reference is at distance 0 from itself.
         tiles.append(tile | {"where": where, "single": metric.name == "kl"})
@@ -89,7 +89,7 @@ def image_table(evaluation: Mapping) -> dict | None:
     before, after = ((evaluation.get(side) or {}).get(group) or {} for side in ("reference", "policy"))
     changes = (evaluation.get("differences") or {}).get(group) or {}
     rows = [
-        _row(metric, before, after, changes.get(metric.name) or {})
+        metric_row(metric, before, after, changes.get(metric.name) or {})
         for metric in IMAGE_STATISTICS
         if after.get(metric.name) is not None
     ]
@@ -146,7 +146,14 @@ def _reward_parts(summary: Mapping) -> list[Metric]:
     return [find_metric(name) for name in summary if name.startswith("reward/")]
 
 
-def _row(metric: Metric, before: Mapping, after: Mapping, change: Mapping) -> dict:
+def metric_row(metric: Metric, before: Mapping, after: Mapping, change: Mapping) -> dict:
+    """One metric before and after, as the report's tables show it.
+
+    Args:
+        metric: its name, unit and better direction.
+        before, after: summaries of the two sides.
+        change: the metric's paired difference; may be empty.
+    """
     name, unit = metric.name, metric.unit
     low, high, difference = change.get("low"), change.get("high"), change.get("difference")
     if difference is None and None not in (before.get(name), after.get(name)):

@@ -282,6 +282,8 @@ _PICTURES = (
 _FAMILIES = (
     Metric("reward/", "Reward part {}", SCORE, "Mean of a reward part that has no metric of its own, before "
            "weighting, under the name `reward/NAME`.", of=BOTH, note="mean part of the reward"),
+    Metric("judge/", "Judge {}", SCORE, "Mean value of a judge of `evaluation.judges`, as `judge/NAME`, and "
+           "of its parts, as `judge/NAME/PART`; without weight.", of=EVALUATION, note="a judge's mean value"),
     Metric("unsafe_rate/", "Unsafe images, {}", RATE, "`unsafe_rate` over the captions of one tag."),
     Metric("reward_mean/", "Reward, mean, {}", SCORE, "`reward_mean` over the captions of one tag."),
     Metric("clip_similarity/", "CLIP similarity, {}", COSINE, "`clip_similarity` over the captions of one "

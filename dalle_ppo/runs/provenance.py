@@ -90,15 +90,17 @@ def batch_identity(
     Returns:
         JSON-able; batches with another identity are drawn again.
     """
-    sections = ("model", "policy", "clip", "reward", "evaluation")
+    sections = {
+        name: asdict(getattr(config, name)) for name in ("model", "policy", "clip", "reward", "evaluation")
+    }
+    del sections["evaluation"]["suite"]  # it has captions of its own
+    terms = (*config.reward.parsed, *config.evaluation.parsed_judges)
     return {
-        **{name: asdict(getattr(config, name)) for name in sections},
+        **sections,
         **{key: facts[key] for key in ("reference_sha256", "captions_sha256", "versions")},
         "parts": [weights_sha256(part) for part in family.frozen().values()],
         "measures": dict(measures),
-        "own_code": [
-            code_sha256(term.name.partition(":")[0]) for term in config.reward.parsed if term.is_function
-        ],
+        "own_code": [code_sha256(term.name.partition(":")[0]) for term in terms if term.is_function],
     }
 
 

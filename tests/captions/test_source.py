@@ -410,7 +410,7 @@ def load(name, request):
 
 def test_a_new_file_is_a_new_source(tmp_path, monkeypatch):
     (tmp_path / "haiku.py").write_text(HAIKU)
-    with pytest.raises(ValueError, match=r"no source haiku; use one of .*\bfiles:, hub:, .*\bprompts:"):
+    with pytest.raises(ValueError, match=r"no source haiku; use one of .*\bfiles:, .*\bhub:, .*\bprompts:"):
         open_source("haiku:autumn", everything())
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
     drawn = open_source("haiku:autumn", everything()).next_batch(2)

@@ -23,11 +23,13 @@ from dalle_ppo.evaluation.baselines import Baseline, best_of, parse_baselines, r
 from dalle_ppo.evaluation.heldout import load_heldout
 from dalle_ppo.evaluation.measures import Measures
 from dalle_ppo.evaluation.sides import BATCHES, Subject, evaluate
+from dalle_ppo.evaluation.suite import Suite
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.sampling import log_pi_of_tokens
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
+from dalle_ppo.report.page import write_report
 from dalle_ppo.rewards.base import RewardResult
 from dalle_ppo.runs.provenance import path_sha256, weights_sha256
 
@@ -601,3 +603,62 @@ def test_captions_of_a_file_are_read_by_the_runs_settings_unless_told_otherwise(
     assert captions("--captions", tmp_path / "b.txt") == {"a tree"}
     refused = cli(command.main, run_dir, "--captions.column", "text")
     assert refused.code == 2 and "--captions.column is of the file in --captions" in refused.error
+
+
+def last_row(pixels, captions, metadata=None):
+    """A judge that likes the rows that the reward does not look at."""
+    return RewardResult(pixels[:, 0, -1].mean(dim=1), {"green": pixels[:, 1].mean(dim=(1, 2))})
+
+
+def test_judges_measure_every_image_of_every_side(tmp_path):
+    entry = {"name": "test_evaluate:last_row", "weight": -1.0}
+    evaluation = dataclasses.replace(CONFIG.evaluation, judges=[entry])
+    config = dataclasses.replace(CONFIG, evaluation=evaluation)
+    label = "test_evaluate:last_row"
+    measures = dataclasses.replace(MEASURES, judges={label: last_row})
+    result = run(tmp_path, config, measures=measures, earlier={3: lambda: policy(9)})
+    plain_result = run(tmp_path / "plain", earlier={3: lambda: policy(9)})
+    for name, number in plain_result["policy"]["overall"].items():
+        if name != "intervals":
+            assert result["policy"]["overall"][name] == number, "judges change no other number"
+    for side in ("reference", "policy", "step_000003"):
+        values = rows_of(tmp_path, side)[f"judge/{label}"]
+        summary = result[side]["overall"]
+        assert len(values) == len(CAPTIONS) * SAMPLES and np.std(values) > 0
+        assert summary[f"judge/{label}"] == pytest.approx(np.mean(values))
+        low, high = summary["intervals"][f"judge/{label}"]
+        assert low < summary[f"judge/{label}"] < high and f"judge/{label}/green" in summary
+    assert [point["iteration"] for point in result["judges"]["curve"]] == [0, 3, 6]
+    assert result["judges"]["better"] == {label: "down"} and "judges" not in plain_result
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "Proxy against judges" in page and f"Reward and judge {label} over checkpoints" in page
+    assert "Proxy against judges" not in write_report(tmp_path / "plain").read_text("utf-8")
+
+
+def test_a_suite_is_drawn_once_per_caption_from_the_same_noise(tmp_path):
+    prompts = [CaptionRecord(f"caption {n}", ("one", "two")[n % 2], f"{n:016x}") for n in range(6)]
+    seen = []
+
+    def bright(images, captions):
+        seen.append((images, captions))
+        return as_float(images)[:, 0].mean(dim=(1, 2)).numpy() > 0.4
+
+    suite = Suite("bright", prompts, bright, lambda: np.ones(6))
+    result = run(tmp_path, measures=dataclasses.replace(MEASURES, suite=suite))["suite"]
+    half = sum(len(captions) for _, captions in seen) // 2
+    assert half == len(prompts), "one image per caption and side"
+    own = collect(FAMILY, REFERENCE, prompts, 1, NoiseSource(CONFIG.evaluation.seed, "evaluation", 0))
+    expected = bright(own.images, [])
+    assert result["tasks"]["overall"]["reference"]["score"] == pytest.approx(expected.mean())
+    assert result["tasks"]["one"]["reference"]["score"] == pytest.approx(expected[::2].mean())
+    again, drawn_before = len(seen), result
+    assert run(tmp_path, measures=dataclasses.replace(MEASURES, suite=suite))["suite"] == drawn_before
+    assert len(seen) == again, "kept batches are not drawn again"
+    assert "What the model can draw" in write_report(tmp_path).read_text("utf-8")
+
+
+def test_judges_and_suite_of_the_command_line():
+    argv = ["runs/a", "--judges", "my:first, my:second", "--suite", "iconworld"]
+    changed = command.changed_config(CONFIG, command.parse_arguments(argv)).evaluation
+    assert [judge.label for judge in changed.parsed_judges] == ["my:first", "my:second"]
+    assert changed.suite == "iconworld"
