@@ -90,6 +90,7 @@ LATER_SETTINGS: dict[str, object] = {
         {"name": "clip_similarity", "weight": 20.0, "only_if": "nsfw <= 0.1"},
     ],
     "clip.quick_gelu": None, "clip.same_as": None,
+    "reward.normalise": None,
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = set()
