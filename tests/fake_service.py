@@ -32,7 +32,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             number = len(self.server.asked)
             self.server.asked.append(content)
-            self.server.headers.append(dict(self.headers))
+            self.server.headers.append({name.title(): value for name, value in self.headers.items()})
         answer = self.server.answer(content, number)
         status, body, headers = answer if isinstance(answer, tuple) else (200, answer, {})
         is_text = isinstance(body, str)

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -27,12 +28,20 @@ def png_text(image: Image.Image) -> str:
 
 
 def in_parallel(function: Callable[[Item], Answer], items: Iterable[Item], workers: int) -> list[Answer]:
-    """`function` of each item, in order; the first error ends the waiting ones before they start."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        return list(pool.map(function, items))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """`function` of each item, in order; after an error, no further item is begun."""
+    failed = threading.Event()
+
+    def unless_failed(item: Item) -> Answer | None:
+        if failed.is_set():
+            return None  # nobody sees it: the error is raised
+        try:
+            return function(item)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(unless_failed, items))
 
 
 def api_key(variable: str | None) -> str | None:
