@@ -104,6 +104,12 @@ def _local(options, device: torch.device, term: str) -> Ask:
             f"reward.terms: model of {term} is {options.model}, which transformers cannot load "
             f"({shown(error)}); name a folder or model for image-text-to-text, or set url"
         ) from None
+    # The pipeline pads short questions on the tokenizer's side; padded on the right, they are continued after
+    # the padding, and answers would depend on the questions beside them.
+    tokenizer = getattr(describe.processor, "tokenizer", describe.tokenizer)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     length = options.request.get("max_tokens", 100)
 
     def ask(images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from parsing import parse, refused
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
+from dalle_ppo import train
 from dalle_ppo.build.trial import try_reward
 from dalle_ppo.rewards.balance import balance
 from dalle_ppo.rewards.diversity import distance_within_captions
@@ -185,6 +188,22 @@ def own(tmp_path, monkeypatch):
     return "own_groups_of_a_test"
 
 
+def test_a_gate_on_a_part_that_does_not_exist_ends_the_command_at_once(tmp_path, cli):
+    terms = '[{name: diversity}, {name: question, model: m, report_letters: false, only_if: "letters < 0.5"}]'
+    outcome = cli(train.main, "--reward.terms", terms, "--run_dir", tmp_path / "run")
+    assert outcome.code == 2 and not (tmp_path / "run").exists()
+    assert "no term or part is called letters; the names are diversity, question" in outcome.error
+
+
+def test_the_functions_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    names: dict = {}
+    code = re.search(r"```python\n(# group_rewards\.py.*?)```", page, re.DOTALL)[1]
+    exec(code, names)
+    varied, brighter = names["varied"](IMAGES, CAPTIONS), names["brighter"](IMAGES, CAPTIONS)
+    assert varied[4] == 0 < varied[0] and sorted(brighter[[1, 5, 7]].tolist()) == [0, 0.5, 1]
+
+
 def test_ones_own_functions_of_a_group(own):
     at_end = replace(TINY_CONFIG.evaluation, at_end=False)
     terms = [{"name": f"{own}:brighter"}, {"name": f"{own}:spread"}]
@@ -218,7 +237,5 @@ def test_too_few_images_a_caption_are_found_with_the_settings(arguments, words):
     if words is None:
         parse(*given)
     else:
-        import re
-
         message = refused(*given)
         assert re.search(words, message) and "\n" not in message
