@@ -35,12 +35,22 @@ def build_reward(config: Config, world: World | None, device: torch.device) -> C
     open_clip = partial(_load_clip, config.clip, world, device) if _reads_clip(terms) else None
     shared = Shared(open_clip, lambda name: _detector_file(name, world), device)
     return CombinedReward(
-        [
-            Term(term.label, load(term.own, shared), term.parts, term.common.weight, term.gate)
-            for term, load in zip(terms, loaders, strict=True)
-        ],
-        shared,
+        [_load_term(term, load, config, shared) for term, load in zip(terms, loaders, strict=True)], shared
     )
+
+
+def _load_term(term: TermConfig, load: Callable, config: Config, shared: Shared) -> Term:
+    """A term, ready to be called; a function of the user's own says itself how many images it needs."""
+    function = load(term.own, shared)
+    needed = max(term.own.images_needed(False), getattr(function, "images_per_caption", 1))
+    for section in ("rollout", "evaluation"):
+        samples = getattr(config, section).samples_per_caption
+        if samples < needed and (section == "rollout" or config.evaluation.at_end):
+            raise ValueError(
+                f"{section}.samples_per_caption is {samples}, but the reward term {term.label} compares the "
+                f"images of a caption; set it to at least {needed}"
+            )
+    return Term(term.label, function, term.parts, term.common.weight, term.gate, needed)
 
 
 def measures_sha256(config: Config, world: World | None) -> dict[str, str]:

@@ -34,7 +34,10 @@ def try_reward(trainer: Trainer) -> str:
     """
     terms = trainer.reward.terms
     names = ", ".join(term.label for term in terms)
-    records = (trainer.sample_captions * NUM_IMAGES)[:NUM_IMAGES]
+    records = trainer.sample_captions
+    if any(term.images_per_caption > 1 for term in terms):
+        records = records[:1]  # a term that compares the images of a caption must find some to compare
+    records = (records * NUM_IMAGES)[:NUM_IMAGES]
     captions = [record.text for record in records]
     metadata = metadata_of([record.tag for record in records], [record.id for record in records])
     started = time.perf_counter()

@@ -30,10 +30,12 @@ the text below the setting in `dalle_ppo/config/`.
 
 
 def described(record: type) -> dict[str, str]:
-    """The text below each field of a record, as one line."""
+    """The text below each field of a record, its own or inherited, as one line."""
     from docstring_parser import parse_from_object
 
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(record).params}
+    records = [base for base in reversed(record.__mro__) if is_dataclass(base)]
+    params = [param for base in records for param in parse_from_object(base).params]
+    return {param.arg_name: " ".join((param.description or "").split()) for param in params}
 
 
 def settings_page() -> str:

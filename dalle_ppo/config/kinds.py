@@ -11,7 +11,7 @@ def kind(annotation: object) -> str:
     """A field's type in words."""
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
-    if isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return " or ".join(
             "null" if part is type(None) else kind(part) for part in typing.get_args(annotation)
         )

@@ -39,6 +39,11 @@ class RewardConfig:
     checkpoint from before the batch; "skip" leaves the batch out, with a warning and a count in
     `batches_left_out`, and stops at the third bad batch in a row. Use skip for rewards that fail now and
     then."""
+    normalise: Literal["per_term"] | None = None
+    """"per_term" divides each term by its own running standard deviation, taken where its gate is open,
+    before the terms are weighted and added for training. Weights then say how much each term counts,
+    whatever its unit. null adds them as they are. `reward_mean`, gates and evaluations keep the plain sum.
+    Use per_term for terms whose units differ much."""
 
     def __post_init__(self) -> None:
         # Spelled out, so that the settings a run saves do not depend on later defaults.

@@ -113,6 +113,7 @@ def check_sections(config: Config) -> None:
         _check_policy,
         _check_advantage,
         _check_images_per_caption,
+        _check_images_of_terms,
         _check_minibatches,
         _check_entropy,
         _check_horizon,
@@ -144,6 +145,22 @@ def _check_images_per_caption(config: Config) -> None:
             f"credit.advantage {config.credit.advantage} compares the images of one caption; "
             "set rollout.samples_per_caption to at least 2"
         )
+
+
+def _check_images_of_terms(config: Config) -> None:
+    compared, rollout, e = config.credit.advantage in ("rloo", "group"), config.rollout, config.evaluation
+    drawn = {"rollout.samples_per_caption": (rollout.samples_per_caption, compared)}
+    if e.at_end:
+        drawn["evaluation.samples_per_caption"] = (e.samples_per_caption, False)
+    for term in config.reward.parsed:
+        for setting, (samples, together) in drawn.items():
+            needed = term.own.images_needed(together)
+            if samples < needed:
+                beside = f" with credit.advantage {config.credit.advantage}" if together else ""
+                raise ValueError(
+                    f"{setting} is {samples}, but the reward term {term.label} compares the images of a "
+                    f"caption{beside}; set it to at least {needed}"
+                )
 
 
 def _check_minibatches(config: Config) -> None:

@@ -31,6 +31,14 @@ class TermSettings:
     detectors: ClassVar[tuple[str, ...]] = ()
     """Which of the term's settings name a detector."""
 
+    def images_needed(self, compared: bool) -> int:
+        """How many images of each caption the term needs to teach anything.
+
+        Args:
+            compared: whether credit compares the images of one caption with each other.
+        """
+        return 1
+
 
 @dataclass(frozen=True)
 class Common:
@@ -135,7 +143,7 @@ def _read_term(entry: Mapping[str, Any], number: int) -> TermConfig:
     if not math.isfinite(common.weight):
         raise ValueError(f"reward.terms: weight of {name} is {common.weight}; it must be a finite number")
     suffix = f"#{number}" if number > 1 else ""
-    parts = tuple(part + suffix for part in own_class.parts) or (name + suffix,)
+    parts = tuple(part + suffix for part in own.parts) or (name + suffix,)
     return TermConfig(name, name + suffix, common, own, parts)
 
 

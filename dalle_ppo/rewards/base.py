@@ -10,6 +10,10 @@ from torch import Tensor
 from dalle_ppo.rewards.gates import Gate
 
 
+class RewardFailure(ValueError):
+    """A reward could not be computed, for a reason that its one-line message explains in full."""
+
+
 @dataclass(frozen=True)
 class RewardResult:
     """Scores of B images.
@@ -19,11 +23,14 @@ class RewardResult:
         parts: named float32 [B] tensors that the total is made of, or that explain it.
         embeddings: L2-normalised image embeddings, float32 [B, D], if the reward computed them; an
             evaluation measures diversity with them.
+        values: of a sum of terms, each term's value by its label, float32 [B], without its weight; NaN where
+            its gate is closed.
     """
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     embeddings: Tensor | None = None
+    values: dict[str, Tensor] = field(default_factory=dict)
 
 
 Metadata = list[dict[str, Any]]
@@ -45,6 +52,7 @@ class Term:
         parts: the names it reports its numbers under; empty reports its value under its label.
         weight: factor of its value in the total.
         gate: where it counts; None counts everywhere.
+        images_per_caption: how many images of each caption it needs.
     """
 
     label: str
@@ -52,6 +60,7 @@ class Term:
     parts: tuple[str, ...] = ()
     weight: float = 1.0
     gate: Gate | None = None
+    images_per_caption: int = 1
 
 
 def metadata_of(tags: Sequence[str], ids: Sequence[str]) -> Metadata:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_ppo.rewards.base import RewardResult, check_result
+from dalle_ppo.rewards.base import RewardFailure, RewardResult, check_result
 
 ACCEPTED = "a tensor, NumPy array, list or tuple of one number per image, (values, extras), or a RewardResult"
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -104,6 +104,8 @@ def call(function: Callable, arguments: tuple[Any, ...], label: str) -> RewardRe
     try:
         with torch.no_grad():
             returned = function(*arguments)
+    except RewardFailure as error:
+        raise ValueError(f"reward {label}: {error}") from error
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(

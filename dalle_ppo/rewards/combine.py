@@ -56,8 +56,9 @@ class CombinedReward:
             embeddings = self.shared.image_embeddings_if_computed()
         if embeddings is None:
             embeddings = next((r.embeddings for r in results if r.embeddings is not None), None)
-        total = weighted_sum(self.terms, [result.total for result in results], parts)
-        return RewardResult(total, parts, embeddings)
+        values = [result.total for result in results]
+        total = weighted_sum(self.terms, values, parts)
+        return RewardResult(total, parts, embeddings, counted_values(self.terms, values, parts))
 
 
 def weighted_sum(terms: Sequence[Term], values: Sequence[Tensor], parts: dict[str, Tensor]) -> Tensor:
@@ -78,6 +79,17 @@ def weighted_sum(terms: Sequence[Term], values: Sequence[Tensor], parts: dict[st
             share = torch.where(term.gate.is_open(parts[term.gate.part]), share, 0.0)
         total = total + share
     return total
+
+
+def counted_values(
+    terms: Sequence[Term], values: Sequence[Tensor], parts: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Each term's value by its label, float32 [B], as in `weighted_sum`; NaN where its gate is closed."""
+    counted = {}
+    for term, value in zip(terms, values, strict=True):
+        is_open = None if term.gate is None else term.gate.is_open(parts[term.gate.part])
+        counted[term.label] = value if is_open is None else torch.where(is_open, value, torch.nan)
+    return counted
 
 
 def named_parts(term: Term, result: RewardResult) -> dict[str, Tensor]:

@@ -284,6 +284,11 @@ _FAMILIES = (
            "weighting, under the name `reward/NAME`.", of=BOTH, note="mean part of the reward"),
     Metric("judge/", "Judge {}", SCORE, "Mean value of a judge of `evaluation.judges`, as `judge/NAME`, and "
            "of its parts, as `judge/NAME/PART`; without weight.", of=EVALUATION, note="a judge's mean value"),
+    Metric("term_share/", "Reward term {}, share", Unit("normalised score", 3), "With `reward.normalise: "
+           "per_term`: mean of what a term adds to the score that is learned from, its weight and scale "
+           "included."),
+    Metric("term_scale/", "Reward term {}, scale", SCORE, "With `reward.normalise: per_term`: running "
+           "standard deviation that a term is divided by, where its gate is open."),
     Metric("unsafe_rate/", "Unsafe images, {}", RATE, "`unsafe_rate` over the captions of one tag."),
     Metric("reward_mean/", "Reward, mean, {}", SCORE, "`reward_mean` over the captions of one tag."),
     Metric("clip_similarity/", "CLIP similarity, {}", COSINE, "`clip_similarity` over the captions of one "

@@ -16,6 +16,7 @@ class Progress:
         credit: running statistics of scores, and the current weight of the KL.
         left_out: how many batches in a row, up to now, had an unusable reward.
         captions_truncated: how many captions so far were longer than the text encoder reads.
+        term_moments: moments of each reward term's values so far, by label, with `reward.normalise` per_term.
     """
 
     iteration: int = 0
@@ -23,6 +24,7 @@ class Progress:
     credit: CreditState = field(default_factory=CreditState)
     left_out: int = 0
     captions_truncated: int = 0
+    term_moments: dict[str, RunningMoments] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         credit = self.credit
@@ -36,6 +38,7 @@ class Progress:
             },
             "left_out": self.left_out,
             "captions_truncated": self.captions_truncated,
+            "term_moments": {label: asdict(moments) for label, moments in self.term_moments.items()},
         }
 
     @classmethod
@@ -45,4 +48,6 @@ class Progress:
             kl_coef=saved["credit"]["kl_coef"],
             prompt_statistics=PromptStatistics.from_dict(saved["credit"]["prompt_statistics"]),
         )
-        return cls(**(saved | {"credit": credit}))
+        # Checkpoints from before terms could be normalised have none.
+        moments = {label: RunningMoments(**kept) for label, kept in saved.get("term_moments", {}).items()}
+        return cls(**(saved | {"credit": credit, "term_moments": moments}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
@@ -37,6 +37,7 @@ from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_
 from dalle_ppo.training.progress import Progress
 from dalle_ppo.training.progress_bar import ProgressBar
 from dalle_ppo.training.scoring import Networks, policy_metrics, score_passes
+from dalle_ppo.training.term_scales import normalised_sum
 from dalle_ppo.training.update import Step, run_update
 
 # With reward.bad_result "skip", a reward that fails this often in a row is broken, not unlucky.
@@ -159,9 +160,12 @@ class Trainer:
             if not config.update.recompute_log_probs:
                 experience = replace(experience, old_log_probs=experience.sampler_log_probs)
         with watch.phase("update"):
+            weighed, of_terms = self.normalise(result)
+            experience = replace(experience, scores=weighed)
             experience, progress.credit = self.objective.credit(experience, config, progress.credit)
             numbers = credit_metrics(experience, config, progress.credit.kl_coef)
             updates = self.update(self.objective.select(experience, config))
+        experience = replace(experience, scores=result.total)
         self._end_iteration(experience)
         metrics = {
             "iteration": iteration,
@@ -169,6 +173,7 @@ class Trainer:
             **score_metrics(experience, config),
             **described,
             **numbers,
+            **of_terms,
             **updates,
             "batches_left_out": 0,
             "reference_changes": self.reference_changes(),
@@ -180,6 +185,16 @@ class Trainer:
         values = {"reward": experience.scores, **experience.reward_parts}
         writer.write_histograms(iteration, {name: value.cpu().numpy() for name, value in values.items()})
         return metrics
+
+    def normalise(self, result: RewardResult) -> tuple[Tensor, dict[str, float]]:
+        """The scores to learn from, [B], as `reward.normalise` says, and metrics of each term."""
+        reward, progress = self.config.reward, self.progress
+        if reward.normalise is None:
+            return result.total, {}
+        weighed, progress.term_moments, metrics = normalised_sum(
+            result.values, reward.parsed, progress.term_moments, self.team
+        )
+        return weighed, metrics
 
     def stopwatch(self, images: int) -> Stopwatch:
         """Measures the phases that images go through, and tells the progress bar."""

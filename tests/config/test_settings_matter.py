@@ -40,6 +40,7 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "reward.terms.clip_similarity.only_if": (None, {}),
     "reward.terms": ([{"name": "tiny_trainer:red", "weight": 10.0}], {}),
     "reward.bad_result": ("skip", NO_NUMBER),
+    "reward.normalise": ("per_term", {"reward.terms.clip_similarity.only_if": None}),
     "actor.learning_rate": (0.02, {}),
     "actor.warmup_iterations": (3, {}),
     "actor.schedule": ("constant", {}),
