@@ -47,7 +47,7 @@ def scored(module, settings, pixels: np.ndarray):
 def test_every_byte_survives():
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     assert np.array_equal(as_uint8(as_images(pixels)), pixels)
-    assert as_uint8(torch.tensor([-0.2, 0.4999, 1.7]).view(1, 3, 1, 1)).tolist() == [[[[0, 127, 255]]]]
+    assert as_uint8(torch.tensor([-0.2, 0.5006, 1.7]).view(1, 3, 1, 1)).tolist() == [[[[0, 128, 255]]]]
 
 
 # --- jpeg_size
