@@ -65,6 +65,8 @@ def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
     if _reads_clip(terms):
         files["clip"] = world.clip if clip.model == BUILTIN else clip_files(clip)
     for term in terms:
+        if term.own.own_clip is not None:
+            files[f"{term.label}.model"] = clip_files(term.own.own_clip)
         for setting in term.own.detectors:
             name = setting if setting not in files else f"{term.label}.{setting}"
             files[name] = _detector_file(getattr(term.own, setting), world)

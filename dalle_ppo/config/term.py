@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 from dalle_ppo.config import terms as folder
+from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.kinds import kind
 from dalle_ppo.rewards.gates import Gate, parse_gate
 
@@ -27,9 +28,14 @@ class TermSettings:
     """Names of the numbers per image that the term reports; a gate may compare them. If empty, the term
     reports its value under its own name."""
     reads_clip: ClassVar[bool] = False
-    """Whether the term reads CLIP embeddings."""
+    """Whether the term reads the run's CLIP. It may be a property where that depends on the settings."""
     detectors: ClassVar[tuple[str, ...]] = ()
-    """Which of the term's settings name a detector."""
+    """Which of the term's settings name a detector or another head."""
+
+    @property
+    def own_clip(self) -> ClipConfig | None:
+        """The settings of a CLIP that the term loads for itself; None if it loads none."""
+        return None
 
     def images_needed(self, compared: bool) -> int:
         """How many images of each caption the term needs to teach anything.

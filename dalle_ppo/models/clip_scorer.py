@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class ClipScorer:
-    """A frozen CLIP; a subclass says how a batch is encoded.
+    """A frozen CLIP; a subclass has its `model` and says how a batch is encoded.
 
     Args:
         name: open_clip's name for the model ("ViT-L-14"), or the name of a local folder.
@@ -39,6 +39,16 @@ class ClipScorer:
     def encode_images(self, images: Tensor) -> Tensor:
         """Embeddings [b, D] float, of any norm, of images [b, 3, H, W] in 0..1 on the CLIP's device."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def logits(self, cosines: Tensor) -> Tensor:
+        """What the CLIP was trained on: cosines, float32 of any shape, divided by its temperature.
+
+        SigLIP also adds a bias; the sigmoid is then the probability that image and text belong together.
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        scaled = self.model.logit_scale.float().exp() * cosines
+        return scaled if bias is None else scaled + bias.float()
 
     def encode_texts(self, captions: list[str]) -> Tensor:
         """Embeddings [b, D] float, of any norm."""

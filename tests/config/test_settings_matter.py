@@ -38,6 +38,8 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "reward.terms.nsfw.only_if": ("clip_similarity > 0", {}),
     "reward.terms.clip_similarity.weight": (5.0, {}),
     "reward.terms.clip_similarity.only_if": (None, {}),
+    "reward.terms.clip_similarity.logits": (True, {}),
+    "reward.terms.clip_similarity.transform": ("sigmoid", {}),
     "reward.terms": ([{"name": "tiny_trainer:red", "weight": 10.0}], {}),
     "reward.bad_result": ("skip", NO_NUMBER),
     "reward.normalise": ("per_term", {"reward.terms.clip_similarity.only_if": None}),
@@ -89,6 +91,9 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
 EXEMPT = {
     "policy.top_k": "training refuses it, test_config.py holds that",
     "reward.terms.nsfw.detector": "names a file; test_nsfw_detector.py reads several",
+    "reward.terms.clip_similarity.model": "names a file; rewards/test_clip_terms.py reads several",
+    "reward.terms.clip_similarity.pretrained": "names a file, as model does",
+    "reward.terms.clip_similarity.quick_gelu": "of such a file; test_clip_terms.py needs it",
     "update.microbatch_size": "changes memory and nothing else, test_update.py holds that",
     "rollout.memory_gb": "changes memory and nothing else, test_sampling.py holds that",
     "update.bad_step": "matters where a step is not finite, see test_guards.py",

@@ -117,12 +117,14 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
     return EmbeddingHead(build_layers(specs, smooth=smooth), info, read_probes(path), path)
 
 
-def load_head(path: str | Path) -> EmbeddingHead:
+def load_head(path: str | Path, column: int | None = None) -> EmbeddingHead:
     """Load any head on CLIP embeddings.
 
     Args:
         path: a `.safetensors` file written by the converter, LAION's `h14_nsfw.pth`, its aesthetic predictor
             `sac+logos+ava1-l14-linearMSE.pth`, or its `violence_detection_vit_*.npy` directions.
+        column: of a file of directions, the one whose cosine is the score; None is how much nearer the second
+            one is than the first. Other heads have column 0 only.
 
     Returns:
         A module mapping L2-normalised embeddings [B, D] to scores [B]. Published `.pth` and `.npy` heads
@@ -130,9 +132,11 @@ def load_head(path: str | Path) -> EmbeddingHead:
         violence the difference of two cosines, above 0 if closer to violence.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or has no such column.
     """
     specs, info, probes = read_any_head(path)
+    if column is not None:
+        specs = _one_column(Path(path), specs, column)
     return EmbeddingHead(build_layers(specs), info, probes, path)
 
 
@@ -149,6 +153,15 @@ def read_any_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo, Tensor |
     if path.suffix in readers:
         return *readers[path.suffix](path), None
     return *read_head(path), read_probes(path)
+
+
+def _one_column(path: Path, specs: list[LayerSpec], column: int) -> list[LayerSpec]:
+    """The layers that return one column of a head."""
+    if path.suffix == ".npy":
+        return read_violence_directions(path, column)[0]
+    if column != 0:
+        raise ValueError(f"{path}: has no output column {column}; it has one output, column 0")
+    return specs
 
 
 def save_head(path: str | Path, specs: list[LayerSpec], info: HeadInfo, probes: Tensor | None = None) -> None:

@@ -88,14 +88,18 @@ def read_torch_head(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
     return specs, _info(path, *clip, licence=head.licence)
 
 
-def read_violence_directions(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
+def read_violence_directions(path: Path, column: int | None = None) -> tuple[list[LayerSpec], HeadInfo]:
     """Read LAION's two violence directions: the score is how much closer the embedding is to the second.
+
+    Args:
+        path: the file.
+        column: 0 or 1, the direction whose dot product is the score instead; None is their difference.
 
     Source: clip-retrieval calls an image violent if the second direction's dot product is the larger one,
     which is a score above 0 (https://github.com/rom1504/clip-retrieval, `get_violent_items`).
 
     Raises:
-        ValueError: it is not an array of two directions in a known CLIP space.
+        ValueError: it is not an array of two directions in a known CLIP space, or has no such column.
     """
     try:
         directions = np.load(path, allow_pickle=False)
@@ -104,11 +108,14 @@ def read_violence_directions(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
     if directions.ndim != 2 or directions.shape[0] != 2 or directions.shape[1] not in VIOLENCE_CLIPS:
         widths = " or ".join(map(str, VIOLENCE_CLIPS))
         raise ValueError(f"{path}: has shape {directions.shape}, needs two directions of {widths} numbers")
+    if column not in (None, 0, 1):
+        raise ValueError(f"{path}: has no output column {column}; it has two directions, columns 0 and 1")
     other, violent = torch.from_numpy(directions.astype(np.float32))
+    direction = violent - other if column is None else (other, violent)[column]
     dimension = directions.shape[1]
     licence = "MIT, Copyright 2022 Christoph Schuhmann (LAION-AI/CLIP-based-NSFW-Detector)"
     info = _info(path, VIOLENCE_CLIPS[dimension], "openai", dimension, licence=licence)
-    return [LayerSpec("dense", {}, {"kernel": (violent - other)[:, None].contiguous()})], info
+    return [LayerSpec("dense", {}, {"kernel": direction[:, None].contiguous()})], info
 
 
 def _info(path: Path, clip_model: str, clip_pretrained: str, dimension: int, *, licence: str) -> HeadInfo:
