@@ -13,6 +13,7 @@ from dalle_ppo.build import models
 from dalle_ppo.build import rewards as build_rewards
 from dalle_ppo.build import trainer as build
 from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.objective import find_objective
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
 from dalle_ppo.config.update import UpdateConfig
@@ -136,9 +137,9 @@ def changed(config: Config, settings: dict[str, object]) -> Config:
             value = terms = [*terms, *value]
         groups.setdefault(group, {})[leaf] = value
     top = groups.pop("", {})
-    if config.objective in groups:
+    if "objective" in top:  # the other one's settings
+        top[OBJECTIVE_FIELD] = find_objective(top["objective"]).settings(**groups.pop(top["objective"], {}))
+    elif config.objective in groups:
         groups[OBJECTIVE_FIELD] = groups.pop(config.objective)
-    if "objective" in top:
-        top[OBJECTIVE_FIELD] = None  # the other one's defaults
     nested = {group: replace(getattr(config, group), **leaves) for group, leaves in groups.items()}
     return replace(config, **top, **nested)

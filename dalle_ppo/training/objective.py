@@ -16,6 +16,11 @@ Loss = Callable[[TokenScores, Experience, Any], PolicyLoss]
 """`(scores by the current weights, the rows, the objective's own settings) -> loss per token`."""
 
 
+def all_images(experience: Experience, config: Config) -> Experience:
+    """The whole batch."""
+    return experience
+
+
 @dataclass(frozen=True)
 class Objective:
     """An algorithm: how credit is given and what is minimised. The KL and entropy terms come on top.
@@ -24,12 +29,17 @@ class Objective:
         loss: computes the loss of a microbatch, [b, T].
         credit: turns scores into advantages and returns, over the whole batch.
         compares_images: whether minibatches must keep the images of a caption together.
+        select: the images that an update learns from, after credit.
+        replays: whether images of earlier iterations are learned from again; its settings then have
+            `buffer_images` and `replay_images`.
         extra: functions of the whole log-distribution; `loss` finds their results in `scores.extra`, by name.
     """
 
     loss: Loss
     credit: Callable[[Experience, Config, CreditState], tuple[Experience, CreditState]] = credit
     compares_images: bool = False
+    select: Callable[[Experience, Config], Experience] = all_images
+    replays: bool = False
     extra: Mapping[str, LogPiFunction] = field(default_factory=dict)
 
 
