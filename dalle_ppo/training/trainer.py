@@ -270,7 +270,7 @@ class Trainer:
         return rates | run_update(self.networks, experience, self.objective, config, step)
 
     def learned_batch(self, experience: Experience) -> tuple[Experience, dict[str, Any]]:
-        """The images that the update learns from: new ones, perhaps not all, and earlier ones; and metrics."""
+        """The images that the update learns from: new ones, perhaps not all, and earlier ones; metrics."""
         config, objective = self.config, self.objective
         new = objective.select(experience, config)
         if not objective.replays:

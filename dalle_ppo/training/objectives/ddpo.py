@@ -1,5 +1,7 @@
 """DDPO-IS: the clipped surrogate, with each score normalised by earlier scores of its caption.
 
+DDPO's clip range of 1e-4 belongs to log-probs that are means over a latent image: see the setting.
+
 Source: https://arxiv.org/abs/2305.13301 section 4.3 and appendix (Black et al.).
 """
 
