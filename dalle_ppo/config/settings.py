@@ -45,8 +45,9 @@ class Config:
     objective: str = "ppo"
     """The loss that the policy minimises: "ppo" (arXiv 1707.06347), "ddpo" (arXiv 2305.13301), "grpo"
     (arXiv 2402.03300) or "dpok" (arXiv 2305.16381); or the plain policy gradient with one step per batch:
-    "reinforce" (arXiv 2305.13301) or "rloo" (arXiv 2402.14740). The name is enough: whatever you do not set gets a default
-    that suits the objective. Its own settings are in the section of the same name."""
+    "reinforce" (arXiv 2305.13301) or "rloo" (arXiv 2402.14740). The name is enough: whatever you
+    do not set gets a default that suits the objective. Its own settings are in the section of the same
+    name."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that is trained."""
     policy: PolicySettings = field(default_factory=PolicySettings)

@@ -14,7 +14,7 @@ from dalle_ppo.training.replay import ReplayBuffer
 from dalle_ppo.training.trainer import Trainer
 
 DPOK = {"objective": "dpok", "dpok.replay_images": 12, "dpok.buffer_images": 24}
-FEW = {"num_iterations": 4, "checkpoint_every": 2, "evaluation.num_captions": 2}
+FEW = {"num_iterations": 3, "checkpoint_every": 2, "evaluation.num_captions": 2}
 
 
 def trainer_of(run_dir: Path = Path("unused"), **settings) -> Trainer:
@@ -133,7 +133,7 @@ def test_a_resumed_run_replays_the_same_images(tmp_path):
     assert len(trainer.buffer) == 24
     trainer.run()
     halves = untimed(tmp_path / "halves")
-    assert [record["images_replayed"] for record in halves] == [0, 12, 12, 12]
+    assert [record["images_replayed"] for record in halves] == [0, 12, 12]
     assert untimed(tmp_path / "whole") == halves
 
 

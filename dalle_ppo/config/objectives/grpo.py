@@ -31,8 +31,9 @@ class Settings:
     large ratios upset training."""
     clip_range: float | None = None
     """How far a ratio may fall before it earns nothing more. Default null, which is 0.2 for tokens
-    (arXiv 2402.03300) and 0.01 for images, our own: on the built-in world, log-ratios of images spread by 0.002
-    to 0.008 within an iteration, a tenth as much as those of tokens. Lower it when `approx_kl` jumps."""
+    (arXiv 2402.03300) and 0.01 for images, our own: on the built-in world, log-ratios of images spread by
+    0.002 to 0.008 within an iteration, a tenth as much as those of tokens. Lower it when `approx_kl`
+    jumps."""
     clip_range_high: float | None = None
     """The same for rises. Default null, which is 0.28 for tokens (arXiv 2503.14476: it lets unlikely codes
     grow) and 0.014 for images, our own. Set it to the value of `clip_range` for GRPO as published."""
