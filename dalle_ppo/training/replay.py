@@ -96,10 +96,8 @@ def with_credit(
         state: after the new images; the replayed ones were counted when they were new.
     """
     scored = replace(scored, scores=scored.scores / new.reward_scale)
-    given, _ = objective.credit(
-        scored, replace(config, credit=replace(config.credit, normalise_scores=False)), state
-    )
-    return given
+    in_units = replace(config, credit=replace(config.credit, normalise_scores=False))
+    return objective.credit(scored, in_units, state)[0]
 
 
 def joined(new: Experience, replayed: Experience, family: PolicyFamily) -> Experience:
