@@ -44,10 +44,11 @@ class Config:
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:0"."""
     objective: str = "ppo"
-    """The loss that the policy minimises: "ppo" (arXiv 1707.06347), "reinforce", the plain policy gradient
-    with one step per batch (arXiv 2305.13301), or weighted likelihoods: "rwr", "best_of_n", "online_dpo" and
-    "dpok_sft". The name is enough: whatever you do not set gets a default
-    that suits the objective. Its own settings are in the section of the same name."""
+    """What is learned from. Clipped policy gradients: "ppo" (arXiv 1707.06347), "ddpo" (arXiv 2305.13301),
+    "grpo" (arXiv 2402.03300). Policy gradients with one step per batch: "reinforce" (arXiv 2305.13301),
+    "rloo" (arXiv 2402.14740). With replay: "dpok" (arXiv 2305.16381). Weighted likelihoods: "rwr",
+    "best_of_n", "online_dpo", "dpok_sft". The name is enough: whatever you do not set gets a default that
+    suits the objective. Its own settings are in the section of the same name."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that is trained."""
     policy: PolicySettings = field(default_factory=PolicySettings)

@@ -158,6 +158,26 @@ def group_normalised(scores: Tensor, group_index: Tensor, eps: float = 1e-4) -> 
 
 
 @torch.no_grad()
+def group_centred(scores: Tensor, group_index: Tensor) -> Tensor:
+    """GRPO's advantage without division by the deviation: score minus the group's mean.
+
+    Args:
+        scores: [B] score of each image.
+        group_index: [B] int64, equal for the images of one caption; group sizes of at least 2.
+
+    Returns:
+        [B] advantages; `rloo`'s times (n - 1) / n, and so unbiased up to that factor.
+
+    Raises:
+        ValueError: the shapes differ or a group has one image.
+
+    Source: https://arxiv.org/abs/2503.20783 section 3.2 (Dr. GRPO, Liu et al.).
+    """
+    total, same = _centred_in_group(scores, group_index)
+    return total / same.sum(1)
+
+
+@torch.no_grad()
 def has_spread(scores: Tensor, group_index: Tensor) -> Tensor:
     """Whether an image belongs to a group whose scores are not all equal; bool [B].
 

@@ -49,6 +49,7 @@ def ppo_loss(
     clip_range: float,
     clip_range_high: float | None = None,
     dual_clip: float | None = None,
+    of_images: bool = False,
 ) -> PolicyLoss:
     """PPO's clipped surrogate, negated, per token.
 
@@ -59,21 +60,24 @@ def ppo_loss(
         clip_range: ratios below 1 - clip_range (or above 1 + clip_range) earn nothing more.
         clip_range_high: upper clip range if it differs; a larger one lets unlikely codes grow faster.
         dual_clip: for negative advantages, the loss stops growing at this ratio. None is off; 3 is usual.
+        of_images: take the ratio of whole images, the geometric mean over their tokens, at every token.
 
     Returns:
-        PolicyLoss.
+        PolicyLoss; `approx_kl` is always that of the tokens.
 
     Raises:
         ValueError: the shapes differ.
 
     Source: https://arxiv.org/abs/1707.06347 eq. 7 (PPO); https://arxiv.org/abs/1912.09729 eq. 5 (dual clip);
-        https://arxiv.org/abs/2503.14476 section 3.1 (upper clip 0.28).
+        https://arxiv.org/abs/2503.14476 section 3.1 (upper clip 0.28); https://arxiv.org/abs/2507.18071 eq. 7
+        (GSPO, the ratio of whole sequences).
     """
     check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
     clip_range_high = clip_range if clip_range_high is None else clip_range_high
     advantages = advantages.detach()
     log_ratio = _log_ratio(log_probs, old_log_probs.detach())
-    ratio = log_ratio.exp()
+    compared = log_ratio.mean(dim=1, keepdim=True).expand_as(log_ratio) if of_images else log_ratio
+    ratio = compared.exp()
     free = -advantages * ratio
     bounded = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range_high)
     loss = torch.maximum(free, bounded)
@@ -116,6 +120,40 @@ def score_function_loss(log_probs: Tensor, advantages: Tensor, *, old_log_probs:
         loss=-advantages.detach() * log_probs,
         ratio=log_ratio.exp(),
         clipped=torch.zeros_like(log_ratio, dtype=torch.bool),
+        approx_kl=_approx_kl(log_ratio),
+    )
+
+
+def truncated_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, max_ratio: float
+) -> PolicyLoss:
+    """The policy gradient of images from an older policy: `-min(ratio, max_ratio) * advantage * log pi`.
+
+    No gradient flows through the ratio, so a truncated token keeps a gradient.
+
+    Args:
+        log_probs: [B, T] log pi of the sampled codes under the current weights, with gradient.
+        old_log_probs: [B, T] the same under the weights that drew them.
+        advantages: [B, T], constant: no gradient flows into them.
+        max_ratio: the largest weight of a token, > 0.
+
+    Returns:
+        PolicyLoss; `clipped` marks truncated weights. The value of the loss means nothing; only its gradient
+        does. It is biased unless both policies are the same, as each token is corrected by itself alone.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: truncated importance weights as in https://fengyao.notion.site/off-policy-rl; the ratio in
+        https://arxiv.org/abs/2305.16381 section 4.2.
+    """
+    check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    log_ratio = _log_ratio(log_probs, old_log_probs).detach()
+    ratio = log_ratio.exp()
+    return PolicyLoss(
+        loss=-advantages.detach() * ratio.clamp(max=max_ratio) * log_probs,
+        ratio=ratio,
+        clipped=ratio > max_ratio,
         approx_kl=_approx_kl(log_ratio),
     )
 

@@ -212,7 +212,8 @@ _OPTIMISATION = (
            "whose loss was limited by ratio clipping or dual clipping.", board=(HEALTH, 4)),
     Metric("ratio_first_minibatch_max_deviation", "First-minibatch ratio, deviation from 1", Unit("ratio", 6),
            "Largest deviation of a ratio from 1 in the first minibatch; 0 up to rounding unless something, "
-           "such as dropout, differs between the passes.", better="down", board=(HEALTH, 1)),
+           "such as dropout, differs between the passes, or images are replayed.", better="down",
+           board=(HEALTH, 1)),
     Metric("reference_changes", "Changed reference tensors", COUNT, "Tensors of the reference that no longer "
            "equal their initial values bit for bit; always 0.", better="down", board=(HEALTH, 2)),
     Metric("ratio_max", "Ratio, largest", RATIO, "Largest ratio of new to old token probability in the "
@@ -234,6 +235,11 @@ _OPTIMISATION = (
            "caption. Objectives that compare the images of a caption leave them out.", better="down"),
     Metric("effective_images", "Effective images", Unit("images", 1), "How many images the weights amount "
            "to: (sum w)^2 / sum w^2 (Kish); null for objectives with advantages."),
+    Metric("images_replayed", "Images replayed", COUNT, "Images of earlier iterations that this one learned "
+           "from again; null for objectives without replay."),
+    Metric("replay_kl", "Age of replayed images", NATS_PER_TOKEN, "Mean k3 estimate of KL(policy that drew "
+           "them, current policy) over the replayed images, before the iteration's updates; null without "
+           "any."),
     Metric("learning_rate", "Actor's learning rate", Unit("per step", 6), "The actor's learning rate."),
     Metric("critic_learning_rate", "Critic's learning rate", Unit("per step", 6), "The critic's learning "
            "rate."),

@@ -15,6 +15,7 @@ from dalle_ppo.rl.advantages import (
     clip_advantages,
     explained_variance,
     gae,
+    group_centred,
     group_normalised,
     has_spread,
     rloo,
@@ -95,6 +96,10 @@ def _group(rewards: Tensor, experience: Experience, config: Config, state: Credi
     return _of_whole_images(group_normalised, rewards, experience, state)
 
 
+def _group_centred(rewards: Tensor, experience: Experience, config: Config, state: CreditState) -> Given:
+    return _of_whole_images(group_centred, rewards, experience, state)
+
+
 def _per_prompt(rewards: Tensor, experience: Experience, config: Config, state: CreditState) -> Given:
     # Raw scores are kept, because other iterations divide by other scales.
     raw = rewards.sum(dim=1) * experience.reward_scale
@@ -120,9 +125,16 @@ ESTIMATORS = {
 }
 """The values of `credit.advantage`."""
 
+GROUP_CENTRED = Estimator(_group_centred, images_per_caption=2)
+""""group" without division by the deviation; objective grpo can ask for it."""
+
 
 def credit(
-    experience: Experience, config: Config, state: CreditState, team: Team = ALONE
+    experience: Experience,
+    config: Config,
+    state: CreditState,
+    team: Team = ALONE,
+    estimator: Estimator | None = None,
 ) -> tuple[Experience, CreditState]:
     """Turns scores into advantages and returns.
 
@@ -133,6 +145,7 @@ def credit(
         config: only `credit`, `kl` and `update.importance_cap` are used.
         state: state after the previous iterations; its `kl_coef` is the KL's current weight.
         team: processes whose scores share one scale.
+        estimator: computes the advantages; None is that of `credit.advantage`.
 
     Returns:
         The experience with advantages, returns and token weights; the state for the next iteration.
@@ -143,7 +156,8 @@ def credit(
     in_reward = state.kl_coef if config.kl.placement == "reward" else 0.0
     k1 = kl_k1(experience.old_log_probs, experience.ref_log_probs)
     rewards = token_rewards(experience.scores / experience.reward_scale, k1, in_reward)
-    given = ESTIMATORS[settings.advantage].give(rewards, experience, config, state)
+    estimator = estimator or ESTIMATORS[settings.advantage]
+    given = estimator.give(rewards, experience, config, state)
     advantages = given.advantages
     if settings.whiten_advantages:
         advantages = whiten(advantages)

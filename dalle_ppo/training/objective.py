@@ -31,6 +31,8 @@ class Objective:
         compares_images: whether minibatches must keep the images of a caption together.
         select: the images that an update learns from, after credit.
         draws_from_reference: whether the images come from the reference, by its settings.
+        replays: whether images of earlier iterations are learned from again; its settings then have
+            `buffer_images` and `replay_images`.
         extra: functions of the whole log-distribution; `loss` finds their results in `scores.extra`, by name.
     """
 
@@ -39,6 +41,7 @@ class Objective:
     compares_images: bool = False
     select: Callable[[Experience, Config], Experience] = all_images
     draws_from_reference: Callable[[Any], bool] = lambda settings: False
+    replays: bool = False
     extra: Mapping[str, LogPiFunction] = field(default_factory=dict)
 
 

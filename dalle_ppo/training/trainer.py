@@ -36,12 +36,15 @@ from dalle_ppo.training.objective import find_objective
 from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_rate
 from dalle_ppo.training.progress import Progress
 from dalle_ppo.training.progress_bar import ProgressBar
+from dalle_ppo.training.replay import ReplayBuffer, joined, replay_metrics, with_credit
 from dalle_ppo.training.scoring import Networks, policy_metrics, score_passes
 from dalle_ppo.training.term_scales import normalised_sum
 from dalle_ppo.training.update import Step, run_update
 
 # With reward.bad_result "skip", a reward that fails this often in a row is broken, not unlucky.
 MAX_BATCHES_LEFT_OUT = 3
+# Added to the seed that orders an iteration's images, for the choice of those that are replayed.
+REPLAY_STREAM = 2**62
 
 
 class Trainer:
@@ -83,6 +86,7 @@ class Trainer:
         statistics = PromptStatistics(config.credit.prompt_buffer_size, config.credit.prompt_min_count)
         state = CreditState(kl_coef=config.kl.kl_coef, prompt_statistics=statistics)
         self.progress = Progress(credit=state)
+        self.buffer = ReplayBuffer()
         self.after_phase = lambda seconds, images: None
 
     def run(self) -> None:
@@ -164,7 +168,8 @@ class Trainer:
             experience = replace(experience, scores=weighed)
             experience, progress.credit = self.objective.credit(experience, config, progress.credit)
             numbers = credit_metrics(experience, config, progress.credit.kl_coef)
-            updates = self.update(self.objective.select(experience, config))
+            batch, replayed = self.learned_batch(experience)
+            updates = self.update(batch) | replayed
         experience = replace(experience, scores=result.total)
         self._end_iteration(experience)
         metrics = {
@@ -281,12 +286,31 @@ class Trainer:
         )
         return rates | run_update(self.networks, experience, self.objective, config, step)
 
+    def learned_batch(self, experience: Experience) -> tuple[Experience, dict[str, Any]]:
+        """The images that the update learns from: new ones, perhaps not all, and earlier ones; metrics."""
+        config, objective = self.config, self.objective
+        new = objective.select(experience, config)
+        if not objective.replays:
+            return new, {"images_replayed": None, "replay_kl": None}
+        seed = config.seed * 1_000_003 + self.progress.iteration + REPLAY_STREAM
+        generator = torch.Generator().manual_seed(seed)
+        drawn = self.buffer.draw(config.objective_settings.replay_images, generator, self.family)
+        if drawn is None:
+            return new, replay_metrics(None, None)
+        scored = self.score_passes(drawn)
+        metrics = replay_metrics(drawn, scored)
+        scored = replace(scored, old_log_probs=drawn.old_log_probs)
+        replayed = with_credit(scored, new, objective, config, self.progress.credit)
+        return joined(new, replayed, self.family), metrics
+
     def _end_iteration(self, experience: Experience) -> None:
         progress, kl = self.progress, self.config.kl
         trained_actor = progress.iteration >= self.first_actor_iteration
         progress.iteration += 1
         progress.images += len(experience)
         progress.left_out = 0
+        if self.objective.replays:
+            self.buffer = self.buffer.add(experience, self.config.objective_settings.buffer_images)
         if kl.target is not None and trained_actor:
             controller = AdaptiveKL(progress.credit.kl_coef, kl.target, kl.horizon)
             measured = float(experience.kl.sum(dim=1).mean())
@@ -333,6 +357,8 @@ class Trainer:
             **settings_state(self.config),
             **optimizers,
         }
+        if len(self.buffer):
+            tensors["replay"], state["replay"] = self.buffer.tensors, self.buffer.texts
         keep = self.config.keep_checkpoints + spare
         return save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
 
@@ -346,6 +372,8 @@ class Trainer:
         restore_learners(checkpoint, self.actor, self.critic)
         self.progress = restored_progress(checkpoint, self.config)
         self.captions.load_state_dict(checkpoint.state["captions"])
+        saved = checkpoint.state.get("replay"), checkpoint.tensors.get("replay")
+        self.buffer = ReplayBuffer.restored(*saved, self.family.device)
 
 
 def fingerprint(module: nn.Module) -> list[int]:

@@ -17,6 +17,16 @@ PER_PROMPT = {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4
 RWR, DPO, SFT = (
     {"objective": name, **find_objective(name).defaults} for name in ("rwr", "online_dpo", "dpok_sft")
 )
+DDPO = {"objective": "ddpo", **PER_PROMPT}
+GRPO = {
+    "objective": "grpo",
+    "credit.advantage": "group",
+    "credit.whiten_advantages": False,
+    "rollout.samples_per_caption": 4,
+}
+# Only the detector's steps are left of the reward, so that some captions have no spread.
+TWO_VALUES = {"reward.terms.clip_similarity.weight": 0.0}
+DPOK = {"objective": "dpok", "dpok.replay_images": 8, "dpok.buffer_images": 8}
 NO_NUMBER = {"reward.terms": [{"name": "tiny_trainer:not_a_number"}]}
 
 # Setting: another value than the default, and what must be set on both sides for it to matter.
@@ -63,6 +73,15 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "dpok_sft.form": ("data", SFT),
     "dpok_sft.gamma": (1.0, SFT),
     "dpok_sft.images_from": ("policy", SFT),
+    "ddpo.clip_range": (0.02, DDPO),
+    "grpo.divide_by_std": (False, GRPO),
+    "grpo.leave_out_equal": (False, GRPO | TWO_VALUES),
+    "grpo.ratio": ("image", GRPO),
+    "grpo.clip_range": (0.02, GRPO),
+    "grpo.clip_range_high": (0.02, GRPO),
+    "dpok.max_ratio": (1.01, DPOK),
+    "dpok.buffer_images": (16, DPOK),
+    "dpok.replay_images": (4, DPOK),
     "credit.gae_lambda": (0.5, {}),
     "credit.whiten_advantages": (False, {}),
     "credit.advantage_clip": (0.5, {}),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dalle_ppo.config.objective_checks import needs_one_step
+
 if TYPE_CHECKING:
     from dalle_ppo.config.settings import Config
 
@@ -18,13 +20,4 @@ DEFAULTS: dict[str, object] = {"update.minibatch_size": None, "update.epochs": 1
 
 def check(config: "Config") -> None:
     """Refuses more than one step per batch."""
-    if config.update.epochs > 1:
-        raise ValueError(
-            f"update.epochs is {config.update.epochs}; objective reinforce needs 1: after one step, the "
-            "batch no longer comes from the current policy"
-        )
-    if config.minibatches > 1:
-        raise ValueError(
-            f"update.minibatch_size is {config.update.minibatch_size}; objective reinforce needs null, the "
-            "whole batch: after one step, it no longer comes from the current policy"
-        )
+    needs_one_step(config)

@@ -1,0 +1,144 @@
+"""Images that are replayed: which are kept, what they are worth, and that a resumed run replays the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_trainer import SIZE, TINY_CONFIG, NoWriter, changed, tiny_trainer
+
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
+from dalle_ppo.runs.metrics import read_metrics
+from dalle_ppo.training.replay import ReplayBuffer
+from dalle_ppo.training.trainer import Trainer
+
+DPOK = {"objective": "dpok", "dpok.replay_images": 12, "dpok.buffer_images": 24}
+FEW = {"num_iterations": 3, "checkpoint_every": 2, "evaluation.num_captions": 2}
+
+
+def trainer_of(run_dir: Path = Path("unused"), **settings) -> Trainer:
+    return tiny_trainer(changed(TINY_CONFIG, DPOK | FEW | settings), run_dir)
+
+
+def numbered(*numbers: int) -> Experience:
+    """Scored images whose every column is their number."""
+    column = torch.tensor(numbers)
+    texts = tuple(map(str, numbers))
+    return Experience(
+        captions=texts,
+        tags=texts,
+        caption_ids=texts,
+        caption_index=column,
+        tokens=column[:, None],
+        sampler_log_probs=column[:, None].float(),
+        images=None,
+        scores=column.float(),
+        old_log_probs=column[:, None].float(),
+    )
+
+
+class Reader:
+    """Stands for a policy's family."""
+
+    device = torch.device("cpu")
+
+    def read(self, captions):
+        return list(captions), 0
+
+
+def test_the_oldest_images_go_first():
+    buffer = ReplayBuffer()
+    for images in (numbered(1, 2, 3), numbered(4, 5), numbered(6, 7, 8, 9)):
+        buffer = buffer.add(images, 5)
+    assert buffer.texts["captions"] == ("5", "6", "7", "8", "9") and len(buffer) == 5
+    assert buffer.tensors["scores"].tolist() == [5, 6, 7, 8, 9]
+    assert buffer.add(numbered(10, 11, 12), 2).tensors["tokens"].flatten().tolist() == [11, 12]
+    assert len(buffer.add(numbered(1), 0)) == 0
+
+
+def test_images_are_drawn_once_with_all_that_belongs_to_them():
+    buffer = ReplayBuffer().add(numbered(*range(40)), 40)
+    drawn = buffer.draw(30, torch.Generator().manual_seed(0), Reader())
+    numbers = drawn.scores.int().tolist()
+    assert len(set(numbers)) == 30 and numbers != sorted(numbers)
+    assert [int(text) for text in drawn.captions] == numbers == drawn.tokens.flatten().tolist()
+    assert [drawn.prompts[i] for i in drawn.caption_index] == list(drawn.captions)
+    assert len(buffer.draw(100, torch.Generator(), Reader())) == 40
+    assert ReplayBuffer().draw(3, torch.Generator(), Reader()) is None
+
+
+def test_an_iteration_learns_from_new_and_earlier_images(monkeypatch):
+    trainer, seen = trainer_of(), []
+    monkeypatch.setattr(trainer, "update", lambda batch: seen.append(batch) or Trainer.update(trainer, batch))
+    metrics = [trainer.iterate(NoWriter()) for _ in range(3)]
+    assert [m["images_replayed"] for m in metrics] == [0, 12, 12]
+    assert [len(batch) for batch in seen] == [SIZE, SIZE + 12, SIZE + 12]
+    assert [m["images"] for m in metrics] == [SIZE, 2 * SIZE, 3 * SIZE], "replayed ones were not drawn again"
+    assert metrics[0]["replay_kl"] is None and metrics[1]["replay_kl"] > 1e-4
+    first, second, _ = seen
+    # Each replayed image is an earlier one, with the log-probs that it was drawn with.
+    earlier = {tuple(row.tolist()): old for row, old in zip(first.tokens, first.old_log_probs, strict=True)}
+    for tokens, old in zip(second.tokens[SIZE:], second.old_log_probs[SIZE:], strict=True):
+        assert torch.equal(earlier[tuple(tokens.tolist())], old)
+    assert len(trainer.buffer) == 24
+
+
+def test_the_joined_batch_pairs_each_image_with_its_own_caption(monkeypatch):
+    """Scored again by the same weights, new images have ratio 1; replayed ones match their own replay."""
+    trainer, seen = trainer_of(), []
+    trainer.iterate(NoWriter())
+    monkeypatch.setattr(trainer, "update", lambda batch: seen.append(batch) or {})
+    trainer.iterate(NoWriter())
+    (both,) = seen
+    now = trainer.score_passes(replace(both, reference_states=None))
+    torch.testing.assert_close(now.old_log_probs[:SIZE], both.old_log_probs[:SIZE], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(now.ref_log_probs, both.ref_log_probs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(now.values, both.values, atol=1e-4, rtol=1e-4)
+    assert (now.old_log_probs[SIZE:] - both.old_log_probs[SIZE:]).abs().max() > 1e-2
+    for kept, again in zip(
+        vars(both.reference_states).values(), vars(now.reference_states).values(), strict=True
+    ):
+        torch.testing.assert_close(kept, again, atol=1e-4, rtol=1e-4)
+
+
+def test_replayed_scores_are_divided_by_the_scale_of_the_new_ones(monkeypatch):
+    """With a critic that still predicts 0, a return is the raw score divided by the new images' scale."""
+    more = {"credit.whiten_advantages": False, "credit.advantage_clip": None, "critic.learning_rate": 0.0}
+    trainer, seen = trainer_of(**more), []
+    monkeypatch.setattr(trainer, "update", lambda batch: seen.append(batch) or {})
+    trainer.iterate(NoWriter())
+    moments = trainer.progress.credit.score_moments
+    raw = dict(
+        zip(map(tuple, seen[0].tokens.tolist()), trainer.buffer.tensors["scores"].tolist(), strict=True)
+    )
+    scale = trainer.iterate(NoWriter())["reward_scale"]
+    for tokens, returns in zip(seen[1].tokens[SIZE:].tolist(), seen[1].returns[SIZE:], strict=True):
+        assert returns.tolist() == pytest.approx([raw[tuple(tokens)] / scale] * len(returns), abs=1e-4)
+    assert trainer.progress.credit.score_moments.count == moments.count + SIZE, "each score counts once"
+
+
+def untimed(run_dir: Path) -> list[dict]:
+    timed = ("seconds", "images_per_second", "memory")
+    records = read_metrics(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if not k.startswith(timed)} for record in records]
+
+
+def test_a_resumed_run_replays_the_same_images(tmp_path):
+    constant = {"actor.schedule": "constant"}  # the other one knows how long the whole run is
+    trainer_of(tmp_path / "whole", **constant).run()
+    trainer_of(tmp_path / "halves", num_iterations=2, **constant).run()
+    trainer = trainer_of(tmp_path / "halves", **constant)
+    trainer.load(load_checkpoint(latest_checkpoint(tmp_path / "halves")))
+    assert len(trainer.buffer) == 24
+    trainer.run()
+    halves = untimed(tmp_path / "halves")
+    assert [record["images_replayed"] for record in halves] == [0, 12, 12]
+    assert untimed(tmp_path / "whole") == halves
+
+
+def test_other_objectives_keep_no_images(tmp_path):
+    trainer = tiny_trainer(changed(TINY_CONFIG, FEW), tmp_path)
+    trainer.iterate(NoWriter())
+    assert len(trainer.buffer) == 0
+    assert "replay" not in load_checkpoint(trainer.save()).tensors
