@@ -20,7 +20,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @pytest.mark.parametrize(
     "shape", [(512,), (0, 512), (1, 512), (3, 512), (2, 5, 512), (FEW_ROWS, 512), (129, 512)]
 )
-@pytest.mark.parametrize("size", [LARGE, (7, 512)])
+@pytest.mark.parametrize("size", [LARGE, (7, 512), (192, 512)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_it_is_the_product_by_the_book(shape, size, dtype):
@@ -42,10 +42,13 @@ def test_it_is_the_product_by_the_book(shape, size, dtype):
         (129, LARGE, False, "onednn"),
         (FEW_ROWS, (512, 512), False, "rows"),
         (FEW_ROWS + 1, (512, 512), False, "rows"),
+        (27, (192, 192), False, "rows"),
+        (32, (192, 192), False, "onednn"),
+        (32, (192, 192), True, "rows"),
         (FEW_ROWS + 1, LARGE, True, "rows"),
     ],
 )
-def test_other_ways_are_for_large_weights_without_gradient(rows, size, gradient, way):
+def test_other_ways_are_for_large_products_without_gradient(rows, size, gradient, way):
     layer, x = Linear(size[1], size[0]), torch.randn(rows, size[1])
     with (
         torch.set_grad_enabled(gradient),
