@@ -1,7 +1,7 @@
 """How long an evaluation of two commits takes, and whether its numbers are the same.
 
     python benchmarks/evaluation_speed.py 65870f2 HEAD
-    python benchmarks/evaluation_speed.py 65870f2 HEAD --policy runs/a/checkpoints/step_000090/policy.safetensors
+    python benchmarks/evaluation_speed.py 65870f2 HEAD --policy policy.safetensors
 
 Both commits evaluate one policy on the same held-out captions with the same noise, in turn, from temporary
 worktrees and in the present environment. Nothing of an earlier evaluation is left when one starts. Without
@@ -71,12 +71,14 @@ def train(tree: Path, run: Path, num_iterations: int, threads: int) -> Path:
 
 
 def put_policy(checkpoint: Path, policy: Path) -> None:
-    """Replaces a checkpoint's policy, and the hash and size that its `state.json` records."""
+    """Replaces a checkpoint's policy, and the hashes and the size that its `state.json` records."""
     content = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     data = policy.read_bytes()
     (checkpoint / "policy.safetensors").write_bytes(data)
     facts = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     content["files"]["policy.safetensors"] |= facts
+    del content["sha256"]
+    content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
     (checkpoint / "state.json").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -106,7 +108,7 @@ def numbers(content: object, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def largest_difference(a: Path, b: Path) -> tuple[float, str, int]:
-    """The largest relative difference of the numbers that both files hold, its place, and how many they are."""
+    """The largest relative difference of the numbers in both files, its place, and how many there are."""
     one, other = (dict(numbers(json.loads(path.read_text(encoding="utf-8")))) for path in (a, b))
     shared = {name for name in one.keys() & other.keys() if not name.startswith("/versions")}
 
@@ -172,9 +174,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         spent, runs = measured(args, Path(temporary))
         names = {"cpu": "CPU seconds of the command", "evaluation": "seconds of the evaluation"}
-        print(
-            f"\n| medians of {args.repeats} | A, {args.a[:10]} | B, {args.b[:10]} | B / A |\n|---|---|---|---|"
-        )
+        print(f"\n| medians of {args.repeats} | A, {args.a[:10]} | B, {args.b[:10]} | B / A |")
+        print("|---|---|---|---|")
         for key, label in names.items():
             a, b = (statistics.median(cost[key] for cost in spent[side]) for side in "ab")
             print(f"| {label} | {a:.1f} | {b:.1f} | {b / a:.3f} |")
