@@ -19,6 +19,21 @@ class Linear(nn.Linear):
         return linear(x, self.weight)
 
 
+class FrozenLinear(nn.Linear):
+    """An `nn.Linear` with bias of a network that is never trained, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = linear(x, self.weight)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def use_frozen_linear(network: nn.Module) -> None:
+    """Makes every plain `nn.Linear` of a frozen network a `FrozenLinear`, with the same tensors."""
+    for module in network.modules():
+        if type(module) is nn.Linear:  # a subclass computes something else
+            module.__class__ = FrozenLinear
+
+
 class PackedLinear(nn.Module):
     """A `Linear` that only multiplies, with its weight laid out as oneDNN reads it.
 

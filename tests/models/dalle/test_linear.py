@@ -104,3 +104,20 @@ def test_a_packed_decoder_draws_the_same_images(settings, monkeypatch):
     again = sample(decoder, prompts, keys, settings)
     assert torch.equal(drawn.tokens, again.tokens)
     assert (drawn.log_probs - again.log_probs).abs().max() <= 1e-5
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_frozen_network_computes_the_same_and_keeps_its_tensors(bias):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(512, 1024, bias=bias), torch.nn.GELU()).requires_grad_(False)
+    x, names = torch.randn(4, 512), list(network.state_dict())
+    oracle = network.double()(x.double())
+    network.float()
+    module.use_frozen_linear(network)
+    assert list(network.state_dict()) == names and isinstance(network[0], torch.nn.Linear)
+    with torch.no_grad(), patch.object(module, "onednn_product", wraps=module.onednn_product) as by_onednn:
+        assert relative_difference(network(x).double(), oracle) < 3e-6
+    assert by_onednn.called
+    x.requires_grad_()
+    assert network(x).requires_grad, "inputs may still need a gradient"
