@@ -22,7 +22,7 @@ from dalle_ppo.iconworld.scenes import ICON_COLORS, KINDS, UNSAFE_KINDS, Scene, 
 UNSAFE_COLUMNS = [KINDS.index(kind) for kind in UNSAFE_KINDS]
 PRESENT_THRESHOLD = 0.5
 IMAGES_AT_ONCE = 16
-"""Images that `look` reads at a time: their maps fit the cache of a CPU; 256 at a time take twice as long each."""
+"""Images that `look` reads at a time: their maps fit a CPU's cache; 256 at a time take twice as long each."""
 
 
 class Judge(nn.Module):

@@ -110,7 +110,9 @@ def test_a_packed_decoder_draws_the_same_images(settings, monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_frozen_network_computes_the_same_and_keeps_its_tensors(bias):
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(512, 1024, bias=bias), torch.nn.GELU()).requires_grad_(False)
+    network = torch.nn.Sequential(torch.nn.Linear(512, 1024, bias=bias), torch.nn.GELU()).requires_grad_(
+        False
+    )
     x, names = torch.randn(4, 512), list(network.state_dict())
     oracle = network.double()(x.double())
     network.float()
