@@ -110,7 +110,7 @@ def numbers(content: object, path: str = "") -> Iterator[tuple[str, float]]:
 def largest_difference(a: Path, b: Path) -> tuple[float, str, int]:
     """The largest relative difference of the numbers in both files, its place, and how many there are."""
     one, other = (dict(numbers(json.loads(path.read_text(encoding="utf-8")))) for path in (a, b))
-    shared = {name for name in one.keys() & other.keys() if not name.startswith("/versions")}
+    shared = {name for name in one.keys() & other.keys() if not name.endswith("/iteration")}
 
     def difference(name: str) -> float:
         return abs(one[name] - other[name]) / max(abs(one[name]), abs(other[name]), SMALL)
