@@ -94,13 +94,18 @@ class Setup:
         return max(1, self.config.evaluation.batch_size // self.samples)
 
     def collect(
-        self, decoder: nn.Module, captions: list[CaptionRecord], samples: int, attempt: int = 0
+        self,
+        decoder: nn.Module,
+        captions: list[CaptionRecord],
+        samples: int,
+        attempt: int = 0,
+        remember: bool = False,
     ) -> Experience:
         """Draws images; attempt 0 uses the noise that all sides share, other attempts use their own."""
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
         memory_gb = self.config.rollout.memory_gb
         weights = self.family.sampler_weights(decoder)
-        return collect(self.family, weights, captions, samples, noise, memory_gb)
+        return collect(self.family, weights, captions, samples, noise, memory_gb, remember)
 
 
 @torch.no_grad()
@@ -111,7 +116,7 @@ def draw_side(name: str, decoder: nn.Module, setup: Setup) -> Side:
     """
 
     def draw(number: int, captions: list[CaptionRecord]) -> Columns:
-        drawn = setup.collect(decoder, captions, setup.samples)
+        drawn = setup.collect(decoder, captions, setup.samples, remember=True)
         own = policy_columns(decoder, setup.reference, setup.family, drawn)
         return image_columns(drawn, setup.measures) | own
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dalle_ppo.models.clip_files import CONFIG_FILE, load_weight_file, refuse_activation
 from dalle_ppo.models.clip_scorer import ClipScorer
 from dalle_ppo.models.clip_transformers import load_transformers_clip
+from dalle_ppo.models.dalle.linear import use_frozen_linear
 
 BPE_FILE = "bpe_simple_vocab.txt.gz"
 MAX_REASON = 300  # the error of a failed strict load names every tensor
@@ -108,6 +109,7 @@ def load_clip(
     given = {"clip_model": model, "clip_pretrained": pretrained, "quick_gelu": quick_gelu, "same_as": same_as}
     clip.settings = {name: value for name, value in given.items() if value is not None}
     clip.model.eval().requires_grad_(False).to(device)
+    use_frozen_linear(clip.model)
     return clip
 
 

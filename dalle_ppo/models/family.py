@@ -26,11 +26,13 @@ class Drawing:
         tokens: int64 [N, T].
         log_probs: their log-probs as the sampler computed them, float32 [N, T].
         images: uint8 [N, 3, H, W].
+        states: what `score` computes the policy's distributions from, with a `select`; None unless kept.
     """
 
     tokens: Tensor
     log_probs: Tensor
     images: Tensor
+    states: Any = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class PolicyFamily(Protocol):
             plan: from `plan`; None draws all images at once.
         """
 
+    def draw_and_remember(self, weights: nn.Module, prompts: Any, keys: Tensor, plan: Any = None) -> Drawing:
+        """`draw` that keeps `states`, so that `score` need not run the policy again. A family may lack it."""
+
     def decode(self, tokens: Tensor) -> Tensor:
         """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
 
@@ -94,7 +99,8 @@ class PolicyFamily(Protocol):
 
         Args:
             policy: has the current weights.
-            experience: supplies tokens, prompts and, if it has them, reference states.
+            experience: supplies tokens, prompts and, if it has them, states of policy and reference. Those of
+                the policy are used without gradient only.
             entropy: whether to compute the entropy.
             reference: the policy that the exact KL is measured from; None skips the KL.
             extra: functions of the whole log-distribution, by name.

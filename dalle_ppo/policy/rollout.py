@@ -30,6 +30,7 @@ def collect(
     samples_per_caption: int,
     noise: NoiseSource,
     memory_gb: float | None = None,
+    remember: bool = False,
 ) -> Experience:
     """Draws `samples_per_caption` images for each caption.
 
@@ -41,6 +42,7 @@ def collect(
         samples_per_caption: n; the batch has B = M n images, those of a caption side by side.
         noise: source of the sampler's noise.
         memory_gb: for caches and activations; the batch is drawn in parts that fit. None draws it at once.
+        remember: keep what saves work when these weights score the images, if the family can.
 
     Raises:
         ValueError: not even one image fits.
@@ -50,7 +52,8 @@ def collect(
     ids = tuple(caption.id for caption in rows)
     keys = noise_keys(noise.seed, noise.stream, noise.iteration, ids, occurrences(ids)).to(family.device)
     plan = None if memory_gb is None else family.plan(weights, len(rows), memory_gb)
-    drawing = family.draw(weights, prompts, keys, plan)
+    draw = getattr(family, "draw_and_remember", family.draw) if remember else family.draw
+    drawing = draw(weights, prompts, keys, plan)
     index = torch.arange(len(captions), device=family.device)
     return Experience(
         captions=tuple(caption.text for caption in rows),
@@ -60,6 +63,7 @@ def collect(
         tokens=drawing.tokens,
         sampler_log_probs=drawing.log_probs,
         images=drawing.images,
+        policy_states=drawing.states,
         prompts=prompts,
         num_truncated=num_truncated,
     )

@@ -37,12 +37,19 @@ def _mix(x: Tensor) -> Tensor:
 
     Source: "lowbias32", https://github.com/skeeto/hash-prospector
     """
-    # int32 shifts are arithmetic: the mask removes the copies of the sign bit.
-    x ^= (x >> 16) & 0xFFFF
+    shifted = torch.empty_like(x)  # one buffer for all: new ones take longer than what is computed in them
+
+    def mix_shifted(places: int) -> None:
+        torch.bitwise_right_shift(x, places, out=shifted)
+        # int32 shifts are arithmetic: the mask removes the copies of the sign bit.
+        shifted.bitwise_and_((1 << (32 - places)) - 1)
+        x.bitwise_xor_(shifted)
+
+    mix_shifted(16)
     x *= 0x21F0AAAD
-    x ^= (x >> 15) & 0x1FFFF
+    mix_shifted(15)
     x *= 0x735A2D97
-    x ^= (x >> 15) & 0x1FFFF
+    mix_shifted(15)
     return x
 
 
@@ -61,5 +68,7 @@ def gumbel_noise(keys: Tensor, position: int | Tensor, num_codes: int) -> Tensor
     place = torch.as_tensor(position, device=keys.device).to(torch.int32).view(1) * 0x632B + 0x1234567
     x = _mix(codes[None] * 0x3C6EF35 + _mix(keys[:, :1] + _mix(place)))
     x = _mix(x + keys[:, 1:])
-    uniform = (((x >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
+    x >>= 9
+    x &= 0x7FFFFF
+    uniform = x.float().add_(0.5).mul_(2.0**-23)
+    return uniform.log_().neg_().log_().neg_()

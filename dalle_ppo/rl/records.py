@@ -52,6 +52,8 @@ class Experience:
         values: the critic's values, [B, T]; None without a critic.
         reference_states: what the family needs to recompute the reference's whole distribution cheaply; has a
             `select` method. None if the update does not need it.
+        policy_states: the same for the policy that drew the images. Only for an experience that is scored
+            with the weights it was drawn with; else None.
         advantages: as the policy loss uses them, [B, T].
         returns: the critic's targets, [B, T]; None without a critic.
         token_weights: importance weights of the tokens, [B, T]; None if they are off.
@@ -77,6 +79,7 @@ class Experience:
     entropy: Tensor | None = None
     values: Tensor | None = None
     reference_states: Any = None
+    policy_states: Any = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
     token_weights: Tensor | None = None
@@ -95,6 +98,7 @@ class Experience:
             values = getattr(self, name)
             chosen[name] = tuple(values[i] for i in order)
         chosen["reward_parts"] = {name: part[rows] for name, part in self.reward_parts.items()}
-        if self.reference_states is not None:
-            chosen["reference_states"] = self.reference_states.select(rows)
+        for name in ("reference_states", "policy_states"):
+            if (states := getattr(self, name)) is not None:
+                chosen[name] = states.select(rows)
         return replace(self, **chosen)

@@ -78,14 +78,26 @@ class DalleFamily:
         self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
     ) -> Drawing:
         """Draws images, all at once or in the parts of a plan; the images are the same either way."""
+        return self._draw(weights, prompts, keys, plan, keep_hidden=False)
+
+    @torch.no_grad()
+    def draw_and_remember(
+        self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
+    ) -> Drawing:
+        """`draw`, with the hidden states that the tokens were drawn from: a fiftieth of the caches' size."""
+        return self._draw(weights, prompts, keys, plan, keep_hidden=True)
+
+    def _draw(
+        self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None, keep_hidden: bool
+    ) -> Drawing:
         keys = keys.to(self.device)
         if plan is None:
-            samples = sample(weights, prompts, keys, self.settings)
+            samples = sample(weights, prompts, keys, self.settings, keep_hidden)
             images = self.decode(samples.tokens)
         else:
-            samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size)
+            samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size, keep_hidden)
             images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
-        return Drawing(samples.tokens, samples.log_probs, images)
+        return Drawing(samples.tokens, samples.log_probs, images, samples.hidden)
 
     @property
     def text_token_count(self) -> int:
@@ -116,7 +128,10 @@ class DalleFamily:
         extra: Mapping[str, LogPiFunction] | None = None,
     ) -> TokenScores:
         """Scores the tokens as they were drawn, by teacher forcing; nothing is sampled again."""
-        log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+        if experience.policy_states is not None and not torch.is_grad_enabled():
+            log_pi = log_pi_of_hidden(policy, experience.policy_states, self.settings)
+        else:
+            log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
         ref_log_pi = None
         if reference is not None:
             with torch.no_grad():
@@ -175,7 +190,12 @@ def half_decoder(decoder: BartDecoder, dtype: torch.dtype = torch.bfloat16) -> B
 
 @torch.no_grad()
 def sample_in_parts(
-    decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, batch_size: int
+    decoder: BartDecoder,
+    prompts: Prompts,
+    keys: Tensor,
+    settings: PolicySettings,
+    batch_size: int,
+    keep_hidden: bool = False,
 ) -> Samples:
     """`sample`, at most `batch_size` images at a time; no image depends on where the batch is cut.
 
@@ -189,5 +209,8 @@ def sample_in_parts(
     for captions in torch.arange(num_captions, device=keys.device).split(at_once):
         branches = [decoder.cross_states(prompts.text.select(captions)), *unconditional]
         of_these = keys[captions[0] * per_caption : (captions[-1] + 1) * per_caption]
-        drawn += [sample_branches(decoder, branches, part, settings) for part in of_these.split(batch_size)]
-    return Samples(torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn]))
+        for part in of_these.split(batch_size):
+            drawn.append(sample_branches(decoder, branches, part, settings, keep_hidden))
+    tokens, log_probs = torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn])
+    kept = [s.hidden for s in drawn if s.hidden is not None]
+    return Samples(tokens, log_probs, HiddenStates.cat(kept) if kept else None)

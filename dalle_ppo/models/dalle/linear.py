@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LARGE_WEIGHT = 1 << 19  # numbers; DALL·E mini's matrices are larger, the built-in world's smaller
+LARGE_PRODUCT = 1 << 20  # rows times numbers; below it, a call of oneDNN costs more than it saves
 FEW_ROWS = 2  # rows of one guided image
 
 
@@ -16,6 +17,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
+
+
+class FrozenLinear(nn.Linear):
+    """An `nn.Linear` with bias of a network that is never trained, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = linear(x, self.weight)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def use_frozen_linear(network: nn.Module) -> None:
+    """Makes every plain `nn.Linear` of a frozen network a `FrozenLinear`, with the same tensors."""
+    for module in network.modules():
+        if type(module) is nn.Linear:  # a subclass computes something else
+            module.__class__ = FrozenLinear
 
 
 class PackedLinear(nn.Module):
@@ -41,8 +57,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """`F.linear` without bias, by whichever product is faster; with gradient, plain `F.linear`.
 
     On CPUs torch uses MKL for products in float32, which is slow at `rows @ weight.T` on AMD's. For large
-    weights oneDNN, which ships with torch, takes 0.5 to 0.7 of the time, and for two rows MKL's `weight @
-    columns` a third (benchmarks/RESULTS.md).
+    products oneDNN, which ships with torch, takes 0.4 to 0.7 of the time, and for two rows of a large weight
+    MKL's `weight @ columns` a third (benchmarks/RESULTS.md).
 
     Args:
         x: [..., K].
@@ -51,11 +67,13 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         [..., N].
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not is_large(weight):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not is_plain(weight):
         return F.linear(x, weight)
     rows = x.numel() // x.shape[-1]
-    if rows > FEW_ROWS:
+    if rows > FEW_ROWS and rows * weight.numel() >= LARGE_PRODUCT:
         return onednn_product(x, weight)
+    if rows > FEW_ROWS or not is_large(weight):
+        return F.linear(x, weight)
     columns = x.reshape(rows, x.shape[-1])
     if rows == 1:
         columns = columns.repeat(2, 1)  # with one column MKL takes twice as long as with two
@@ -63,9 +81,14 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def is_large(weight: Tensor) -> bool:
-    """Whether oneDNN is available and the weight is so large that it is faster."""
+    """Whether oneDNN is available and the weight is so large that it is faster for any number of rows."""
+    return weight.numel() >= LARGE_WEIGHT and is_plain(weight)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether oneDNN is available and multiplies the weight: in float32 on a CPU."""
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return plain and weight.numel() >= LARGE_WEIGHT and torch.backends.mkldnn.is_available()
+    return plain and torch.backends.mkldnn.is_available()
 
 
 def onednn_product(x: Tensor, weight: Tensor) -> Tensor:

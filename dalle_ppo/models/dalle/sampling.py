@@ -46,10 +46,12 @@ class Samples:
     Args:
         tokens: int64 [N, T].
         log_probs: their log-probs as the cached sampler computed them, float32 [N, T].
+        hidden: the states that they were drawn from; None unless asked for.
     """
 
     tokens: Tensor
     log_probs: Tensor
+    hidden: "HiddenStates | None" = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def log_pi_of_tokens(
 
 
 @torch.no_grad()
-def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings) -> Samples:
+def sample(
+    decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, keep_hidden: bool = False
+) -> Samples:
     """Draws images, token by token, with cached keys and values.
 
     Args:
@@ -181,6 +185,7 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
         keys: int32 [N, 2], the noise of each image; images of one caption are adjacent, so image i
             belongs to caption `i // (N / M)`.
         settings: the policy's settings.
+        keep_hidden: as in `sample_branches`.
 
     Returns:
         Tokens and their log-probs.
@@ -188,12 +193,16 @@ def sample(decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: Polic
     branches = [decoder.cross_states(prompts.text)]
     if settings.guided:
         branches.append(decoder.cross_states(prompts.unconditional))
-    return sample_branches(decoder, branches, keys, settings)
+    return sample_branches(decoder, branches, keys, settings, keep_hidden)
 
 
 @torch.no_grad()
 def sample_branches(
-    decoder: BartDecoder, branches: list[CrossStates], keys: Tensor, settings: PolicySettings
+    decoder: BartDecoder,
+    branches: list[CrossStates],
+    keys: Tensor,
+    settings: PolicySettings,
+    keep_hidden: bool = False,
 ) -> Samples:
     """`sample`, with cross-attention keys and values that are already computed.
 
@@ -202,6 +211,8 @@ def sample_branches(
         branches: one for the M captions and, with guidance, one for the unconditional caption.
         keys: int32 [N, 2], as in `sample`.
         settings: the policy's settings.
+        keep_hidden: also return the states, from which `log_pi_of_hidden` computes the distributions that the
+            tokens were drawn from without scoring them. Kernels on a GPU round differently and return none.
 
     Returns:
         Tokens and their log-probs.
@@ -223,9 +234,15 @@ def sample_branches(
         caches = decoder.new_cache(num_images, len(branches))
         step = partial(decoder.step, caches=caches, branches=branches)
         drawing = _Drawing(decoder, step, keys, settings)
+        if keep_hidden:
+            shape = len(branches), num_images, num_tokens, decoder.config.width
+            drawing.hidden = decoder.embed_positions.weight.new_empty(shape)
         for _ in range(num_tokens):
             drawing.advance()
-    return Samples(drawing.tokens, drawing.log_probs)
+    hidden = None
+    if drawing.hidden is not None:
+        hidden = HiddenStates(drawing.hidden[0], drawing.hidden[1] if settings.guided else None)
+    return Samples(drawing.tokens, drawing.log_probs, hidden)
 
 
 def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
@@ -255,6 +272,7 @@ class _Drawing:
         shape, device = (len(keys), decoder.config.num_image_tokens), keys.device
         self.decoder, self.step, self.keys, self.settings = decoder, step, keys, settings
         self.as_kernels = as_kernels
+        self.hidden: Tensor | None = None
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.current = torch.full((len(keys),), start, device=device)
         self.tokens = torch.empty(shape, dtype=torch.long, device=device)
@@ -263,6 +281,8 @@ class _Drawing:
     def advance(self) -> None:
         """Draws the next token of every image."""
         hidden = self.step(self.current, self.position)
+        if self.hidden is not None:
+            self.hidden.index_copy_(2, self.position, hidden[:, :, None])
         draw = self._draw_by_kernel if self.as_kernels else self._draw
         draw(hidden[0], hidden[1] if self.settings.guided else None)
         self.position += 1

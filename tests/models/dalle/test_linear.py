@@ -20,7 +20,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @pytest.mark.parametrize(
     "shape", [(512,), (0, 512), (1, 512), (3, 512), (2, 5, 512), (FEW_ROWS, 512), (129, 512)]
 )
-@pytest.mark.parametrize("size", [LARGE, (7, 512)])
+@pytest.mark.parametrize("size", [LARGE, (7, 512), (192, 512)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_it_is_the_product_by_the_book(shape, size, dtype):
@@ -42,10 +42,13 @@ def test_it_is_the_product_by_the_book(shape, size, dtype):
         (129, LARGE, False, "onednn"),
         (FEW_ROWS, (512, 512), False, "rows"),
         (FEW_ROWS + 1, (512, 512), False, "rows"),
+        (27, (192, 192), False, "rows"),
+        (32, (192, 192), False, "onednn"),
+        (32, (192, 192), True, "rows"),
         (FEW_ROWS + 1, LARGE, True, "rows"),
     ],
 )
-def test_other_ways_are_for_large_weights_without_gradient(rows, size, gradient, way):
+def test_other_ways_are_for_large_products_without_gradient(rows, size, gradient, way):
     layer, x = Linear(size[1], size[0]), torch.randn(rows, size[1])
     with (
         torch.set_grad_enabled(gradient),
@@ -101,3 +104,22 @@ def test_a_packed_decoder_draws_the_same_images(settings, monkeypatch):
     again = sample(decoder, prompts, keys, settings)
     assert torch.equal(drawn.tokens, again.tokens)
     assert (drawn.log_probs - again.log_probs).abs().max() <= 1e-5
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_frozen_network_computes_the_same_and_keeps_its_tensors(bias):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(512, 1024, bias=bias), torch.nn.GELU()).requires_grad_(
+        False
+    )
+    x, names = torch.randn(4, 512), list(network.state_dict())
+    oracle = network.double()(x.double())
+    network.float()
+    module.use_frozen_linear(network)
+    assert list(network.state_dict()) == names and isinstance(network[0], torch.nn.Linear)
+    with torch.no_grad(), patch.object(module, "onednn_product", wraps=module.onednn_product) as by_onednn:
+        assert relative_difference(network(x).double(), oracle) < 3e-6
+    assert by_onednn.called
+    x.requires_grad_()
+    assert network(x).requires_grad, "inputs may still need a gradient"
