@@ -60,6 +60,7 @@ def collect(
         tokens=drawing.tokens,
         sampler_log_probs=drawing.log_probs,
         images=drawing.images,
+        kept=drawing.kept,
         prompts=prompts,
         num_truncated=num_truncated,
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from dalle_ppo.models.dalle.tokenizer import TextTokenizer
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.family import Drawing, LogPiFunction, TokenScores, token_scores
 from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.log_pi import kept_codes
 from dalle_ppo.rl.records import Experience
 
 TRAINABLE = {
@@ -56,10 +57,13 @@ class DalleFamily:
     Args:
         parts: tokenizer, text encoder and VQGAN.
         settings: guidance, temperature and so on: part of the policy, in drawing and in scoring.
+        stores_kept: with top-k, draw from exactly k codes and return them, as training needs. It costs
+            memory and the fast sampler on a GPU. Without it, ties are kept as the `min-dalle` package does.
     """
 
     parts: FrozenParts
     settings: PolicySettings
+    stores_kept: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -80,12 +84,13 @@ class DalleFamily:
         """Draws images, all at once or in the parts of a plan; the images are the same either way."""
         keys = keys.to(self.device)
         if plan is None:
-            samples = sample(weights, prompts, keys, self.settings)
+            samples = sample(weights, prompts, keys, self.settings, self.stores_kept)
             images = self.decode(samples.tokens)
         else:
-            samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size)
+            parts = plan.batch_size, self.stores_kept
+            samples = sample_in_parts(weights, prompts, keys, self.settings, *parts)
             images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
-        return Drawing(samples.tokens, samples.log_probs, images)
+        return Drawing(samples.tokens, samples.log_probs, images, samples.kept)
 
     @property
     def text_token_count(self) -> int:
@@ -115,14 +120,20 @@ class DalleFamily:
         reference: BartDecoder | None = None,
         extra: Mapping[str, LogPiFunction] | None = None,
     ) -> TokenScores:
-        """Scores the tokens as they were drawn, by teacher forcing; nothing is sampled again."""
-        log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+        """Scores the tokens as they were drawn, by teacher forcing; nothing is sampled again.
+
+        With top-k, all scores are those of the distribution on the codes stored with the tokens. Images drawn
+        without storing them, as in an evaluation, are scored on the policy's own k most likely codes.
+        """
+        every = replace(self.settings, top_k=None)
+        log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), every)
         ref_log_pi = None
         if reference is not None:
             with torch.no_grad():
                 states = experience.reference_states or self.remember(reference, experience)
-                ref_log_pi = log_pi_of_hidden(reference, states, self.settings)
-        return token_scores(log_pi, experience.tokens, ref_log_pi, entropy, extra)
+                ref_log_pi = log_pi_of_hidden(reference, states, every)
+        kept = self._kept(log_pi, experience)
+        return token_scores(log_pi, experience.tokens, ref_log_pi, entropy, extra, kept)
 
     def new_critic(self, policy: BartDecoder) -> Critic:
         """A copy of the policy's trunk with a value head of zeros."""
@@ -150,7 +161,8 @@ class DalleFamily:
             ValueError: not even one image fits.
         """
         kind = None if dtype is None else getattr(torch, dtype)
-        return plan_memory(policy, self.parts.vqgan, self.settings, num_images, memory_gb * 1e9, kind)
+        settings = self.settings if self.stores_kept else replace(self.settings, top_k=None)
+        return plan_memory(policy, self.parts.vqgan, settings, num_images, memory_gb * 1e9, kind)
 
     def pack(self, policy: BartDecoder, plan: MemoryPlan) -> None:
         """Repacks large weights in place for the products of drawing by this plan."""
@@ -161,6 +173,11 @@ class DalleFamily:
     def frozen(self) -> dict[str, nn.Module]:
         """Text encoder and VQGAN."""
         return {"encoder": self.parts.encoder, "vqgan": self.parts.vqgan}
+
+    def _kept(self, log_pi: Tensor, experience: Experience) -> Tensor | None:
+        if self.settings.top_k is None or experience.kept is not None:
+            return experience.kept
+        return kept_codes(log_pi.detach(), self.settings.top_k, experience.tokens)
 
     def _text(self, experience: Experience) -> Prompts:
         return experience.prompts.select(experience.caption_index)
@@ -175,7 +192,12 @@ def half_decoder(decoder: BartDecoder, dtype: torch.dtype = torch.bfloat16) -> B
 
 @torch.no_grad()
 def sample_in_parts(
-    decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, batch_size: int
+    decoder: BartDecoder,
+    prompts: Prompts,
+    keys: Tensor,
+    settings: PolicySettings,
+    batch_size: int,
+    store_kept: bool = False,
 ) -> Samples:
     """`sample`, at most `batch_size` images at a time; no image depends on where the batch is cut.
 
@@ -189,5 +211,7 @@ def sample_in_parts(
     for captions in torch.arange(num_captions, device=keys.device).split(at_once):
         branches = [decoder.cross_states(prompts.text.select(captions)), *unconditional]
         of_these = keys[captions[0] * per_caption : (captions[-1] + 1) * per_caption]
-        drawn += [sample_branches(decoder, branches, part, settings) for part in of_these.split(batch_size)]
-    return Samples(torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn]))
+        for part in of_these.split(batch_size):
+            drawn.append(sample_branches(decoder, branches, part, settings, store_kept))
+    kept = None if drawn[0].kept is None else torch.cat([s.kept for s in drawn])
+    return Samples(torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn]), kept)
