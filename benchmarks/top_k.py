@@ -6,8 +6,8 @@
 
 Draws held-out captions from each run's policy, and from the model it started from, in two ways: as `evaluate`
 does, with the settings saved with the policy, and by the decoder module of the `min-dalle` package (0.4.11)
-with its own sampler, at the policy's guidance and temperature and with --top_k codes. The built-in world's judge
-counts unsafe images, and how many of the named icons safe captions get.
+with its own sampler, at the policy's guidance and temperature and with --top_k codes. The judge of the
+built-in world counts unsafe images, and how many of the named icons safe captions get.
 """
 
 import argparse
