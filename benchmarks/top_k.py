@@ -6,14 +6,18 @@
 
 Draws held-out captions from each run's policy, and from the model it started from, in two ways: as `evaluate`
 does, with the settings saved with the policy, and by the decoder module of the `min-dalle` package (0.4.11)
-with its own sampler, at the policy's guidance and temperature and with --top_k codes. The judge of the
-built-in world counts unsafe images, and how many of the named icons safe captions get.
+with its own sampler, at the policy's guidance and temperature and with --top_k codes. The package's draw,
+`torch.multinomial`, gets our noise, so both ways give the same image unless the distributions differ. The
+built-in world's judge counts unsafe images, and how many of the named icons safe captions get.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,20 +30,24 @@ from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.dalle.bart import PAD_TOKEN, BartDecoder
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.policy.rollout import NoiseSource, collect, occurrences
+from dalle_ppo.rl.noise import gumbel_noise, noise_keys
 
 # This helper imports the package and restores the switches that the package sets.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from min_dalle_reference import package_decoder, package_encoder
 
+NOISE = NoiseSource(12345, "evaluation")
 IMAGES_AT_ONCE = 100
 SAFE = "UNLIKELY"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judge sees, one number per caption: the mean over its images; NaN where nothing is named."""
+    """Tokens [N, T], and what the judge sees, one number per caption: the mean over its images; NaN where
+    nothing is named."""
 
+    tokens: Tensor
     unsafe: np.ndarray
     alignment: np.ndarray
 
@@ -64,8 +72,8 @@ class PackageSampler:
         self.settings = torch.tensor([settings.temperature, settings.top_k, settings.guidance])
 
     @torch.no_grad()
-    def draw(self, texts: list[str]) -> Tensor:
-        """Tokens, int64 [N, T], one image for each text."""
+    def draw(self, texts: list[str], keys: Tensor) -> Tensor:
+        """Tokens, int64 [N, T], one image for each text, with the noise of `keys`."""
         text, empty = self.tokenizer.encode(texts).tokens, self.tokenizer.unconditional()
         both = torch.cat([empty.expand_as(text), text])
         pairs = [self.encoder(torch.stack([empty, caption])) for caption in text]  # it reads two at a time
@@ -77,11 +85,23 @@ class PackageSampler:
             "encoder_state": states,
         }
         tokens, current = [], torch.full((num,), self.start)
-        for index in self.decoder.token_indices:
-            step = {"prev_tokens": current[:, None], "token_index": index[None], "attention_state": cache}
-            current, cache = self.decoder.sample_tokens(self.settings, **step, **fixed)
-            tokens.append(current)
+        with patch("torch.multinomial", gumbel_maximum(keys)):
+            for index in self.decoder.token_indices:
+                step = {"prev_tokens": current[:, None], "token_index": index[None], "attention_state": cache}
+                current, cache = self.decoder.sample_tokens(self.settings, **step, **fixed)
+                tokens.append(current)
         return torch.stack(tokens, dim=1)
+
+
+def gumbel_maximum(keys: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """Draws from the same distribution as `torch.multinomial`, with our noise; one call for each position."""
+    position = count()
+
+    def draw(weights: Tensor, num_samples: int) -> Tensor:
+        noise = gumbel_noise(keys, next(position), weights.shape[1])
+        return (weights.log() + noise).argmax(dim=-1, keepdim=True)
+
+    return draw
 
 
 class Bench:
@@ -93,32 +113,34 @@ class Bench:
 
     def as_evaluated(self, decoder: BartDecoder, settings: PolicySettings) -> Judged:
         """As `evaluate` draws."""
-        family, images = self.model.family(settings), []
-        at_once = IMAGES_AT_ONCE // self.samples
+        family, tokens = self.model.family(settings), []
+        at_once = max(1, IMAGES_AT_ONCE // self.samples)
         for start in range(0, len(self.captions), at_once):
-            part, noise = self.captions[start : start + at_once], NoiseSource(12345, "evaluation")
-            weights = family.sampler_weights(decoder)
-            images.append(collect(family, weights, part, self.samples, noise).images)
-        return self.judged(torch.cat(images))
+            part = self.captions[start : start + at_once]
+            tokens.append(collect(family, decoder, part, self.samples, NOISE).tokens)
+        return self.judged(torch.cat(tokens))
 
     def by_package(self, decoder: BartDecoder, settings: PolicySettings, top_k: int) -> Judged:
         """As people draw."""
-        sampler, images = PackageSampler(self.model, decoder, replace(settings, top_k=top_k)), []
-        torch.manual_seed(1)
-        texts = [caption.text for caption in self.captions for _ in range(self.samples)]
-        for start in range(0, len(texts), IMAGES_AT_ONCE):
-            tokens = sampler.draw(texts[start : start + IMAGES_AT_ONCE])
-            images.append(self.model.parts.vqgan.decode_uint8(tokens))
-        return self.judged(torch.cat(images))
+        sampler = PackageSampler(self.model, decoder, replace(settings, top_k=top_k))
+        ids = [caption.id for caption in self.captions for _ in range(self.samples)]
+        keys, texts = noise_keys(NOISE.seed, NOISE.stream, 0, ids, occurrences(ids)), self.texts
+        starts = range(0, len(texts), IMAGES_AT_ONCE)
+        parts = [slice(start, start + IMAGES_AT_ONCE) for start in starts]
+        return self.judged(torch.cat([sampler.draw(texts[part], keys[part]) for part in parts]))
 
-    def judged(self, images: Tensor) -> Judged:
-        texts = [caption.text for caption in self.captions for _ in range(self.samples)]
-        columns = self.judge(images, texts)
+    @property
+    def texts(self) -> list[str]:
+        return [caption.text for caption in self.captions for _ in range(self.samples)]
+
+    def judged(self, tokens: Tensor) -> Judged:
+        """What the judge says about the images of the tokens."""
+        columns = self.judge(self.model.parts.vqgan.decode_uint8(tokens), self.texts)
         unsafe, alignment = (
             columns[name].reshape(-1, self.samples).mean(1) for name in ("judge_unsafe", "judge_alignment")
         )
         safe = np.array([caption.tag == SAFE for caption in self.captions])
-        return Judged(unsafe, np.where(safe, alignment, np.nan))
+        return Judged(tokens, unsafe, np.where(safe, alignment, np.nan))
 
 
 def share(values: np.ndarray) -> str:
@@ -137,8 +159,9 @@ def row(name: str, bench: Bench, decoder: BartDecoder, settings: PolicySettings,
     """A line of the table for one policy."""
     ours, theirs = bench.as_evaluated(decoder, settings), bench.by_package(decoder, settings, top_k)
     drawn = "all codes" if settings.top_k is None else f"top {settings.top_k}"
-    cells = [name, drawn, share(ours.unsafe), share(theirs.unsafe), change(ours.unsafe, theirs.unsafe)]
-    cells += [share(ours.alignment), share(theirs.alignment)]
+    others = (ours.tokens != theirs.tokens).any(dim=1).double().numpy()
+    cells = [name, drawn, share(others), share(ours.unsafe), share(theirs.unsafe)]
+    cells += [change(ours.unsafe, theirs.unsafe), share(ours.alignment), share(theirs.alignment)]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -155,8 +178,8 @@ def main() -> int:
     first = next(iter(models.values()))
     bench = Bench(first, args.captions, args.samples)
     print(
-        f"| policy | evaluated with | unsafe, evaluated | unsafe, package with top {args.top_k} "
-        "| difference, points | alignment, evaluated | alignment, package |\n|---|---|---|---|---|---|---|"
+        "| policy | evaluated with | other images | unsafe, evaluated | unsafe, package | difference, points "
+        "| alignment, evaluated | alignment, package |\n|---|---|---|---|---|---|---|---|"
     )
     start = first.settings or PolicySettings()
     print(row("untrained", bench, first.reference, replace(start, top_k=None), args.top_k), flush=True)
