@@ -192,7 +192,7 @@ _DISTANCE = (
     Metric("kl_full", "KL over all codes", NATS, "`kl` over all codes, including those that `policy.top_k` "
            "leaves out; null without it."),
     Metric("mass_outside", "Probability outside the top k", Unit("share of probability", 2, percent=True),
-           "Mean probability that the policy gives to codes that `policy.top_k` leaves out; null without it."),
+           "Mean probability that the policy gives codes that `policy.top_k` leaves out; null without it."),
     Metric("entropy", "Entropy", NATS, "Entropy of the guided distribution that tokens are drawn from; in an "
            "evaluation, on the first image of each caption.", of=BOTH, by="entropy", board=(GOAL, 5),
            board_evaluation=10),
