@@ -45,7 +45,7 @@ class Mistake:
 
 RIGHT_RECURRENCE = "running = deltas[:, t] + GAMMA * gae_lambda * running"
 SCORED_TOKENS = "log_probs, ref_log_probs, kl = gather_log_probs(log_pi, tokens), None, None"
-SCORED_LOG_PI = "log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), self.settings)"
+SCORED_LOG_PI = "log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), every)"
 NOISE_WORDS = "|{iteration}|{caption}|{sample}"
 PLANTED = (
     Mistake(
@@ -60,14 +60,14 @@ PLANTED = (
         "log-probs without guidance of images drawn with it",
         "models/dalle/family.py",
         SCORED_LOG_PI,
-        SCORED_LOG_PI.replace("self.settings", "replace(self.settings, guidance=1.0)"),
+        SCORED_LOG_PI.replace("every", "replace(every, guidance=1.0)"),
         "training/test_update.py::test_unguided_log_probs",
     ),
     Mistake(
         "temperature forgotten in the reference",
         "models/dalle/family.py",
-        "ref_log_pi = log_pi_of_hidden(reference, states, self.settings)",
-        "ref_log_pi = log_pi_of_hidden(reference, states, replace(self.settings, temperature=1.0))",
+        "ref_log_pi = log_pi_of_hidden(reference, states, every)",
+        "ref_log_pi = log_pi_of_hidden(reference, states, replace(every, temperature=1.0))",
         "training/test_update.py::test_temperature_forgotten_in_the_reference",
     ),
     Mistake(

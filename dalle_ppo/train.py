@@ -163,7 +163,8 @@ def finish(trainer, captions: list, measures) -> None:
 
     config, run_dir = trainer.config, trainer.run_dir
     origin = checkpoint_facts(latest_checkpoint(run_dir, "policy"))
-    subject = Subject(trainer.actor.module.eval(), trainer.networks.reference, trainer.family, origin)
+    family = dataclasses.replace(trainer.family, stores_kept=False)  # draws as `evaluate` and `generate` do
+    subject = Subject(trainer.actor.module.eval(), trainer.networks.reference, family, origin)
     result = evaluate(config, run_dir, subject, measures, captions)
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     report = write_report(run_dir)

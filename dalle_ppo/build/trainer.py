@@ -1,6 +1,7 @@
 """Builds a trainer from settings."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 from dalle_ppo.build.captions import SAMPLES_STREAM, TRAINING_STREAM, build_captions, evaluation_captions
@@ -32,7 +33,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
 
 def build_networks(config: Config, loaded: LoadedModel) -> Networks:
     """The loaded model as a frozen reference, a trainable copy, and a critic if the advantages need one."""
-    family = loaded.family(config.policy)
+    family = replace(loaded.family(config.policy), stores_kept=True)
     reference = loaded.decoder.eval().requires_grad_(False)
     actor = copy.deepcopy(reference)
     for name, parameter in actor.named_parameters():

@@ -124,10 +124,10 @@ def check_sections(config: Config) -> None:
 
 
 def _check_policy(config: Config) -> None:
-    if config.policy.top_k is not None:
+    if config.policy.top_k == 1:
         raise ValueError(
-            f"policy.top_k is {config.policy.top_k}; training needs null: a sampled token could fall outside "
-            "the top k and its log-prob become -inf. generate accepts --top_k"
+            "policy.top_k is 1; training needs at least 2, or null for all codes: with one code to choose "
+            "from there is nothing to learn. generate accepts --top_k 1"
         )
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dalle_ppo.rl.kl import entropy, exact_kl
-from dalle_ppo.rl.log_pi import gather_log_probs
+from dalle_ppo.rl.log_pi import gather_log_probs, log_pi_on, mass_outside, places_in
 from dalle_ppo.rl.records import Experience
 
 LogPiFunction = Callable[[Tensor], Tensor]
-"""Maps `log_pi`, float32 [b, T, V], to one number per token, [b, T]; for quantities that need all codes."""
+"""Maps `log_pi`, float32 [b, T, V] (or [b, T, k], on a stored set of codes), to one number per token, [b, T];
+for quantities that need the whole distribution."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Drawing:
         log_probs: their log-probs as the sampler computed them, float32 [N, T].
         images: uint8 [N, 3, H, W].
         states: what `score` computes the policy's distributions from, with a `select`; None unless kept.
+        kept: the codes that each token was drawn from, int16 [N, T, k]; None if from all, or not stored.
     """
 
     tokens: Tensor
     log_probs: Tensor
     images: Tensor
     states: Any = None
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class TokenScores:
         ref_log_probs: log-probs of the tokens under the reference; None without one.
         kl: exact KL from the reference at each position, in nats; None without one.
         extra: results of the functions passed as `extra`, by name.
+        kl_full: exact KL over all codes where the others are those of a stored set; None elsewhere, in passes
+            with a gradient, and without a reference.
+        mass_outside: probability of the codes outside that set; None elsewhere and in passes with a gradient.
     """
 
     log_probs: Tensor
@@ -52,6 +58,8 @@ class TokenScores:
     ref_log_probs: Tensor | None = None
     kl: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    kl_full: Tensor | None = None
+    mass_outside: Tensor | None = None
 
 
 class PolicyFamily(Protocol):
@@ -99,8 +107,8 @@ class PolicyFamily(Protocol):
 
         Args:
             policy: has the current weights.
-            experience: supplies tokens, prompts and, if it has them, states of policy and reference. Those of
-                the policy are used without gradient only.
+            experience: supplies tokens, prompts and, if it has them, kept codes and states of policy and
+                reference. Those of the policy are used without gradient only.
             entropy: whether to compute the entropy.
             reference: the policy that the exact KL is measured from; None skips the KL.
             extra: functions of the whole log-distribution, by name.
@@ -135,6 +143,7 @@ def token_scores(
     ref_log_pi: Tensor | None = None,
     with_entropy: bool = False,
     extra: Mapping[str, LogPiFunction] | None = None,
+    kept: Tensor | None = None,
 ) -> TokenScores:
     """The last step of every family's `score`.
 
@@ -144,7 +153,14 @@ def token_scores(
         ref_log_pi: the reference's log-distribution, [b, T, V], or None.
         with_entropy: whether to compute the entropy.
         extra: functions of `log_pi`, by name.
+        kept: codes that the tokens were drawn from, int16 [b, T, k]: both distributions are renormalised on
+            them before anything else. None if from all.
     """
+    about_all = {}
+    if kept is not None:
+        about_all = _about_all_codes(log_pi, ref_log_pi, kept)
+        log_pi, tokens = log_pi_on(log_pi, kept), places_in(kept, tokens)
+        ref_log_pi = None if ref_log_pi is None else log_pi_on(ref_log_pi, kept)
     # In a fixed order: autograd sums the gradients in reverse order, and rounding depends on it.
     log_probs, ref_log_probs, kl = gather_log_probs(log_pi, tokens), None, None
     if ref_log_pi is not None:
@@ -156,4 +172,13 @@ def token_scores(
         ref_log_probs=ref_log_probs,
         kl=kl,
         extra={name: function(log_pi) for name, function in (extra or {}).items()},
+        **about_all,
     )
+
+
+def _about_all_codes(log_pi: Tensor, ref_log_pi: Tensor | None, kept: Tensor) -> dict[str, Tensor]:
+    """What only metrics ask for, and so not where a gradient is taken: KL over all codes, mass outside."""
+    if log_pi.requires_grad:
+        return {}
+    kl = {} if ref_log_pi is None else {"kl_full": exact_kl(log_pi, ref_log_pi)}
+    return kl | {"mass_outside": mass_outside(log_pi, kept)}

@@ -16,8 +16,10 @@ class PolicySettings:
     """Divides the guided logits; above 0. Default 1.0, our own choice: the models were trained at it. Lower
     it for fewer mistakes and less variety."""
     top_k: int | None = None
-    """Generation may keep only the k most likely codes; training refuses it. Default null; 256 in
-    https://github.com/kuprel/min-dalle. Set it where stray unlikely codes spoil pictures."""
+    """Draw from the k most likely codes only, in training, evaluation and generation; training needs at least
+    2. Null draws from all. Default null; 256 in https://github.com/kuprel/min-dalle. Set it to what people
+    will draw with, or where stray unlikely codes spoil pictures. Training stores the k codes of every token,
+    and on a GPU it then draws without the fast sampler."""
     start_token: int | None = None
     """The token before the first image token; null uses the model's own. Default null; 16383 in
     https://github.com/kuprel/min-dalle. Set it to draw that package's pictures."""

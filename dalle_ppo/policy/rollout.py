@@ -64,6 +64,7 @@ def collect(
         sampler_log_probs=drawing.log_probs,
         images=drawing.images,
         policy_states=drawing.states,
+        kept=drawing.kept,
         prompts=prompts,
         num_truncated=num_truncated,
     )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+MAX_CODES = 2**15  # kept codes are stored as int16
+
 
 def log_pi_of_logits(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
     """Log-distribution over the codes.
@@ -21,6 +23,47 @@ def log_pi_of_logits(logits: Tensor, temperature: float = 1.0, top_k: int | None
         lowest = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
     return torch.log_softmax(logits, dim=-1)
+
+
+def kept_codes(log_pi: Tensor, top_k: int, drawn: Tensor | None = None) -> Tensor:
+    """The k most likely codes: exactly k, of equally likely ones those with the lower numbers.
+
+    Args:
+        log_pi: log-probs or logits over all codes, [..., V].
+        top_k: k; above V it counts as V.
+        drawn: codes that must be among them, int64 [...]; one that is not replaces the least likely.
+
+    Returns:
+        int16 [..., k], the most likely first.
+
+    Raises:
+        ValueError: V does not fit int16.
+    """
+    if log_pi.shape[-1] > MAX_CODES:
+        raise ValueError(
+            f"policy.top_k is {top_k}; training with it needs a model of at most {MAX_CODES} codes, and this "
+            f"one has {log_pi.shape[-1]}: set policy.top_k to null"
+        )
+    kept = log_pi.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    if drawn is not None:
+        outside = (kept != drawn[..., None]).all(dim=-1)
+        kept = torch.cat([kept[..., :-1], torch.where(outside, drawn, kept[..., -1])[..., None]], dim=-1)
+    return kept.to(torch.int16)
+
+
+def log_pi_on(log_pi: Tensor, kept: Tensor) -> Tensor:
+    """The distribution on a set of codes, renormalised: `log_pi` [..., V] on `kept` [..., k]; [..., k]."""
+    return torch.log_softmax(log_pi.gather(-1, kept.long()), dim=-1)
+
+
+def places_in(kept: Tensor, tokens: Tensor) -> Tensor:
+    """Where each of `tokens` [N, T] stands in its set `kept` [N, T, k]; int64 [N, T]."""
+    return (kept == tokens[..., None]).to(torch.uint8).argmax(dim=-1)
+
+
+def mass_outside(log_pi: Tensor, kept: Tensor) -> Tensor:
+    """The probability of all codes but `kept` [..., k] under `log_pi` [..., V]; [...]."""
+    return log_pi.exp().scatter(-1, kept.long(), 0.0).sum(dim=-1)
 
 
 def gather_log_probs(log_pi: Tensor, tokens: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ from torch import Tensor
 _PER_IMAGE = (
     "caption_index",
     "tokens",
+    "kept",
     "sampler_log_probs",
     "images",
     "scores",
     "old_log_probs",
     "ref_log_probs",
     "kl",
+    "kl_full",
+    "mass_outside",
     "entropy",
     "values",
     "advantages",
@@ -41,6 +44,8 @@ class Experience:
         tokens: int64 [B, T].
         sampler_log_probs: log-probs of the tokens, as the cached sampler computed them, float32 [B, T].
         images: uint8 [B, 3, H, W].
+        kept: the codes that each token was drawn from, int16 [B, T, k]; None if from all. Log-probs, KL and
+            entropy are those of the distribution on them.
         prompts: the M captions as the policy's family read them.
         num_truncated: how many of the M captions were too long to be read in full.
         scores: raw rewards, float32 [B].
@@ -48,6 +53,8 @@ class Experience:
         old_log_probs: log-probs of the tokens from the training forward pass, float32 [B, T].
         ref_log_probs: the same from the reference.
         kl: exact KL(policy, reference) at each position, nats, [B, T].
+        kl_full: the same over all codes, [B, T]; None without `kept`.
+        mass_outside: the policy's probability of all codes but `kept`, [B, T]; None without it.
         entropy: entropy of the policy at each position, nats, [B, T].
         values: the critic's values, [B, T]; None without a critic.
         reference_states: what the family needs to recompute the reference's whole distribution cheaply; has a
@@ -69,6 +76,7 @@ class Experience:
     tokens: Tensor
     sampler_log_probs: Tensor
     images: Tensor
+    kept: Tensor | None = None
     prompts: Any = None
     num_truncated: int = 0
     scores: Tensor | None = None
@@ -76,6 +84,8 @@ class Experience:
     old_log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None
     kl: Tensor | None = None
+    kl_full: Tensor | None = None
+    mass_outside: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     reference_states: Any = None

@@ -183,12 +183,16 @@ _DISTANCE = (
     Metric("diversity", "Diversity within a caption", Unit("cosine distance", 3), "Mean cosine distance in "
            "CLIP space between samples of the same caption.", of=EVALUATION, by="diversity",
            board_evaluation=11),
-    Metric("kl", "KL from the reference", NATS, "Exact KL(policy, reference) on the policy's own samples; in "
-           "an evaluation, on the first image of each caption.", of=BOTH, by="KL", board=(GOAL, 4),
-           board_evaluation=9),
+    Metric("kl", "KL from the reference", NATS, "Exact KL(policy, reference) on the policy's own samples, "
+           "with `policy.top_k` on the codes it keeps; in an evaluation, on the first image of each caption.",
+           of=BOTH, by="KL", board=(GOAL, 4), board_evaluation=9),
     Metric("kl_k1", "KL, k1 estimate", NATS, "k1 estimate of `kl`: log pi - log pi_ref of the drawn tokens."),
     Metric("kl_k3", "KL, k3 estimate", NATS, "k3 estimate of `kl`: r - 1 - log r of the drawn tokens, where "
            "r = pi_ref / pi."),
+    Metric("kl_full", "KL over all codes", NATS, "`kl` over all codes, including those that `policy.top_k` "
+           "leaves out; null without it."),
+    Metric("mass_outside", "Probability outside the top k", Unit("share of probability", 2, percent=True),
+           "Mean probability that the policy gives codes that `policy.top_k` leaves out; null without it."),
     Metric("entropy", "Entropy", NATS, "Entropy of the guided distribution that tokens are drawn from; in an "
            "evaluation, on the first image of each caption.", of=BOTH, by="entropy", board=(GOAL, 5),
            board_evaluation=10),

@@ -34,7 +34,8 @@ def score_passes(
 ) -> Experience:
     """Computes old and reference log-probs of the drawn tokens, exact KL, entropy and values, [B, T] each.
 
-    The tokens are scored as they were drawn; nothing is sampled again.
+    The tokens are scored as they were drawn; nothing is sampled again. With top-k, scores are those of the
+    distribution on the stored codes, and `kl_full` and `mass_outside` say what that leaves out.
 
     Args:
         networks: the actor that drew the images, its reference, and the critic if there is one.
@@ -57,6 +58,9 @@ def score_passes(
         columns["ref_log_probs"].append(scores.ref_log_probs)
         columns["kl"].append(scores.kl)
         columns["entropy"].append(scores.entropy)
+        if scores.mass_outside is not None:
+            columns["kl_full"].append(scores.kl_full)
+            columns["mass_outside"].append(scores.mass_outside)
         if networks.critic is not None:
             columns["values"].append(family.values(networks.critic, rows))
     reference_states = type(kept[0]).cat(kept) if kept else None
@@ -64,13 +68,16 @@ def score_passes(
     return replace(experience, reference_states=reference_states, **whole)
 
 
-def policy_metrics(experience: Experience, from_reference: bool = False) -> dict[str, float]:
+def policy_metrics(experience: Experience, from_reference: bool = False) -> dict[str, float | None]:
     """KL and entropy in nats per image, and the gap between sampler and training log-probs.
+
+    With top-k also what the stored codes leave out; without it, these are None.
 
     Args:
         experience: with the columns of `score_passes`.
         from_reference: whether the reference drew the images.
     """
+    full, outside = experience.kl_full, experience.mass_outside
     drawn_with = experience.ref_log_probs if from_reference else experience.old_log_probs
     gap = (experience.sampler_log_probs - drawn_with).abs().mean()
     log_probs, ref_log_probs = experience.old_log_probs, experience.ref_log_probs
@@ -80,4 +87,6 @@ def policy_metrics(experience: Experience, from_reference: bool = False) -> dict
         "kl_k3": kl_k3(log_probs, ref_log_probs).sum(dim=1).mean().item(),
         "entropy": experience.entropy.sum(dim=1).mean().item(),
         "sampler_log_prob_gap": gap.item(),
+        "kl_full": None if full is None else full.sum(dim=1).mean().item(),
+        "mass_outside": None if outside is None else outside.mean().item(),
     }

@@ -306,7 +306,7 @@ def refused_before_anything_is_written(cli, run_dir: Path, *arguments: str) -> s
         (("--ppo.clip_rnge", "0.1"), "did you mean ppo.clip_range?"),
         (("--update.epochs", "many"), "update.epochs"),
         (("--kl.estimator", "k3"), "k3"),
-        (("--policy.top_k", "10"), "policy.top_k"),
+        (("--policy.top_k", "1"), "policy.top_k is 1"),
         (("--config", "absent.yaml"), "absent.yaml"),
         (("--device", "cdua"), "cdua"),
         (("--model.path", "runs/absent"), "runs/absent"),

@@ -41,7 +41,7 @@ REFUSED = [
     ("kl.target", "0"),
     ("kl.horizon", "19"),  # a fifth of 96 is 19.2; refused with a target only
     ("policy.temperature", "0"),
-    ("policy.top_k", "128"),
+    ("policy.top_k", "1"),
 ]
 
 

@@ -33,6 +33,7 @@ NO_NUMBER = {"reward.terms": [{"name": "tiny_trainer:not_a_number"}]}
 CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "policy.guidance": (2.5, {}),
     "policy.temperature": (1.5, {}),
+    "policy.top_k": (3, {}),
     "policy.start_token": (3, {}),
     "policy.detach_unconditional": (True, {}),
     "rollout.rollout_batch_size": (8, {}),
@@ -108,7 +109,6 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "critic.adam_eps": (0.1, {}),
 }
 EXEMPT = {
-    "policy.top_k": "training refuses it, test_config.py holds that",
     "reward.terms.nsfw.detector": "names a file; test_nsfw_detector.py reads several",
     "reward.terms.clip_similarity.model": "names a file; rewards/test_clip_terms.py reads several",
     "reward.terms.clip_similarity.pretrained": "names a file, as model does",

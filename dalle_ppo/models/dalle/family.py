@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from dalle_ppo.models.dalle.critic import Critic
 from dalle_ppo.models.dalle.linear import FEW_ROWS
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.models.dalle.sampling import (
+    NOTHING,
     HiddenStates,
+    Keep,
     Prompts,
     Samples,
     encode_prompts,
@@ -26,6 +28,7 @@ from dalle_ppo.models.dalle.tokenizer import TextTokenizer
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.family import Drawing, LogPiFunction, TokenScores, token_scores
 from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.rl.log_pi import kept_codes
 from dalle_ppo.rl.records import Experience
 
 TRAINABLE = {
@@ -56,10 +59,13 @@ class DalleFamily:
     Args:
         parts: tokenizer, text encoder and VQGAN.
         settings: guidance, temperature and so on: part of the policy, in drawing and in scoring.
+        stores_kept: with top-k, draw from exactly k codes and return them, as training needs. It costs
+            memory and the fast sampler on a GPU. Without it, ties are kept as the `min-dalle` package does.
     """
 
     parts: FrozenParts
     settings: PolicySettings
+    stores_kept: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -78,26 +84,26 @@ class DalleFamily:
         self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
     ) -> Drawing:
         """Draws images, all at once or in the parts of a plan; the images are the same either way."""
-        return self._draw(weights, prompts, keys, plan, keep_hidden=False)
+        return self._draw(weights, prompts, keys, plan, Keep(codes=self.stores_kept))
 
     @torch.no_grad()
     def draw_and_remember(
         self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
     ) -> Drawing:
         """`draw`, with the hidden states that the tokens were drawn from: a fiftieth of the caches' size."""
-        return self._draw(weights, prompts, keys, plan, keep_hidden=True)
+        return self._draw(weights, prompts, keys, plan, Keep(hidden=True, codes=self.stores_kept))
 
     def _draw(
-        self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None, keep_hidden: bool
+        self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None, keep: Keep
     ) -> Drawing:
         keys = keys.to(self.device)
         if plan is None:
-            samples = sample(weights, prompts, keys, self.settings, keep_hidden)
+            samples = sample(weights, prompts, keys, self.settings, keep)
             images = self.decode(samples.tokens)
         else:
-            samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size, keep_hidden)
+            samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size, keep)
             images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
-        return Drawing(samples.tokens, samples.log_probs, images, samples.hidden)
+        return Drawing(samples.tokens, samples.log_probs, images, samples.hidden, samples.kept)
 
     @property
     def text_token_count(self) -> int:
@@ -127,17 +133,23 @@ class DalleFamily:
         reference: BartDecoder | None = None,
         extra: Mapping[str, LogPiFunction] | None = None,
     ) -> TokenScores:
-        """Scores the tokens as they were drawn, by teacher forcing; nothing is sampled again."""
+        """Scores the tokens as they were drawn, by teacher forcing; nothing is sampled again.
+
+        With top-k, all scores are those of the distribution on the codes stored with the tokens. Images drawn
+        without storing them, as in an evaluation, are scored on the policy's own k most likely codes.
+        """
+        every = replace(self.settings, top_k=None)
         if experience.policy_states is not None and not torch.is_grad_enabled():
-            log_pi = log_pi_of_hidden(policy, experience.policy_states, self.settings)
+            log_pi = log_pi_of_hidden(policy, experience.policy_states, every)
         else:
-            log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+            log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), every)
         ref_log_pi = None
         if reference is not None:
             with torch.no_grad():
                 states = experience.reference_states or self.remember(reference, experience)
-                ref_log_pi = log_pi_of_hidden(reference, states, self.settings)
-        return token_scores(log_pi, experience.tokens, ref_log_pi, entropy, extra)
+                ref_log_pi = log_pi_of_hidden(reference, states, every)
+        kept = self._kept(log_pi, experience)
+        return token_scores(log_pi, experience.tokens, ref_log_pi, entropy, extra, kept)
 
     def new_critic(self, policy: BartDecoder) -> Critic:
         """A copy of the policy's trunk with a value head of zeros."""
@@ -165,7 +177,8 @@ class DalleFamily:
             ValueError: not even one image fits.
         """
         kind = None if dtype is None else getattr(torch, dtype)
-        return plan_memory(policy, self.parts.vqgan, self.settings, num_images, memory_gb * 1e9, kind)
+        settings = self.settings if self.stores_kept else replace(self.settings, top_k=None)
+        return plan_memory(policy, self.parts.vqgan, settings, num_images, memory_gb * 1e9, kind)
 
     def pack(self, policy: BartDecoder, plan: MemoryPlan) -> None:
         """Repacks large weights in place for the products of drawing by this plan."""
@@ -176,6 +189,11 @@ class DalleFamily:
     def frozen(self) -> dict[str, nn.Module]:
         """Text encoder and VQGAN."""
         return {"encoder": self.parts.encoder, "vqgan": self.parts.vqgan}
+
+    def _kept(self, log_pi: Tensor, experience: Experience) -> Tensor | None:
+        if self.settings.top_k is None or experience.kept is not None:
+            return experience.kept
+        return kept_codes(log_pi.detach(), self.settings.top_k, experience.tokens)
 
     def _text(self, experience: Experience) -> Prompts:
         return experience.prompts.select(experience.caption_index)
@@ -195,7 +213,7 @@ def sample_in_parts(
     keys: Tensor,
     settings: PolicySettings,
     batch_size: int,
-    keep_hidden: bool = False,
+    keep: Keep = NOTHING,
 ) -> Samples:
     """`sample`, at most `batch_size` images at a time; no image depends on where the batch is cut.
 
@@ -210,7 +228,13 @@ def sample_in_parts(
         branches = [decoder.cross_states(prompts.text.select(captions)), *unconditional]
         of_these = keys[captions[0] * per_caption : (captions[-1] + 1) * per_caption]
         for part in of_these.split(batch_size):
-            drawn.append(sample_branches(decoder, branches, part, settings, keep_hidden))
+            drawn.append(sample_branches(decoder, branches, part, settings, keep))
     tokens, log_probs = torch.cat([s.tokens for s in drawn]), torch.cat([s.log_probs for s in drawn])
-    kept = [s.hidden for s in drawn if s.hidden is not None]
-    return Samples(tokens, log_probs, HiddenStates.cat(kept) if kept else None)
+    hidden = [s.hidden for s in drawn if s.hidden is not None]
+    kept = [s.kept for s in drawn if s.kept is not None]
+    return Samples(
+        tokens,
+        log_probs,
+        HiddenStates.cat(hidden) if hidden else None,
+        torch.cat(kept) if kept else None,
+    )

@@ -28,6 +28,7 @@ class MemoryPlan:
         batch_size: images sampled together.
         microbatch_size: images decoded together.
         weight_bytes: copies of weights that the sampler lays out differently on a GPU.
+        kept_bytes: the stored sets of codes of all images of the batch, which training with top-k keeps.
     """
 
     cache_bytes: int
@@ -36,13 +37,15 @@ class MemoryPlan:
     batch_size: int
     microbatch_size: int
     weight_bytes: int = 0
+    kept_bytes: int = 0
 
     def __str__(self) -> str:
         sampling = self.batch_size * self.image_bytes + self.weight_bytes
+        kept = f", {self.kept_bytes / 1e9:.2f} GB of stored codes" if self.kept_bytes else ""
         return (
             f"cache {self.cache_bytes / 1e6:.1f} MB per image; {self.batch_size} sampled at a time "
             f"({sampling / 1e9:.2f} GB), {self.microbatch_size} decoded at a time "
-            f"({self.microbatch_size * self.pixel_bytes / 1e9:.2f} GB)"
+            f"({self.microbatch_size * self.pixel_bytes / 1e9:.2f} GB){kept}"
         )
 
 
@@ -59,7 +62,8 @@ def plan_memory(
     Args:
         decoder: the policy's.
         vqgan: what decodes its tokens.
-        settings: guidance doubles the cache of all layers but the first.
+        settings: guidance doubles the cache of all layers but the first; with top-k, the codes that each
+            token was drawn from are stored.
         num_images: images to draw.
         budget: bytes on top of the weights; if it is infinite, a batch is sampled whole and decoded
             `images_at_once` at a time.
@@ -80,15 +84,18 @@ def plan_memory(
     weights = numbers * item if device == "cuda" else 0
     # Copies of the caption's keys and values: on a GPU there is one more, of all branches together.
     copies = 2 if device == "cuda" else 1
+    # Twice: when the parts of a batch are joined, there are two copies of the codes.
+    kept_codes = 0 if settings.top_k is None else min(settings.top_k, config.num_codes)
+    kept = 2 * num_images * config.num_image_tokens * kept_codes * torch.int16.itemsize
     image = int(growth * cache) + copies * cross + CODE_VECTORS * 4 * config.num_codes
     pixel_bytes = PIXEL_MAPS * 4 * pixels.channels[0] * pixels.image_size**2
-    batch_size = int(min(num_images, (budget - weights) / image))
-    microbatch_size = int(min(num_images, budget / pixel_bytes))
+    batch_size = int(min(num_images, (budget - weights - kept) / image))
+    microbatch_size = int(min(num_images, (budget - kept) / pixel_bytes))
     if math.isinf(budget):
         microbatch_size = min(num_images, vqgan.images_at_once)
     if min(batch_size, microbatch_size) < 1:
-        needed = max(image + weights, pixel_bytes)
+        needed = max(image + weights, pixel_bytes) + kept
         raise ValueError(
             f"memory_gb is {budget / 1e9:g}; one image needs {needed / 1e9:.3g} on top of the weights"
         )
-    return MemoryPlan(cache, image, pixel_bytes, batch_size, microbatch_size, weights)
+    return MemoryPlan(cache, image, pixel_bytes, batch_size, microbatch_size, weights, kept)

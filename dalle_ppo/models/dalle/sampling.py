@@ -2,15 +2,16 @@
 cached sampler that draws from it.
 
 Every log-probability in the project comes from `guided_log_pi`. The sampler, the old, new and
-reference log-probs, the entropy and the KL all call it, so they refer to the same distribution. Only the
-sampler on a GPU has a kernel of its own, `kernels.draw_codes`, which a test compares with it.
+reference log-probs, the entropy and the KL all call it, so they refer to the same distribution; training with
+top-k renormalises it on the stored set of codes (`rl.log_pi.log_pi_on`), in all of these. Only the sampler on
+a GPU has a kernel of its own, `kernels.draw_codes`, which a test compares with it.
 """
 
 import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.rl.log_pi import log_pi_of_logits
+from dalle_ppo.rl.log_pi import kept_codes, log_pi_of_logits, log_pi_on
 from dalle_ppo.rl.noise import gumbel_noise
 
 
@@ -40,6 +41,25 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """What sampling returns besides tokens and their log-probs.
+
+    Args:
+        hidden: the states, from which `log_pi_of_hidden` computes the distributions that the tokens were
+            drawn from without scoring them. Kernels on a GPU round differently and return none.
+        codes: with top-k, draw from exactly `top_k` codes and return them, as training needs; else codes that
+            tie with the last one are kept too. The kernel that draws codes on a GPU does not return them, so
+            a GPU then steps as a CPU does.
+    """
+
+    hidden: bool = False
+    codes: bool = False
+
+
+NOTHING = Keep()
+
+
+@dataclass(frozen=True)
 class Samples:
     """Sampled images as tokens.
 
@@ -47,11 +67,13 @@ class Samples:
         tokens: int64 [N, T].
         log_probs: their log-probs as the cached sampler computed them, float32 [N, T].
         hidden: the states that they were drawn from; None unless asked for.
+        kept: the codes that each was drawn from, int16 [N, T, k]; None unless asked for.
     """
 
     tokens: Tensor
     log_probs: Tensor
     hidden: "HiddenStates | None" = None
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +197,7 @@ def log_pi_of_tokens(
 
 @torch.no_grad()
 def sample(
-    decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, keep_hidden: bool = False
+    decoder: BartDecoder, prompts: Prompts, keys: Tensor, settings: PolicySettings, keep: Keep = NOTHING
 ) -> Samples:
     """Draws images, token by token, with cached keys and values.
 
@@ -185,15 +207,15 @@ def sample(
         keys: int32 [N, 2], the noise of each image; images of one caption are adjacent, so image i
             belongs to caption `i // (N / M)`.
         settings: the policy's settings.
-        keep_hidden: as in `sample_branches`.
+        keep: what to return besides.
 
     Returns:
-        Tokens and their log-probs.
+        Tokens, their log-probs and, if asked for, the codes they were drawn from.
     """
     branches = [decoder.cross_states(prompts.text)]
     if settings.guided:
         branches.append(decoder.cross_states(prompts.unconditional))
-    return sample_branches(decoder, branches, keys, settings, keep_hidden)
+    return sample_branches(decoder, branches, keys, settings, keep)
 
 
 @torch.no_grad()
@@ -202,7 +224,7 @@ def sample_branches(
     branches: list[CrossStates],
     keys: Tensor,
     settings: PolicySettings,
-    keep_hidden: bool = False,
+    keep: Keep = NOTHING,
 ) -> Samples:
     """`sample`, with cross-attention keys and values that are already computed.
 
@@ -211,11 +233,10 @@ def sample_branches(
         branches: one for the M captions and, with guidance, one for the unconditional caption.
         keys: int32 [N, 2], as in `sample`.
         settings: the policy's settings.
-        keep_hidden: also return the states, from which `log_pi_of_hidden` computes the distributions that the
-            tokens were drawn from without scoring them. Kernels on a GPU round differently and return none.
+        keep: what to return besides.
 
     Returns:
-        Tokens and their log-probs.
+        Tokens, their log-probs and, if asked for, the codes they were drawn from.
     """
     num_images, num_tokens = len(keys), decoder.config.num_image_tokens
     if num_images % branches[0].num_captions:
@@ -223,7 +244,8 @@ def sample_branches(
             f"{num_images} images do not divide among {branches[0].num_captions} captions; "
             "draw the same number for each"
         )
-    if runs_as_kernels(keys.device, decoder):
+    store_kept = keep.codes and settings.top_k is not None
+    if runs_as_kernels(keys.device, decoder) and not store_kept:
         from dalle_ppo.models.dalle.gpu_step import GpuStep
 
         with torch.cuda.device(keys.device):
@@ -233,8 +255,8 @@ def sample_branches(
     else:
         caches = decoder.new_cache(num_images, len(branches))
         step = partial(decoder.step, caches=caches, branches=branches)
-        drawing = _Drawing(decoder, step, keys, settings)
-        if keep_hidden:
+        drawing = _Drawing(decoder, step, keys, settings, store_kept=store_kept)
+        if keep.hidden:
             shape = len(branches), num_images, num_tokens, decoder.config.width
             drawing.hidden = decoder.embed_positions.weight.new_empty(shape)
         for _ in range(num_tokens):
@@ -242,7 +264,7 @@ def sample_branches(
     hidden = None
     if drawing.hidden is not None:
         hidden = HiddenStates(drawing.hidden[0], drawing.hidden[1] if settings.guided else None)
-    return Samples(drawing.tokens, drawing.log_probs, hidden)
+    return Samples(drawing.tokens, drawing.log_probs, hidden, drawing.kept)
 
 
 def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
@@ -267,6 +289,7 @@ class _Drawing:
         keys: Tensor,
         settings: PolicySettings,
         as_kernels: bool = False,
+        store_kept: bool = False,
     ):
         start = decoder.config.start_token if settings.start_token is None else settings.start_token
         shape, device = (len(keys), decoder.config.num_image_tokens), keys.device
@@ -277,6 +300,10 @@ class _Drawing:
         self.current = torch.full((len(keys),), start, device=device)
         self.tokens = torch.empty(shape, dtype=torch.long, device=device)
         self.log_probs = torch.empty(shape, device=device)
+        self.kept = None
+        if store_kept:
+            size = min(settings.top_k, decoder.config.num_codes)
+            self.kept = torch.empty(*shape, size, dtype=torch.int16, device=device)
 
     def advance(self) -> None:
         """Draws the next token of every image."""
@@ -284,6 +311,8 @@ class _Drawing:
         if self.hidden is not None:
             self.hidden.index_copy_(2, self.position, hidden[:, :, None])
         draw = self._draw_by_kernel if self.as_kernels else self._draw
+        if self.kept is not None:
+            draw = self._draw_from_kept
         draw(hidden[0], hidden[1] if self.settings.guided else None)
         self.position += 1
 
@@ -292,9 +321,22 @@ class _Drawing:
         log_pi = guided_log_pi(self.decoder, conditional, unconditional, self.settings)
         noise = gumbel_noise(self.keys, self.position, log_pi.shape[-1])
         drawn = (log_pi + noise).argmax(dim=-1, keepdim=True)
+        self._write(drawn, log_pi.gather(-1, drawn))
+
+    def _draw_from_kept(self, conditional: Tensor, unconditional: Tensor | None) -> None:
+        """`_draw` from exactly k codes, with the same noise for each code."""
+        every = guided_log_pi(self.decoder, conditional, unconditional, replace(self.settings, top_k=None))
+        kept = kept_codes(every, self.settings.top_k)
+        log_pi, codes = log_pi_on(every, kept), kept.long()
+        noise = gumbel_noise(self.keys, self.position, every.shape[-1]).gather(-1, codes)
+        place = (log_pi + noise).argmax(dim=-1, keepdim=True)
+        self._write(codes.gather(-1, place), log_pi.gather(-1, place))
+        self.kept.index_copy_(1, self.position, kept[:, None])
+
+    def _write(self, drawn: Tensor, log_probs: Tensor) -> None:
         self.current.copy_(drawn[:, 0])
         self.tokens.index_copy_(1, self.position, drawn)
-        self.log_probs.index_copy_(1, self.position, log_pi.gather(-1, drawn).to(self.log_probs.dtype))
+        self.log_probs.index_copy_(1, self.position, log_probs.to(self.log_probs.dtype))
 
     def _draw_by_kernel(self, conditional: Tensor, unconditional: Tensor | None) -> None:
         from dalle_ppo.models.dalle import kernels

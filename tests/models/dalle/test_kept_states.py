@@ -8,7 +8,7 @@ import torch
 from tiny_models import tiny_bart, tiny_prompts
 
 from dalle_ppo.models.dalle.family import DalleFamily, sample_in_parts
-from dalle_ppo.models.dalle.sampling import hidden_of_tokens, log_pi_of_hidden, log_pi_of_tokens, sample
+from dalle_ppo.models.dalle.sampling import Keep, hidden_of_tokens, log_pi_of_hidden, log_pi_of_tokens, sample
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.rl.records import Experience
@@ -25,8 +25,13 @@ def drawn(settings, batch_size=None):
     encoder, decoder = tiny_bart()
     prompts, keys = tiny_prompts(encoder, settings, 8, 5), noise_keys(0, "evaluation", 0, ["a"] * 6, range(6))
     if batch_size is None:
-        return decoder, prompts, sample(decoder, prompts, keys, settings, keep_hidden=True)
-    return decoder, prompts, sample_in_parts(decoder, prompts, keys, settings, batch_size, keep_hidden=True)
+        return decoder, prompts, sample(decoder, prompts, keys, settings, keep=Keep(hidden=True))
+    kept = Keep(hidden=True)
+    return decoder, prompts, sample_in_parts(decoder, prompts, keys, settings, batch_size, kept)
+        decoder,
+        prompts,
+        sample_in_parts(decoder, prompts, keys, settings, batch_size, keep=Keep(hidden=True)),
+    )
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

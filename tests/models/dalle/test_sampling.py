@@ -361,9 +361,9 @@ def test_no_image_depends_on_where_a_batch_is_cut(batch_size):
     encoder, decoder = tiny_bart(dtype=torch.float64)
     prompts, keys, sizes = tiny_prompts(encoder, settings, 4, 10, 7), keys_of(12), []
 
-    def counted(decoder, branches, keys, settings):
+    def counted(decoder, branches, keys, *rest):
         sizes.append(len(keys))
-        return sample_branches(decoder, branches, keys, settings)
+        return sample_branches(decoder, branches, keys, *rest)
 
     with patch("dalle_ppo.models.dalle.family.sample_branches", counted):
         parts = sample_in_parts(decoder, prompts, keys, settings, batch_size)
