@@ -92,9 +92,11 @@ LATER_SETTINGS: dict[str, object] = {
     "clip.quick_gelu": None, "clip.same_as": None,
     "evaluation.judges": [], "evaluation.suite": None,
     "reward.normalise": None,
+    "anchor.coef": 0.0, "anchor.num_images": 384, "anchor.minibatch_size": 24, "anchor.shares": None,
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = {
+    "anchor_kl",
     "captions_without_spread",
     "effective_images",
     "images_replayed",

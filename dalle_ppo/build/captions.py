@@ -18,7 +18,7 @@ from dalle_ppo.config.captions import READING, CaptionsConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld import stream as world_captions
 
-TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM = 0, 1, 2
+TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM, ANCHOR_STREAM = 0, 1, 2, 3
 
 
 def build_captions(config: Config, seed: int, stream: int, split: str | None) -> CaptionSource:

@@ -4,11 +4,18 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-from dalle_ppo.build.captions import SAMPLES_STREAM, TRAINING_STREAM, build_captions, evaluation_captions
+from dalle_ppo.build.captions import (
+    ANCHOR_STREAM,
+    SAMPLES_STREAM,
+    TRAINING_STREAM,
+    build_captions,
+    evaluation_captions,
+)
 from dalle_ppo.build.models import LoadedModel, choose_device, load_model, pinned
 from dalle_ppo.build.rewards import build_reward
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
+from dalle_ppo.training.anchor import draw_anchor
 from dalle_ppo.training.credit import ESTIMATORS
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
@@ -25,10 +32,23 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
     networks = build_networks(config, loaded)
+    networks = with_anchor(config, networks)
     reward = build_reward(config, loaded.world, device)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
     return Trainer(config, run_dir, networks, reward, captions, samples)
+
+
+def with_anchor(config: Config, networks: Networks) -> Networks:
+    """Networks with the anchor's images, if there is an anchor: takes as long as drawing them."""
+    if not config.anchor.coef:
+        return networks
+    shares = config.anchor.shares or config.captions.shares
+    of_anchor = replace(config, captions=replace(config.captions, shares=shares))
+    source = build_captions(of_anchor, config.seed, ANCHOR_STREAM, "train")
+    captions = source.next_batch(config.anchor.num_images)
+    anchor = draw_anchor(networks.family, networks.reference, captions, config)
+    return replace(networks, anchor=anchor)
 
 
 def build_networks(config: Config, loaded: LoadedModel) -> Networks:

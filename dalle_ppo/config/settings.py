@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from dalle_ppo.base.checks import at_least_one, not_negative
 from dalle_ppo.config.actor import ActorConfig
+from dalle_ppo.config.anchor import AnchorConfig
 from dalle_ppo.config.captions import CaptionsConfig
 from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.credit import CreditConfig
@@ -71,6 +72,8 @@ class Config:
     """The settings of the chosen objective; None means its defaults."""
     kl: KlConfig = field(default_factory=KlConfig)
     """The penalty for moving away from the reference."""
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    """Images of the reference on which the policy is held to it."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """The critic."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

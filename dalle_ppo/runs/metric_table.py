@@ -211,6 +211,8 @@ _OPTIMISATION = (
     Metric("value_loss", "Value loss", LOSS, "Mean of half the critic's (clipped) squared error, in "
            "normalised units.", better="down"),
     Metric("kl_loss", "KL loss", LOSS, "Mean KL term of the loss, if the KL penalty is in the loss."),
+    Metric("anchor_kl", "KL on the anchor", NATS, "Mean exact KL(policy, reference) on the images of "
+           "the reference that hold the policy, during the updates; null without `anchor.coef`."),
     Metric("entropy_loss", "Entropy loss", LOSS, "Mean entropy term of the loss."),
     Metric("clip_fraction", "Clipped tokens", Unit("share of tokens", 1, percent=True), "Share of tokens "
            "whose loss was limited by ratio clipping or dual clipping.", board=(HEALTH, 4)),

@@ -9,6 +9,7 @@ from torch import nn
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.rl.kl import kl_k1, kl_k3
 from dalle_ppo.rl.records import Experience
+from dalle_ppo.training.anchor import Anchor
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Networks:
         actor: the policy that is trained.
         reference: its frozen original.
         critic: a separate network; None if the advantage needs none.
+        anchor: images of the reference on which the actor is held to it; None without an anchor.
     """
 
     family: PolicyFamily
     actor: nn.Module
     reference: nn.Module
     critic: nn.Module | None = None
+    anchor: Anchor | None = None
 
 
 @torch.no_grad()

@@ -85,7 +85,8 @@ class Trainer:
         self.critic_learning_rate = learning_rates(critic.learning_rate, *schedule)
         statistics = PromptStatistics(config.credit.prompt_buffer_size, config.credit.prompt_min_count)
         state = CreditState(kl_coef=config.kl.kl_coef, prompt_statistics=statistics)
-        self.progress = Progress(credit=state)
+        drawn = len(networks.anchor.images) if networks.anchor else 0
+        self.progress = Progress(images=drawn, credit=state)
         self.buffer = ReplayBuffer()
         self.after_phase = lambda seconds, images: None
 

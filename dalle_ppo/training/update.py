@@ -15,6 +15,7 @@ from dalle_ppo.models.family import TokenScores
 from dalle_ppo.rl.kl import kl_k2
 from dalle_ppo.rl.losses import value_loss
 from dalle_ppo.rl.records import Experience
+from dalle_ppo.training.anchor import anchor_backward
 from dalle_ppo.training.objective import Objective
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.scoring import Networks
@@ -96,6 +97,13 @@ def run_update(
         if train_actor and log.actor_minibatches > 1 and past(settings.target_kl, log.last_approx_kl):
             step.actor.optimizer.zero_grad(set_to_none=True)
             train_actor = False
+        if train_actor and networks.anchor is not None:
+            policies = step.actor.module, networks.reference
+            log.anchor_kl.append(
+                anchor_backward(
+                    networks.anchor, networks.family, policies, settings.microbatch_size, step.generator
+                )
+            )
         if train_actor:
             log.add_step("gradient_norm", step.actor.step(actor_loss))
         if step.critic is not None:

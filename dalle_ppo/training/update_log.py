@@ -32,6 +32,7 @@ class UpdateLog:
     def __init__(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
         self.steps: dict[str, list[float]] = defaultdict(list)
+        self.anchor_kl: list[float] = []
         self.minibatches = self.actor_minibatches = 0
         self.skipped = 0
         self.ratio_max: float | None = None
@@ -74,6 +75,7 @@ class UpdateLog:
         return {
             **means,
             **norms,
+            "anchor_kl": sum(self.anchor_kl) / len(self.anchor_kl) if self.anchor_kl else None,
             "ratio_max": self.ratio_max,
             "ratio_first_minibatch_max_deviation": self.first_deviation,
             "skipped_updates": self.skipped,

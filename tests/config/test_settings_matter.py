@@ -12,7 +12,18 @@ from dalle_ppo.config.objective import find_objective, objective_names
 from dalle_ppo.config.sections import all_sections
 from dalle_ppo.config.settings import Config
 
-GROUPS = ("policy", "rollout", "reward", "credit", "actor", "update", *objective_names(), "kl", "critic")
+GROUPS = (
+    "policy",
+    "rollout",
+    "reward",
+    "credit",
+    "actor",
+    "update",
+    *objective_names(),
+    "kl",
+    "anchor",
+    "critic",
+)
 PER_PROMPT = {"credit.advantage": "per_prompt", "rollout.samples_per_caption": 4}
 RWR, DPO, SFT = (
     {"objective": name, **find_objective(name).defaults} for name in ("rwr", "online_dpo", "dpok_sft")
@@ -27,6 +38,7 @@ GRPO = {
 # Only the detector's steps are left of the reward, so that some captions have no spread.
 TWO_VALUES = {"reward.terms.clip_similarity.weight": 0.0}
 DPOK = {"objective": "dpok", "dpok.replay_images": 8, "dpok.buffer_images": 8}
+ANCHOR = {"anchor.coef": 1.0, "anchor.num_images": 12, "anchor.minibatch_size": 2}
 NO_NUMBER = {"reward.terms": [{"name": "tiny_trainer:not_a_number"}]}
 
 # Setting: another value than the default, and what must be set on both sides for it to matter.
@@ -101,6 +113,10 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "kl.target": (1.0, {"actor.entropy_coef": 0.0}),
     "kl.horizon": (50, {"kl.target": 1.0, "actor.entropy_coef": 0.0}),
     "kl.max_kl": (1e-6, {}),
+    "anchor.coef": (1.0, {}),
+    "anchor.num_images": (8, ANCHOR),
+    "anchor.minibatch_size": (4, ANCHOR),
+    "anchor.shares": ({"UNLIKELY": 0.0, "UNSURE": 0.0, "NSFW": 1.0}, ANCHOR),
     "critic.learning_rate": (0.01, {}),
     "critic.max_grad_norm": (0.01, {}),
     "critic.warmup_iterations": (1, {}),

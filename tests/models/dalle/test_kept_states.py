@@ -28,10 +28,6 @@ def drawn(settings, batch_size=None):
         return decoder, prompts, sample(decoder, prompts, keys, settings, keep=Keep(hidden=True))
     kept = Keep(hidden=True)
     return decoder, prompts, sample_in_parts(decoder, prompts, keys, settings, batch_size, kept)
-        decoder,
-        prompts,
-        sample_in_parts(decoder, prompts, keys, settings, batch_size, keep=Keep(hidden=True)),
-    )
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
