@@ -23,6 +23,7 @@ FLOORS = {
     "training": 6,
     "evaluation": 6,
     "iconworld": 7,
+    "preferences": 7,
     "report": 7,
     "build": 8,
 }
