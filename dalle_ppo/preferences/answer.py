@@ -46,6 +46,21 @@ class Image:
 
 
 @dataclass(frozen=True)
+class PictureSet:
+    """Pictures of one caption, for one answer.
+
+    Args:
+        id: depends on the caption, the weights and the noise alone.
+        caption: what they shall show.
+        images: keys in the store, in the order of a first showing.
+    """
+
+    id: str
+    caption: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answer; only what fits its kind is given.
 

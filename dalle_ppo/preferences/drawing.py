@@ -13,27 +13,13 @@ from torch import Tensor, nn
 
 from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.store import Store
 from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.runs.pictures import to_numpy
 
 STREAM = "labels"
 """The stream of the sampling noise: training, evaluation and labels never share any."""
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """Pictures of one caption, for one answer.
-
-    Args:
-        id: depends on the caption, the weights and the noise alone.
-        caption: what they shall show.
-        images: keys in the store, in the order of a first showing.
-    """
-
-    id: str
-    caption: str
-    images: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -103,11 +89,16 @@ class Drawer:
             ValueError: not even one image fits into memory, or the captions cannot be read.
         """
         caption, earlier = self._caption(number)
-        identity = "|".join([caption.id, str(earlier), str(self._options), *map(_facts, self._sides)])
-        name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        name = self.set_id(number)
         keys = [key for side in self._sides for key in self._draw_side(side, caption, earlier)]
         order = np.random.default_rng(int(name, 16)).permutation(len(keys))
         return PictureSet(name, caption.text, tuple(keys[place] for place in order))
+
+    def set_id(self, number: int) -> str:
+        """The id of a set, without drawing it."""
+        caption, earlier = self._caption(number)
+        identity = "|".join([caption.id, str(earlier), str(self._options), *map(_facts, self._sides)])
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def _caption(self, number: int) -> tuple[CaptionRecord, int]:
         """The caption of a set, and how many earlier sets have the same one."""
