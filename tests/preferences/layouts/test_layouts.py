@@ -172,11 +172,13 @@ def test_answers_whose_pictures_are_gone_are_left_out_of_layouts_with_pictures(s
 def test_damaged_rows_are_counted_and_cost_no_other(tmp_path, cli):
     paths = folder_of_pictures(tmp_path, 2)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    secret = tmp_path.parent / f"{tmp_path.name}.jpg"
+    secret.write_bytes(picture(200))
     good = {"prompt": "a", "image_path": paths, "rank": [1, 2]}
     bad = [
         {**good, "image_path": [paths[0], "gone.jpg"]},
         {**good, "image_path": [paths[0], "broken.jpg"]},
-        {**good, "image_path": [paths[0], "../../secret.jpg"]},
+        {**good, "image_path": [paths[0], f"../{secret.name}"]},
         {**good, "image_path": [paths[0], paths[0]]},
         {**good, "rank": [1]},
         {**good, "rank": ["1", "2"]},
