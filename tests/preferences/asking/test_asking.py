@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from fake_endpoint import FakeEndpoint, red_first
@@ -10,6 +11,7 @@ from PIL import Image as Picture
 from dalle_ppo import label
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.asking import endpoint as endpoints
+from dalle_ppo.preferences.asking.loop import Questions, Rater, drawn_sets
 from dalle_ppo.preferences.asking.prompt import orders
 from dalle_ppo.preferences.asking.reply import KEPT, read_reply
 from dalle_ppo.preferences.store import Answer, Store
@@ -307,18 +309,39 @@ def test_each_picture_stands_in_mirrored_places():
     assert {order[0] for order in first} == set(keys), "the first place is drawn anew for each set"
 
 
-def test_a_run_s_policy_draws_what_the_model_is_asked_about(tiny_run, cli, tmp_path):
-    """From a run of train: new sets, flagged pictures and all; asked again, nothing is drawn or asked."""
-    import shutil
+def test_sets_whose_questions_are_answered_are_not_drawn_again(run):
+    class Counting:
+        drawn = 0
 
+        def set_id(self, number):
+            return f"set{number}"
+
+        def draw(self, number):
+            self.drawn += 1
+            return PictureSet(f"set{number}", "boat", by_person(run)[number].images)
+
+    class Asked:
+        def ask(self, content):
+            return '{"ranks": [1, 2]}'
+
+    store, rater = Store(run / "preferences"), Rater("m", "m", "{count} {caption}")
+    for sets, drawn in ((2, 2), (3, 1), (3, 0)):
+        drawer = Counting()
+        *_, progress = Questions(store, rater, Asked()).ask_about(drawn_sets(drawer, sets))
+        assert drawer.drawn == drawn and progress.answered == 2 * drawn
+    assert progress.skipped == 6
+
+
+def test_a_runs_policy_and_reference_draw_what_the_model_is_asked_about(tiny_run, cli, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run.run_dir, run)
     with FakeEndpoint() as server:
-        arguments = (run, "--by", server.url, "--model", "judge", "--sets", "2", "--num_images", "4")
-        first = cli(label.main, *arguments, "--reference", "--device", "cpu")
-        assert first.code == 0, first.err
-        assert len(server.requests) == 4 and {len(r["redness"]) for r in server.requests} == {4}
-        images = Store(run / "preferences").images()
-        assert sorted(image.side for image in images.values()) == 4 * ["policy"] + 4 * ["reference"]
-        second = cli(label.main, *arguments, "--reference", "--device", "cpu")
-    assert "4 questions had been answered before" in second.out and len(server.requests) == 4
+        outcome = cli(
+            label.main, run, "--by", server.url, "--model", "judge", "--sets", "2", "--num_images", "4",
+            "--reference", "--device", "cpu",
+        )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert len(server.requests) == 4 and {len(request["redness"]) for request in server.requests} == {4}
+    images = Store(run / "preferences").images()
+    assert sorted(image.side for image in images.values()) == 4 * ["policy"] + 4 * ["reference"]
+    assert len({image.weights for image in images.values()}) == 2
