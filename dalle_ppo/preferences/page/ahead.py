@@ -16,6 +16,8 @@ UNKNOWN = 4 * CANDIDATES
 """With a choice, sets that were passed over have no answer; after so many in a row nothing older is left."""
 PATIENCE = 5.0
 """Seconds to wait for the end of a drawing when the page is closed."""
+SAME = 50
+"""Sets in a row that hold one picture only, after which there is no point in drawing more."""
 RETRY = 10.0
 """Seconds after which a drawing that failed is tried again."""
 
@@ -110,9 +112,20 @@ class Ahead:
         return [sets[place] for place in order[:TAKEN]]
 
     def _draw_next(self) -> PictureSet:
-        drawn = self._answered(self._number) or self._drawer.draw(self._number)
-        self._number += 1  # only now: a drawing that failed is tried again
-        return drawn
+        """The next set with at least two pictures that differ.
+
+        The reference draws from the policy's noise, so an early policy's picture may be the same.
+        """
+        for _ in range(SAME):
+            drawn = self._answered(self._number) or self._drawer.draw(self._number)
+            self._number += 1  # only now: a drawing that failed is tried again
+            images = tuple(dict.fromkeys(drawn.images))
+            if len(images) > 1:
+                return PictureSet(drawn.id, drawn.caption, images)
+        raise ValueError(
+            f"{SAME} sets in a row hold the same picture several times; are policy and reference still alike? "
+            "train further, or leave out --reference"
+        )
 
     def _answered(self, number: int) -> PictureSet | None:
         """A set that has an answer and all its pictures."""

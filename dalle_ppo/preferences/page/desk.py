@@ -14,7 +14,7 @@ from dalle_ppo.preferences.store import Store
 
 QUEUE = 4
 """Sets that a browser holds: the one it shows, and those whose pictures it loads ahead."""
-AHEAD = 8
+AHEAD = 16
 """Sets that are drawn before their rater gets to them."""
 GAP = 6
 """Between a set and its repetition lie at least this many showings less one."""

@@ -3,10 +3,10 @@
 from collections import Counter
 
 import pytest
-from label_pages import ColourDrawer, body, desk_of, full
+from label_pages import ColourDrawer, body, desk_of, full, wait_for
 
-from dalle_ppo.preferences.answer import Answer
-from dalle_ppo.preferences.page.desk import GAP
+from dalle_ppo.preferences.answer import Answer, PictureSet
+from dalle_ppo.preferences.page.desk import AHEAD, GAP
 from dalle_ppo.preferences.store import Store
 
 
@@ -29,7 +29,7 @@ def test_each_set_comes_once_and_the_queue_moves_on(tmp_path):
         assert full(desk, "Ann")["queue"] == full(desk, "Ann")["queue"], "a reload changes nothing"
         shown = [before[0], *work(desk, "Ann", 11)]
     assert len({showing["set_id"] for showing in shown}) == 12
-    assert sorted(drawer.drawn) == list(range(len(drawer.drawn))) and len(drawer.drawn) <= 12 + 8
+    assert sorted(drawer.drawn) == list(range(len(drawer.drawn))) and len(drawer.drawn) <= 12 + AHEAD
     rows = Store(tmp_path).answers()
     assert [(row.set_id, row.images, row.ranks) for row in rows] == [
         (showing["set_id"], showing["images"], (1, 2)) for showing in shown
@@ -143,6 +143,23 @@ def test_the_choice_decides_what_is_shown(tmp_path):
         assert int(work(desk, "Ann", 1)[0]["set_id"], 16) == 47
         assert {int(showing["set_id"], 16) for showing in work(desk, "Bob", 8)} == set(shown)
     assert min(drawer.drawn) == 32
+
+
+def test_a_picture_is_shown_once_in_a_set(tmp_path):
+    """Policy and reference may draw the same; a set with one picture alone asks nothing."""
+
+    class Alike(ColourDrawer):
+        def draw(self, number):
+            drawn = super().draw(number)
+            one, other, third = drawn.images
+            images = {0: (one,) * 3, 1: (one, other, one)}.get(number, (one, other, third))
+            return PictureSet(drawn.id, drawn.caption, images if number < 9 else (one,) * 3)
+
+    with desk_of(Alike(tmp_path, 3)) as desk:
+        shown = work(desk, "Ann", 5)
+        assert [int(showing["set_id"], 16) for showing in shown] == [1, 2, 3, 4, 5]
+        assert [len(set(showing["images"])) for showing in shown] == [2, 3, 3, 3, 3]
+        wait_for(lambda: "50 sets in a row" in desk.state("Ann")["error"])
 
 
 def test_a_picture_that_is_gone_is_not_shown_and_no_more_pictures_is_said(tmp_path):

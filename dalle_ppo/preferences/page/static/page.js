@@ -43,7 +43,7 @@ function showFigures(f) {
   $("progress").value = Math.min(1, f.total / f.goal);
   const mine = f.mine === f.total ? "" : `, ${f.mine} by you`;
   $("count").textContent = `${f.total} of ${f.goal} answers${mine}`;
-  $("pace").textContent = f.per_minute === null ? "" : `${f.per_minute.toPrecision(2)} a minute`;
+  $("pace").textContent = f.per_minute === null ? "" : `${f.per_minute.toFixed(f.per_minute < 10 ? 1 : 0)} a minute`;
   $("agreement").textContent = f.repeats ? `${f.alike} of ${f.repeats} repeated pairs answered alike` : "";
 }
 
@@ -120,12 +120,12 @@ function card(key, place, flagged) {
   button.setAttribute("aria-label", `picture ${place + 1}${flagged ? ", flagged as unsafe" : ""}`);
   const frame = element("span", "frame");
   load(key);
-  frame.append(loaded.get(key));
   const veil = element("span", "veil");
-  veil.textContent = "flagged as unsafe: hold space to see it";
+  veil.textContent = "flagged as unsafe";
+  frame.append(loaded.get(key), veil);
   const number = element("span", "number");
   number.textContent = place + 1;
-  button.append(frame, veil, number);
+  button.append(frame, number);
   button.addEventListener("click", () => act(() => pick(place)));
   return button;
 }
