@@ -6,6 +6,8 @@ import pytest
 from label_pages import ColourDrawer, body, desk_of, full, wait_for
 
 from dalle_ppo.preferences.answer import Answer, PictureSet
+from dalle_ppo.preferences.page import ahead
+from dalle_ppo.preferences.page import desk as desk_module
 from dalle_ppo.preferences.page.desk import AHEAD, GAP
 from dalle_ppo.preferences.store import Store
 
@@ -129,24 +131,28 @@ def test_raters_see_a_set_in_orders_of_their_own(tmp_path):
     assert all(sorted(shown["Ann"][name]) == sorted(images) for name, images in shown["Bob"].items())
 
 
-def test_the_choice_decides_what_is_shown(tmp_path):
-    """A choice that likes high numbers sees 16 sets at a time; 4 of them are shown."""
+def test_the_choice_decides_what_is_shown(tmp_path, monkeypatch):
+    """A choice that likes high numbers sees 6 sets at a time; 2 of them are shown."""
+    for module, name, value in ((ahead, "CANDIDATES", 6), (ahead, "TAKEN", 2), (desk_module, "AHEAD", 4)):
+        monkeypatch.setattr(module, name, value)
 
     def choose(sets):
         return sorted(range(len(sets)), key=lambda place: -int(sets[place].id, 16))
 
     with desk_of(ColourDrawer(tmp_path), choose=choose) as desk:
-        shown = [int(showing["set_id"], 16) for showing in work(desk, "Ann", 8)]
-    assert shown == [15, 14, 13, 12, 31, 30, 29, 28]
+        shown = [int(showing["set_id"], 16) for showing in work(desk, "Ann", 4)]
+    assert shown == [5, 4, 11, 10]
     drawer = ColourDrawer(tmp_path)
     with desk_of(drawer, choose=choose) as desk:
-        assert int(work(desk, "Ann", 1)[0]["set_id"], 16) == 47
-        assert {int(showing["set_id"], 16) for showing in work(desk, "Bob", 8)} == set(shown)
-    assert min(drawer.drawn) == 32
+        assert int(work(desk, "Ann", 1)[0]["set_id"], 16) == 17
+        assert {int(showing["set_id"], 16) for showing in work(desk, "Bob", 4)} == set(shown)
+    assert min(drawer.drawn) == 12
 
 
-def test_a_picture_is_shown_once_in_a_set(tmp_path):
+def test_a_picture_is_shown_once_in_a_set(tmp_path, monkeypatch):
     """Policy and reference may draw the same; a set with one picture alone asks nothing."""
+
+    monkeypatch.setattr(ahead, "SAME", 5)
 
     class Alike(ColourDrawer):
         def draw(self, number):
@@ -159,7 +165,7 @@ def test_a_picture_is_shown_once_in_a_set(tmp_path):
         shown = work(desk, "Ann", 5)
         assert [int(showing["set_id"], 16) for showing in shown] == [1, 2, 3, 4, 5]
         assert [len(set(showing["images"])) for showing in shown] == [2, 3, 3, 3, 3]
-        wait_for(lambda: "50 sets in a row" in desk.state("Ann")["error"])
+        wait_for(lambda: "5 sets in a row" in desk.state("Ann")["error"])
 
 
 def test_a_picture_that_is_gone_is_not_shown_and_no_more_pictures_is_said(tmp_path):

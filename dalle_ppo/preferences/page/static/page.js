@@ -109,7 +109,7 @@ function show() {
     ? "1–4 or click: best, second, … · arrows move, Enter picks · T: the rest are equal · B: all bad · S: skip · U: undo"
     : "1 or ← left · 2 or → right · T or ↑ tie · B or ↓ both bad · S skip · U undo";
   $("see").hidden = !next.flagged.some(Boolean);
-  $("pictures").className = many ? "many" : "";
+  $("pictures").className = ["", "many three", "many"][next.images.length - 2];
   $("pictures").replaceChildren(...next.images.map((key, place) => card(key, place, next.flagged[place])));
   clock.restart();
 }
