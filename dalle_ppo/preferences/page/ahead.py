@@ -123,7 +123,7 @@ class Ahead:
             if len(images) > 1:
                 return PictureSet(drawn.id, drawn.caption, images)
         raise ValueError(
-            f"{SAME} sets in a row hold the same picture several times; are policy and reference still alike? "
+            f"{SAME} sets in a row hold one picture several times; policy and reference may still be alike: "
             "train further, or leave out --reference"
         )
 
