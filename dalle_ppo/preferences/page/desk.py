@@ -172,11 +172,9 @@ class Desk:
             for row in mine[: max(0, shown - GAP)]
             if row.kind == "ranking" and times[row.set_id] == 1 and row.set_id not in waiting
         ]
-        old = [row for row in old if self._is_there(row.images)]
-        if not old:
-            return None
-        row = old[int(_digest(f"{old[0].rater}|{shown}"), 16) % len(old)]
-        return self._showing(row.set_id, row.caption, row.images[::-1])
+        start = int(_digest(str(shown)), 16) % max(1, len(old))
+        row = next((row for row in old[start:] + old[:start] if self._is_there(row.images)), None)
+        return row and self._showing(row.set_id, row.caption, row.images[::-1])
 
     def _showing(self, set_id: str, caption: str, images: tuple[str, ...]) -> Showing:
         if any(key not in self._flagged for key in images):
