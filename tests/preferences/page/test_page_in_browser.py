@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import contextmanager
 
 import pytest
-from label_pages import HOSTILE, ColourDrawer, desk_of, page_of, wait_for
+from label_pages import HOSTILE, ColourDrawer, desk_of, full, page_of, wait_for
 
 from dalle_ppo.preferences.store import Store
 
@@ -107,14 +107,22 @@ def test_the_next_set_is_there_within_a_tenth_of_a_second(browser, tmp_path):
     """Pictures of 512 pixels; the server is not asked in between."""
     drawer = ColourDrawer(tmp_path)
     drawer.size = 512
-    with desk_of(drawer) as desk, page_of(desk, drawer.store) as address, tab_of(browser, address) as page:
-        found = []
-        for _ in range(8):
-            page.wait_for_timeout(300)
-            found.append(page.evaluate(NEXT_SET, "1"))
-        print(found)
-        assert all(each["changed"] and each["loaded"] for each in found)
-        assert sorted(each["ms"] for each in found)[4] < 100
+    with desk_of(drawer) as desk, page_of(desk, drawer.store) as address:
+        full(desk, "Ann")
+        with tab_of(browser, address) as page:
+            found = timings(page)
+    print(found)
+    assert all(each["changed"] and each["loaded"] for each in found)
+    assert sorted(each["ms"] for each in found)[4] < 100
+
+
+def timings(page):
+    """What happens within two frames of each of eight keys."""
+    found = []
+    for _ in range(8):
+        page.wait_for_timeout(300)
+        found.append(page.evaluate(NEXT_SET, "1"))
+    return found
 
 
 def test_four_pictures_are_ranked_by_keys_arrows_and_clicks(browser, tmp_path):
