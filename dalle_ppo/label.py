@@ -27,8 +27,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     pictures.add_argument("--seed", type=int, default=0, help="of captions, noise and order")
     pictures.add_argument("--device", default="auto")
     pictures.add_argument("--memory_gb", type=float, default=4.0, help="for caches and activations")
+    add_page_arguments(parser.add_argument_group("the page"))
     add_model_arguments(parser.add_argument_group("a model that ranks"))
     return parser.parse_args(argv)
+
+
+def add_page_arguments(group: argparse._ArgumentGroup) -> None:
+    """The arguments that apply without `--by`."""
+    group.add_argument("--port", type=int, default=8765, help="0 for any free one; default: 8765")
+    group.add_argument(
+        "--repeat", type=float, default=0.1, help="share of sets that come a second time; default: 0.1"
+    )
+    group.add_argument("--goal", type=int, default=200, help="answers for a full bar; default: 200")
 
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
@@ -75,7 +85,7 @@ def main(argv: list[str] | None) -> int:
 def dispatch(args: argparse.Namespace, store, open_drawer: Callable) -> int:
     """Hands over to the page or to the model; `open_drawer` loads the policy."""
     if args.by is None:
-        from dalle_ppo.preferences.page import serve
+        from dalle_ppo.preferences.page.command import serve
 
         return serve(args, store, open_drawer)
     from dalle_ppo.preferences.asking.command import ask_model
