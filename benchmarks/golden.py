@@ -92,6 +92,9 @@ LATER_SETTINGS: dict[str, object] = {
     "clip.quick_gelu": None, "clip.same_as": None,
     "evaluation.judges": [], "evaluation.suite": None,
     "reward.normalise": None,
+    "actor.adapter": "none", "actor.lora_rank": 8, "actor.lora_alpha": 16.0,
+    "critic.adapter": "none", "critic.lora_rank": 8, "critic.lora_alpha": 16.0,
+    "update.dtype": "float32", "model.frozen_dtype": "float32",
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = {"captions_without_spread", "effective_images", "images_replayed", "replay_kl"}

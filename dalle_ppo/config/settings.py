@@ -112,6 +112,7 @@ def check_sections(config: Config) -> None:
     """
     for check in (
         _check_policy,
+        _check_precision,
         _check_advantage,
         _check_images_per_caption,
         _check_images_of_terms,
@@ -128,6 +129,14 @@ def _check_policy(config: Config) -> None:
         raise ValueError(
             f"policy.top_k is {config.policy.top_k}; training needs null: a sampled token could fall outside "
             "the top k and its log-prob become -inf. generate accepts --top_k"
+        )
+
+
+def _check_precision(config: Config) -> None:
+    if config.model.frozen_dtype != "float32" and config.update.dtype == "float32":
+        raise ValueError(
+            f"model.frozen_dtype is {config.model.frozen_dtype}; it needs update.dtype bfloat16, or the "
+            "reference would differ from the actor by rounding before anything is learned: set both"
         )
 
 

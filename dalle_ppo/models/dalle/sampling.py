@@ -16,6 +16,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from dalle_ppo.models.adapters import is_adapted
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.log_pi import log_pi_of_logits
@@ -206,6 +207,8 @@ def sample_branches(
     Returns:
         Tokens and their log-probs.
     """
+    if is_adapted(decoder):
+        raise TypeError("products that read weights directly miss adapters; draw with `sampler_weights`")
     num_images, num_tokens = len(keys), decoder.config.num_image_tokens
     if num_images % branches[0].num_captions:
         raise ValueError(
