@@ -94,7 +94,8 @@ class DalleFamily:
             images = self.decode(samples.tokens)
         else:
             samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size)
-            images = self.decode(samples.tokens, plan.microbatch_size)
+            with self._autocast(self.frozen_dtype):
+                images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
         return Drawing(samples.tokens, samples.log_probs, images)
 
     @property
@@ -107,10 +108,10 @@ class DalleFamily:
         tokenizer = self.parts.tokenizer
         return tokenizer.encode([caption]).tokens[0].equal(tokenizer.unconditional())
 
-    def decode(self, tokens: Tensor, microbatch_size: int | None = None) -> Tensor:
+    def decode(self, tokens: Tensor) -> Tensor:
         """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
         with self._autocast(self.frozen_dtype):
-            return self.parts.vqgan.decode_uint8(tokens.to(self.device), microbatch_size)
+            return self.parts.vqgan.decode_uint8(tokens.to(self.device))
 
     @torch.no_grad()
     def remember(self, policy: BartDecoder, experience: Experience) -> HiddenStates:
