@@ -93,6 +93,9 @@ LATER_SETTINGS: dict[str, object] = {
     "evaluation.judges": [], "evaluation.suite": None,
     "reward.normalise": None,
     "anchor.coef": 0.0, "anchor.num_images": 384, "anchor.minibatch_size": 24, "anchor.shares": None,
+    "actor.adapter": "none", "actor.lora_rank": 8, "actor.lora_alpha": 16.0,
+    "critic.adapter": "none", "critic.lora_rank": 8, "critic.lora_alpha": 16.0,
+    "update.dtype": "float32", "model.frozen_dtype": "float32",
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = {

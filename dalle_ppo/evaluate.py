@@ -9,7 +9,7 @@ from pathlib import Path
 from dalle_ppo.config.captions import READING
 from dalle_ppo.config.command_line import OneLineParser, load_config, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
-from dalle_ppo.runs.places import checkpoint_of, refuse_wrong_path
+from dalle_ppo.runs.places import POLICY_GROUPS, checkpoint_of, refuse_wrong_path
 
 PROMPT_SETS = ("prompts:", "drawbench:", "partiprompts:", "hpdv2:")
 """Caption sources that know their own columns."""
@@ -91,7 +91,7 @@ def draw_and_write(args: argparse.Namespace, config: Config) -> None:
     *earlier, last = folders
     policy = model.decoder
     if last != model.iteration:
-        policy = policy_of(folders[last], model.decoder)
+        policy = policy_of(folders[last], model.reference)
     if model.settings is not None:
         config = dataclasses.replace(config, policy=model.settings)
     if args.captions:
@@ -110,7 +110,7 @@ def draw_and_write(args: argparse.Namespace, config: Config) -> None:
         model.reference,
         model.family(config.policy),
         origin=checkpoint_facts(folders[last]),
-        earlier={iteration: loader(folders[iteration], model.decoder) for iteration in earlier},
+        earlier={iteration: loader(folders[iteration], model.reference) for iteration in earlier},
     )
     captions_file = Path(args.captions).name if args.captions else None
     result = evaluate(config, args.run, subject, measures, captions, captions_file, baselines)
@@ -199,11 +199,11 @@ def loader(folder: Path, decoder) -> Callable:
 
 
 def policy_of(folder: Path, decoder):
-    """The policy in a checkpoint's folder, as a network like `decoder`."""
+    """The policy in a checkpoint's folder, as a network like `decoder`, its reference."""
     from dalle_ppo.build.models import policy_like
     from dalle_ppo.runs.checkpoints import load_checkpoint
 
-    return policy_like(decoder, load_checkpoint(folder, "policy"))
+    return policy_like(decoder, load_checkpoint(folder, *POLICY_GROUPS))
 
 
 if __name__ == "__main__":

@@ -158,13 +158,15 @@ def finish(trainer, captions: list, measures) -> None:
     from dalle_ppo.evaluation.sides import Subject, evaluate
     from dalle_ppo.report.page import write_report
     from dalle_ppo.runs.checkpoints import latest_checkpoint
+    from dalle_ppo.runs.places import POLICY_GROUPS
     from dalle_ppo.runs.provenance import checkpoint_facts
     from dalle_ppo.runs.tensorboard import write_evaluation
 
     config, run_dir = trainer.config, trainer.run_dir
-    origin = checkpoint_facts(latest_checkpoint(run_dir, "policy"))
+    origin = checkpoint_facts(latest_checkpoint(run_dir, *POLICY_GROUPS))
+    sides = trainer.actor.module.eval(), trainer.networks.reference
     family = dataclasses.replace(trainer.family, stores_kept=False)  # draws as `evaluate` and `generate` do
-    subject = Subject(trainer.actor.module.eval(), trainer.networks.reference, family, origin)
+    subject = Subject(*map(trainer.family.sampler_weights, sides), family, origin)
     result = evaluate(config, run_dir, subject, measures, captions)
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     report = write_report(run_dir)

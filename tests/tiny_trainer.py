@@ -53,10 +53,11 @@ class TinyTokenizer:
         return self.encode([""]).tokens[0]
 
 
-class TinyVqgan:
+class TinyVqgan(torch.nn.Module):
     """Every token is a grey pixel."""
 
     def __init__(self, num_codes: int = TINY.num_codes):
+        super().__init__()
         self.num_codes = num_codes
 
     def decode_uint8(self, tokens: Tensor, microbatch_size: int | None = None) -> Tensor:
@@ -68,6 +69,9 @@ class TinyClip:
     """Embeds images by the brightness of their halves and ends, captions by their hash."""
 
     name, pretrained, same_as = "tiny", "test", None
+
+    def narrowed(self, dtype: torch.dtype) -> "TinyClip":
+        return self
 
     def embed_images(self, images: Tensor) -> Tensor:
         pixels = images[:, 0, 0, :] - 0.5

@@ -11,14 +11,15 @@ from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import WEIGHTS, World
+from dalle_ppo.models.dalle.adapted import merged_decoder
 from dalle_ppo.models.dalle.bart import frozen_decoder
 from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.weight_files import PUBLISHED, WeightFiles, download, find_weight_files
 from dalle_ppo.models.dalle.weights import load_published
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.models.policy_settings import PolicySettings
-from dalle_ppo.runs.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
-from dalle_ppo.runs.places import refuse_wrong_path
+from dalle_ppo.runs.checkpoints import ADAPTER_CONFIG, Checkpoint, latest_checkpoint, load_checkpoint
+from dalle_ppo.runs.places import POLICY_GROUPS, refuse_wrong_path
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 
 # Default sampling settings of published weights: those of the min-dalle package, except for the start token,
@@ -151,12 +152,12 @@ def load_model(
 
 
 def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    folder = latest_checkpoint(run, "policy")
+    folder = latest_checkpoint(run, *POLICY_GROUPS)
     if folder is None:
         raise ValueError(f"{run} has no complete checkpoint; train it first, or continue it with --resume")
     start: ModelConfig = load_config(Path(run) / "config.yaml").model
     base = load_model(start.path, device, start.revision, dtype)
-    checkpoint = load_checkpoint(folder, "policy")
+    checkpoint = load_checkpoint(folder, *POLICY_GROUPS)
     if dtype == torch.float32:
         check_reference(checkpoint.state, weights_sha256(base.decoder), start.path)
     decoder = policy_like(base.decoder, checkpoint)
@@ -167,7 +168,13 @@ def _load_run(run: str, device: torch.device, dtype: torch.dtype) -> LoadedModel
 
 
 def policy_like(decoder: nn.Module, checkpoint: Checkpoint) -> nn.Module:
-    """A checkpoint's policy, frozen, with the dtypes and the device of `decoder`."""
+    """A checkpoint's policy, frozen, with the dtypes and the device of `decoder`, its reference.
+
+    Raises:
+        ValueError: it has adapters, and peft is missing.
+    """
+    if ADAPTER_CONFIG in checkpoint.state:
+        return merged_decoder(decoder, checkpoint.tensors["adapter_model"], checkpoint.state[ADAPTER_CONFIG])
     kinds, tensors = decoder.state_dict(), checkpoint.tensors["policy"]
     weights = {name: tensor.to(kinds.get(name, tensor)) for name, tensor in tensors.items()}
     return frozen_decoder(decoder.config, weights)

@@ -22,8 +22,16 @@ from dalle_ppo.runs.provenance import path_sha256
 BUILTIN = "builtin"
 
 
-def build_reward(config: Config, world: World | None, device: torch.device) -> CombinedReward:
+def build_reward(
+    config: Config, world: World | None, device: torch.device, dtype: str = "float32"
+) -> CombinedReward:
     """The reward of the settings; loads only what its terms need.
+
+    Args:
+        config: all settings.
+        world: the built-in world that the model belongs to, if any.
+        device: where the terms run.
+        dtype: of the matrices of the run's CLIP; training passes `model.frozen_dtype`.
 
     Raises:
         ValueError: a term cannot be loaded, or belongs to the built-in world but the model does not.
@@ -32,7 +40,7 @@ def build_reward(config: Config, world: World | None, device: torch.device) -> C
     terms = config.reward.parsed
     # Imported first, so that errors in the user's own code show before CLIP is loaded.
     loaders = [_find_loader(term) for term in terms]
-    open_clip = partial(_load_clip, config.clip, world, device) if _reads_clip(terms) else None
+    open_clip = partial(_load_clip, config.clip, world, device, dtype) if _reads_clip(terms) else None
     shared = Shared(open_clip, lambda name: _detector_file(name, world), device)
     return CombinedReward(
         [_load_term(term, load, config, shared) for term, load in zip(terms, loaders, strict=True)], shared
@@ -111,10 +119,11 @@ def _find_loader(term: TermConfig) -> Callable:
     return importlib.import_module(f"{rewards.__name__}.{term.name}").load
 
 
-def _load_clip(clip: ClipConfig, world: World | None, device: torch.device):
+def _load_clip(clip: ClipConfig, world: World | None, device: torch.device, dtype: str):
     builtin = clip.model == BUILTIN
     model = str(world.clip) if builtin else clip.model
-    return load_clip(model, clip.pretrained, device, clip.quick_gelu, clip.same_as)
+    loaded = load_clip(model, clip.pretrained, device, clip.quick_gelu, clip.same_as)
+    return loaded if dtype == "float32" else loaded.narrowed(getattr(torch, dtype))
 
 
 def _detector_file(name: str, world: World | None) -> Path:

@@ -1,6 +1,5 @@
 """Builds a trainer from settings."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from dalle_ppo.build.captions import (
     build_captions,
     evaluation_captions,
 )
-from dalle_ppo.build.models import LoadedModel, choose_device, load_model, pinned
+from dalle_ppo.build.models import choose_device, load_model, pinned
+from dalle_ppo.build.networks import build_networks
 from dalle_ppo.build.rewards import build_reward
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
 from dalle_ppo.training.anchor import draw_anchor
-from dalle_ppo.training.credit import ESTIMATORS
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
@@ -33,7 +32,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
     networks = build_networks(config, loaded)
     networks = with_anchor(config, networks)
-    reward = build_reward(config, loaded.world, device)
+    reward = build_reward(config, loaded.world, device, config.model.frozen_dtype)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
     return Trainer(config, run_dir, networks, reward, captions, samples)
@@ -49,16 +48,3 @@ def with_anchor(config: Config, networks: Networks) -> Networks:
     captions = source.next_batch(config.anchor.num_images)
     anchor = draw_anchor(networks.family, networks.reference, captions, config)
     return replace(networks, anchor=anchor)
-
-
-def build_networks(config: Config, loaded: LoadedModel) -> Networks:
-    """The loaded model as a frozen reference, a trainable copy, and a critic if the advantages need one."""
-    family = replace(loaded.family(config.policy), stores_kept=True)
-    reference = loaded.decoder.eval().requires_grad_(False)
-    actor = copy.deepcopy(reference)
-    for name, parameter in actor.named_parameters():
-        parameter.requires_grad_(family.trained(name, config.actor.trainable))
-    critic = None
-    if ESTIMATORS[config.credit.advantage].needs_critic:
-        critic = family.new_critic(reference).requires_grad_(True)
-    return Networks(family, actor, reference, critic)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle_ppo.base.checks import not_negative, positive
+from dalle_ppo.base.checks import at_least_one, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,18 @@ class ActorConfig:
     read the caption, "cross_attention" the whole of those blocks, "all" the whole decoder. Default
     cross_keys_values: its gradient has the best ratio of signal to noise, so the model forgets least about
     how to draw (benchmarks/RESULTS.md). Use all for rewards that have nothing to do with the caption."""
+    adapter: Literal["none", "lora"] = "none"
+    """How the weights that `actor.trainable` names are trained. "none" trains them themselves. "lora" freezes
+    them and trains two small matrices beside each matrix of the decoder's layers (arXiv 2106.09685); norms,
+    embeddings and the head stay frozen, and the reference needs no memory of its own. It needs the extra
+    lora. Default none, our own: the built-in world's model is small. Use lora when memory is short."""
+    lora_rank: int = 8
+    """Columns of each of LoRA's small matrices. Default 8, as in peft
+    (https://huggingface.co/docs/peft/package_reference/lora). Raise it when the reward stays below what
+    adapter none reaches."""
+    lora_alpha: float = 16.0
+    """LoRA's change of a weight is scaled by `lora_alpha` / `lora_rank`. Default 16.0, our own, twice the
+    rank. Change it together with the rank, as the learning rate depends on their ratio."""
     max_grad_norm: float = 1.0
     """The actor's gradient is scaled down to this norm. Default 1.0; 0.5 to 1 works best in arXiv 2006.05990.
     Lower it when single batches throw the policy off."""
@@ -52,4 +64,5 @@ class ActorConfig:
 
     def __post_init__(self) -> None:
         not_negative(self, "actor", "learning_rate", "warmup_iterations", "weight_decay")
-        positive(self, "actor", "max_grad_norm", "adam_eps", "min_entropy")
+        positive(self, "actor", "max_grad_norm", "adam_eps", "min_entropy", "lora_alpha")
+        at_least_one(self, "actor", "lora_rank")

@@ -1,20 +1,31 @@
 """Settings of the critic."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from dalle_ppo.base.checks import not_negative, positive
+from dalle_ppo.base.checks import at_least_one, not_negative, positive
 
 
 @dataclass(frozen=True)
 class CriticConfig:
     """A separate network with its own optimiser, for `credit.advantage` gae.
 
-    Its body starts as a copy of the policy's, and its head starts at zero.
+    Its body starts as the policy's, and its head starts at zero.
     """
 
     learning_rate: float = 1e-3
     """The critic's peak learning rate; it warms up and decays like the actor's. Default 1e-3, our own, for
     the built-in world. Raise it when `explained_variance` stays low."""
+    adapter: Literal["none", "lora"] = "none"
+    """What is trained of the critic's body. "none" trains a copy of the policy's body. "lora" trains small
+    matrices beside those of the reference's own, frozen body, which needs no copy; the value head is trained
+    whole. It needs the extra lora. Default none, our own. Use lora when memory is short."""
+    lora_rank: int = 8
+    """Columns of each of LoRA's small matrices in the critic. Default 8, our own, as for the actor. Raise it
+    when `explained_variance` stays low."""
+    lora_alpha: float = 16.0
+    """LoRA's change of a weight of the critic is scaled by `lora_alpha` / `lora_rank`. Default 16.0, our own,
+    twice the rank. Change it together with the rank."""
     max_grad_norm: float = 1.0
     """The critic's gradient is scaled down to this norm, separately from the actor's. Default 1.0 (arXiv
     2006.05990): with one norm for both, the critic starves the actor. Raise it when the critic's gradient is
@@ -36,4 +47,5 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         not_negative(self, "critic", "learning_rate", "warmup_iterations", "weight_decay")
-        positive(self, "critic", "max_grad_norm", "value_clip", "adam_eps")
+        positive(self, "critic", "max_grad_norm", "value_clip", "adam_eps", "lora_alpha")
+        at_least_one(self, "critic", "lora_rank")

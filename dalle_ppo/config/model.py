@@ -1,6 +1,7 @@
 """Which model is trained."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,3 +16,7 @@ class ModelConfig:
     revision: str | None = None
     """Commit of the hub repository kuprel/min-dalle, for "mini" and "mega"; null uses its main branch. The
     run's config.yaml records the commit that was used, and every later step loads that one."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which training stores the matrices of what is never trained: text encoder, reference,
+    VQGAN and the reward's CLIP, and with `actor.adapter` lora the actor's frozen body. bfloat16 halves their
+    memory and needs `update.dtype` bfloat16. Afterwards, evaluate, generate and export use float32."""

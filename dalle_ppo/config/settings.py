@@ -115,6 +115,7 @@ def check_sections(config: Config) -> None:
     """
     for check in (
         _check_policy,
+        _check_precision,
         _check_advantage,
         _check_images_per_caption,
         _check_images_of_terms,
@@ -131,6 +132,14 @@ def _check_policy(config: Config) -> None:
         raise ValueError(
             "policy.top_k is 1; training needs at least 2, or null for all codes: with one code to choose "
             "from there is nothing to learn. generate accepts --top_k 1"
+        )
+
+
+def _check_precision(config: Config) -> None:
+    if config.model.frozen_dtype != "float32" and config.update.dtype == "float32":
+        raise ValueError(
+            f"model.frozen_dtype is {config.model.frozen_dtype}; it needs update.dtype bfloat16, or the "
+            "reference would differ from the actor by rounding before anything is learned: set both"
         )
 
 

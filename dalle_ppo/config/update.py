@@ -20,6 +20,11 @@ class UpdateConfig:
     microbatch_size: int = 24
     """Images per forward pass. Default 24, our own. It changes memory use, not the result. Lower it when
     memory runs out."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the products in scoring and learning. "bfloat16" keeps weights, optimiser, norms, head
+    and log-softmax in float32 (torch's autocast). Default float32, our own: CPUs without bfloat16 products
+    are slower with it. Use it on a GPU, with `update.importance_cap` 2: the scores then round differently
+    from the sampler's (docs/large_models.md says how much)."""
     recompute_log_probs: bool = True
     """Take the old log-probs from the training forward pass rather than from the sampler, whose cache rounds
     differently. Default true (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo): the

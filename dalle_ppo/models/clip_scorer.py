@@ -1,10 +1,13 @@
 """What every CLIP does, whatever library computes it: L2-normalised embeddings of images and texts."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dalle_ppo.models.precision import autocast, narrow
 
 
 @dataclass(kw_only=True)
@@ -16,12 +19,14 @@ class ClipScorer:
         pretrained: open_clip's tag for the weights ("openai"), a weight file, or "local" for a folder.
         same_as: the CLIP that the user says it is, as "ViT-L-14:openai"; None if not said.
         settings: what it was loaded with, by name of the setting.
+        dtype: of its products; `narrowed` changes it.
     """
 
     name: str
     pretrained: str
     same_as: str | None = None
     settings: dict[str, object] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -39,6 +44,12 @@ class ClipScorer:
     def encode_images(self, images: Tensor) -> Tensor:
         """Embeddings [b, D] float, of any norm, of images [b, 3, H, W] in 0..1 on the CLIP's device."""
         raise NotImplementedError
+
+    def narrowed(self, dtype: torch.dtype) -> Self:
+        """This CLIP, changed in place, with matrices and products in `dtype`."""
+        narrow(self.model, dtype)
+        self.dtype = dtype
+        return self
 
     @torch.no_grad()
     def logits(self, cosines: Tensor) -> Tensor:
@@ -66,12 +77,16 @@ class ClipScorer:
             float32 [B, D].
         """
         chunks = images.to(self.device).split(microbatch_size)
-        return F.normalize(torch.cat([self.encode_images(chunk).float() for chunk in chunks]), dim=-1)
+        with autocast(self.device, self.dtype):
+            parts = [self.encode_images(chunk).float() for chunk in chunks]
+        return F.normalize(torch.cat(parts), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, captions: list[str]) -> Tensor:
         """L2-normalised embeddings of captions, float32 [B, D]; a repeated caption is computed once."""
         distinct = list(dict.fromkeys(captions))
-        embeddings = F.normalize(self.encode_texts(distinct).float(), dim=-1)
+        with autocast(self.device, self.dtype):
+            embeddings = self.encode_texts(distinct).float()
+        embeddings = F.normalize(embeddings, dim=-1)
         row = {caption: i for i, caption in enumerate(distinct)}
         return embeddings[torch.tensor([row[caption] for caption in captions], device=self.device)]

@@ -22,6 +22,8 @@ from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
 from dalle_ppo.runs.places import CHECKPOINT_NAME, TEMPORARY_NAME
 
 STATE_FILE = "state.json"
+# What peft's loader reads beside `adapter_model.safetensors`; a copy of the state's entry, which is verified.
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config", "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,10 @@ def _write_files(folder: Path, iteration: int, tensors: dict[str, dict[str, Tens
         save_file(_own_memory(group), path)
         flush(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
+    if ADAPTER_CONFIG in state:
+        path = folder / ADAPTER_FILE
+        path.write_text(json.dumps(state[ADAPTER_CONFIG], indent=1), encoding="utf8")
+        flush(path)
     content = {"format": FORMAT, "iteration": iteration, "files": files, "state": state}
     content = json.loads(json.dumps(content))  # as a reader will see it: keys are text, tuples are lists
     content["sha256"] = _content_hash(content)

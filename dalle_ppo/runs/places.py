@@ -21,6 +21,8 @@ RUN_ENTRIES = (
     "config.yaml",
 )
 SHOWN = 3
+POLICY_GROUPS = ("policy", "adapter_model")
+"""What a checkpoint calls the policy's tensors: all weights, or adapters alone (the name is peft's)."""
 
 
 def holds_run(run_dir: str | Path) -> bool:

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dalle_ppo.runs.places import POLICY_GROUPS
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from dalle_ppo.models.family import PolicyFamily
 
 VERSIONED = ("dalle_ppo", "torch", "open_clip_torch", "numpy")
-POLICY_FILE = "policy.safetensors"
+POLICY_FILES = tuple(f"{name}.safetensors" for name in POLICY_GROUPS)
 
 
 def weights_sha256(module: "nn.Module") -> str:
@@ -70,7 +72,8 @@ def path_sha256(path: Path) -> str:
 def checkpoint_facts(folder: Path) -> dict[str, object]:
     """The iteration of a complete checkpoint, and the `sha256sum` of its policy file."""
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return {"iteration": content["iteration"], "policy_sha256": content["files"][POLICY_FILE]["sha256"]}
+    policy = next(entry for name, entry in content["files"].items() if name in POLICY_FILES)
+    return {"iteration": content["iteration"], "policy_sha256": policy["sha256"]}
 
 
 def batch_identity(

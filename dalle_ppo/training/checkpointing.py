@@ -3,13 +3,20 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_ppo.config.settings import Config
+from dalle_ppo.models.adapters import adapter_config, adapter_state, is_adapted, load_adapter
 from dalle_ppo.rl.advantages import PromptStatistics
-from dalle_ppo.runs.checkpoints import Checkpoint, flatten_optimizer, restore_optimizer
+from dalle_ppo.runs.checkpoints import ADAPTER_CONFIG, Checkpoint, flatten_optimizer, restore_optimizer
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.progress import Progress
+
+SECTIONS = {"policy": "actor", "critic": "critic"}
+"""Section of the settings of each network, by its name in a checkpoint."""
+ADAPTED_GROUPS = {"policy": "adapter_model", "critic": "critic"}
+"""What a checkpoint calls a network's tensors if only adapters are saved; the first one is peft's name."""
+ADAPTER_CONFIGS = {"policy": ADAPTER_CONFIG, "critic": "critic_adapter_config"}
 
 
 def learner_state(
@@ -19,7 +26,11 @@ def learner_state(
     tensors, state = {}, {}
     for name, learner in (("policy", actor), ("critic", critic)):
         if learner is not None:
-            tensors[name] = learner.module.state_dict()
+            adapted = is_adapted(learner.module)
+            group = ADAPTED_GROUPS[name] if adapted else name
+            tensors[group] = adapter_state(learner.module) if adapted else learner.module.state_dict()
+            if adapted:
+                state[ADAPTER_CONFIGS[name]] = adapter_config(learner.module)
             key = f"{name}_optimizer"
             tensors[key], state[key] = flatten_optimizer(learner.optimizer)
     return tensors, state
@@ -48,9 +59,30 @@ def restore_learners(checkpoint: Checkpoint, actor: Learner, critic: Learner | N
         _restore(critic, checkpoint, "critic")
 
 
+def _restore_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    """Fills a network with saved weights.
+
+    Raises:
+        ValueError: the checkpoint was written with an adapter and the settings have none, or the other way
+            round, or the adapters differ.
+    """
+    section, adapted = SECTIONS[name], is_adapted(module)
+    config = checkpoint.state.get(ADAPTER_CONFIGS[name])
+    if adapted != (config is not None):
+        now, then = ("lora", "none") if adapted else ("none", "lora")
+        raise ValueError(
+            f"{section}.adapter is {now}, but the checkpoint was written with {then}; resume with "
+            f"--{section}.adapter {then}, or start a new run"
+        )
+    if adapted:
+        load_adapter(module, checkpoint.tensors[ADAPTED_GROUPS[name]], config, section)
+    else:
+        module.load_state_dict(checkpoint.tensors[name])
+
+
 def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
     """Restores a network and its optimiser's state; the optimiser keeps the current settings."""
-    learner.module.load_state_dict(checkpoint.tensors[name])
+    _restore_weights(learner.module, checkpoint, name)
     settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
     key = f"{name}_optimizer"
     restore_optimizer(learner.optimizer, checkpoint.tensors[key], checkpoint.state[key])

@@ -1,10 +1,11 @@
 """Scores a batch with every network, before anything is learned from it."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.rl.kl import kl_k1, kl_k3
@@ -22,6 +23,7 @@ class Networks:
         reference: its frozen original.
         critic: a separate network; None if the advantage needs none.
         anchor: images of the reference on which the actor is held to it; None without an anchor.
+        reference_sha256: hash of the reference as it was loaded, if it is stored in fewer bits since.
     """
 
     family: PolicyFamily
@@ -29,11 +31,16 @@ class Networks:
     reference: nn.Module
     critic: nn.Module | None = None
     anchor: Anchor | None = None
+    reference_sha256: str | None = None
 
 
 @torch.no_grad()
 def score_passes(
-    networks: Networks, experience: Experience, microbatch_size: int, keep_reference: bool = False
+    networks: Networks,
+    experience: Experience,
+    microbatch_size: int,
+    keep_reference: bool = False,
+    order: Sequence[Tensor] | None = None,
 ) -> Experience:
     """Computes old and reference log-probs of the drawn tokens, exact KL, entropy and values, [B, T] each.
 
@@ -45,12 +52,14 @@ def score_passes(
         experience: drawn.
         microbatch_size: images per forward pass.
         keep_reference: also keep the reference's states, for an exact KL in the loss.
+        order: rows of each microbatch, int64, every row once; by default in order, `microbatch_size` each.
 
     Returns:
         The experience with these columns.
     """
     family, columns, kept = networks.family, defaultdict(list), []
-    for index in torch.arange(len(experience), device=experience.tokens.device).split(microbatch_size):
+    in_order = torch.arange(len(experience), device=experience.tokens.device)
+    for index in order or in_order.split(microbatch_size):
         rows = experience.select(index)
         states = family.remember(networks.reference, rows)
         rows = replace(rows, reference_states=states)
@@ -68,6 +77,10 @@ def score_passes(
             columns["values"].append(family.values(networks.critic, rows))
     reference_states = type(kept[0]).cat(kept) if kept else None
     whole = {name: torch.cat(parts) for name, parts in columns.items()}
+    if order:
+        back = torch.cat(list(order)).argsort()
+        reference_states = reference_states and reference_states.select(back)
+        whole = {name: column[back] for name, column in whole.items()}
     return replace(experience, reference_states=reference_states, **whole)
 
 

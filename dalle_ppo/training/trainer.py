@@ -39,7 +39,7 @@ from dalle_ppo.training.progress_bar import ProgressBar
 from dalle_ppo.training.replay import ReplayBuffer, joined, replay_metrics, with_credit
 from dalle_ppo.training.scoring import Networks, policy_metrics, score_passes
 from dalle_ppo.training.term_scales import normalised_sum
-from dalle_ppo.training.update import Step, run_update
+from dalle_ppo.training.update import Step, order_generator, run_update, scoring_order
 
 # With reward.bad_result "skip", a reward that fails this often in a row is broken, not unlucky.
 MAX_BATCHES_LEFT_OUT = 3
@@ -75,7 +75,7 @@ class Trainer:
         self.family, self.objective = networks.family, find_objective(config.objective)
         self.draws_from_reference = self.objective.draws_from_reference(config.objective_settings)
         self.reference_fingerprint = fingerprint(networks.reference)
-        self.reference_sha256 = weights_sha256(networks.reference)
+        self.reference_sha256 = networks.reference_sha256 or weights_sha256(networks.reference)
         actor, critic = config.actor, config.critic
         self.actor = make_learner(networks.actor, actor)
         self.critic = make_learner(networks.critic, critic) if networks.critic else None
@@ -220,7 +220,8 @@ class Trainer:
         """Scores the images with actor, reference and critic."""
         kl, size = self.config.kl, self.config.update.microbatch_size
         keep_reference = kl.placement == "loss" and kl.estimator == "exact"
-        return score_passes(self.networks, experience, size, keep_reference)
+        order = scoring_order(experience, self.objective, self.config, self.progress.iteration)
+        return score_passes(self.networks, experience, size, keep_reference, order)
 
     def reference_changes(self) -> int:
         """How many tensors of the reference have changed since the start, bit for bit."""
@@ -283,7 +284,7 @@ class Trainer:
             self.critic,
             self.progress.credit.kl_coef,
             iteration >= self.first_actor_iteration,
-            torch.Generator().manual_seed(config.seed * 1_000_003 + iteration),
+            order_generator(config.seed, iteration),
         )
         return rates | run_update(self.networks, experience, self.objective, config, step)
 

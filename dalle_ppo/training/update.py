@@ -4,8 +4,10 @@ Losses are summed over microbatches and divided by the minibatch's tokens, so th
 the memory but not the update.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -138,6 +140,28 @@ def minibatches(
         else:
             order = torch.randperm(count, generator=generator)
         yield from order.to(device).split(size)
+
+
+def order_generator(seed: int, iteration: int) -> torch.Generator:
+    """What draws the order of the images in an iteration's updates."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+
+
+def scoring_order(
+    experience: Experience, objective: Objective, config: Config, iteration: int
+) -> list[Tensor] | None:
+    """The microbatches in which a batch is scored before its updates; None if they do not matter.
+
+    In bfloat16 they do: rounding depends on what is computed together. So scoring takes the microbatches of
+    the first epoch, and the first ratio is 1.
+    """
+    if config.update.dtype == "float32":
+        return None
+    generator, settings = order_generator(config.seed, iteration), config.update
+    size = settings.minibatch_size or len(experience)
+    first = minibatches(experience, objective.compares_images, config, generator)
+    epoch = islice(first, math.ceil(len(experience) / size))
+    return [rows for minibatch in epoch for rows in minibatch.split(settings.microbatch_size)]
 
 
 def past(target_kl: float | None, approx_kl: float) -> bool:

@@ -75,6 +75,7 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "credit.advantage": ("rloo", {"rollout.samples_per_caption": 2}),
     "credit.prompt_buffer_size": (3, PER_PROMPT | {"credit.prompt_min_count": 2}),
     "credit.prompt_min_count": (2, PER_PROMPT),
+    "update.dtype": ("bfloat16", {}),
     "update.recompute_log_probs": (False, {}),
     "ppo.clip_range": (0.02, {}),
     "ppo.clip_range_high": (0.9, {}),
@@ -131,6 +132,11 @@ EXEMPT = {
     "reward.terms.clip_similarity.quick_gelu": "of such a file; test_clip_terms.py needs it",
     "update.microbatch_size": "changes memory and nothing else, test_update.py holds that",
     "rollout.memory_gb": "changes memory and nothing else, test_sampling.py holds that",
+    **{
+        f"{section}.{name}": "needs the extra lora; training/test_lora.py holds that it matters"
+        for section in ("actor", "critic")
+        for name in ("adapter", "lora_rank", "lora_alpha")
+    },
     "update.bad_step": "matters where a step is not finite, see test_guards.py",
 }
 STOPS = ("actor.min_entropy", "kl.max_kl")

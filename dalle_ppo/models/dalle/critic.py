@@ -1,5 +1,7 @@
 """The critic: a separate decoder with a value head over the image-token sequence."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +16,22 @@ class Critic(nn.Module):
 
     Args:
         decoder: the policy's decoder, copied (without its head).
+        shared: use the decoder's own tensors, frozen, instead of a copy.
     """
 
-    def __init__(self, decoder: BartDecoder):
+    def __init__(self, decoder: BartDecoder, shared: bool = False):
         super().__init__()
-        self.trunk = BartDecoder(decoder.config, with_head=False)
+        with torch.device("meta") if shared else nullcontext():
+            self.trunk = BartDecoder(decoder.config, with_head=False)
         self.trunk.load_state_dict(
-            {name: value for name, value in decoder.state_dict().items() if not name.startswith("lm_head.")}
+            {name: value for name, value in decoder.state_dict().items() if not name.startswith("lm_head.")},
+            assign=shared,
         )
+        self.trunk.requires_grad_(not shared)
         self.value_head = nn.Linear(decoder.config.width, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self.to(decoder.embed_positions.weight)
+        (self.value_head if shared else self).to(decoder.embed_positions.weight)
 
     def cross_states(self, text: TextStates) -> CrossStates:
         """Cross-attention keys and values of M captions."""

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from dalle_ppo.models.adapters import is_adapted, merged_weights
+from dalle_ppo.models.dalle.adapted import is_narrow, whole_decoder
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, frozen_decoder
 from dalle_ppo.models.dalle.critic import Critic
 from dalle_ppo.models.dalle.linear import FEW_ROWS
@@ -28,6 +31,7 @@ from dalle_ppo.models.dalle.tokenizer import TextTokenizer
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.family import Drawing, LogPiFunction, TokenScores, token_scores
 from dalle_ppo.models.policy_settings import PolicySettings
+from dalle_ppo.models.precision import autocast
 from dalle_ppo.rl.log_pi import kept_codes
 from dalle_ppo.rl.records import Experience
 
@@ -61,11 +65,15 @@ class DalleFamily:
         settings: guidance, temperature and so on: part of the policy, in drawing and in scoring.
         stores_kept: with top-k, draw from exactly k codes and return them, as training needs. It costs
             memory and the fast sampler on a GPU. Without it, ties are kept as the `min-dalle` package does.
+        dtype: of the products in `score`, `remember` and `values`; the head computes in float32 at least.
+        frozen_dtype: of the products of text encoder and VQGAN.
     """
 
     parts: FrozenParts
     settings: PolicySettings
     stores_kept: bool = False
+    dtype: torch.dtype = torch.float32
+    frozen_dtype: torch.dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +85,9 @@ class DalleFamily:
         text = self.parts.tokenizer.encode(list(captions))
         unconditional = self.parts.tokenizer.unconditional().to(self.device)
         tokens = text.tokens.to(self.device)
-        return encode_prompts(self.parts.encoder, tokens, unconditional, self.settings), text.num_truncated
+        with self._autocast(self.frozen_dtype):
+            prompts = encode_prompts(self.parts.encoder, tokens, unconditional, self.settings)
+        return prompts, text.num_truncated
 
     @torch.no_grad()
     def draw(
@@ -102,7 +112,8 @@ class DalleFamily:
             images = self.decode(samples.tokens)
         else:
             samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size, keep)
-            images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
+            with self._autocast(self.frozen_dtype):
+                images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
         return Drawing(samples.tokens, samples.log_probs, images, samples.hidden, samples.kept)
 
     @property
@@ -117,12 +128,14 @@ class DalleFamily:
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
-        return self.parts.vqgan.decode_uint8(tokens.to(self.device))
+        with self._autocast(self.frozen_dtype):
+            return self.parts.vqgan.decode_uint8(tokens.to(self.device))
 
     @torch.no_grad()
     def remember(self, policy: BartDecoder, experience: Experience) -> HiddenStates:
         """The decoder's last hidden states: `score` applies only the head to them."""
-        return hidden_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+        with self._autocast(self.dtype):
+            return hidden_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
 
     def score(
         self,
@@ -142,7 +155,8 @@ class DalleFamily:
         if experience.policy_states is not None and not torch.is_grad_enabled():
             log_pi = log_pi_of_hidden(policy, experience.policy_states, every)
         else:
-            log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), every)
+            with self._autocast(self.dtype):
+                log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), every)
         ref_log_pi = None
         if reference is not None:
             with torch.no_grad():
@@ -157,16 +171,19 @@ class DalleFamily:
 
     def values(self, critic: Critic, experience: Experience) -> Tensor:
         """The critic's values before each token, float32 [B, T]."""
-        cross = critic.cross_states(self._text(experience).text)
-        return critic(experience.tokens, cross, self.settings.start_token)
+        with self._autocast(self.dtype):
+            cross = critic.cross_states(self._text(experience).text)
+            return critic(experience.tokens, cross, self.settings.start_token)
 
     def trained(self, name: str, which: str) -> bool:
         """Whether `actor.trainable` includes the decoder's parameter of that name."""
         return any(part in name for part in TRAINABLE[which])
 
     def sampler_weights(self, actor: BartDecoder, dtype: str = "float32") -> BartDecoder:
-        """The actor itself in float32; a copy of half the size in bfloat16."""
-        return actor if dtype == "float32" else half_decoder(actor, getattr(torch, dtype))
+        """The actor itself in float32, a copy of half the size in bfloat16; with any adapters merged in."""
+        if dtype != "float32":
+            return half_decoder(actor, getattr(torch, dtype))
+        return whole_decoder(actor) if is_adapted(actor) or is_narrow(actor) else actor
 
     def plan(
         self, policy: BartDecoder, num_images: int, memory_gb: float = math.inf, dtype: str | None = None
@@ -195,13 +212,16 @@ class DalleFamily:
             return experience.kept
         return kept_codes(log_pi.detach(), self.settings.top_k, experience.tokens)
 
+    def _autocast(self, dtype: torch.dtype) -> AbstractContextManager:
+        return autocast(self.device, dtype)
+
     def _text(self, experience: Experience) -> Prompts:
         return experience.prompts.select(experience.caption_index)
 
 
 def half_decoder(decoder: BartDecoder, dtype: torch.dtype = torch.bfloat16) -> BartDecoder:
     """A copy to sample from, with weights of half the size except for the head, which computes in float32."""
-    weights = decoder.state_dict()
+    weights = merged_weights(decoder, dtype)
     weights |= {n: value.to(dtype) for n, value in weights.items() if not n.startswith("lm_head.")}
     return frozen_decoder(decoder.config, weights)
 

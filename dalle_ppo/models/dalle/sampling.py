@@ -17,6 +17,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from dalle_ppo.models.adapters import is_adapted
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.log_pi import kept_codes, log_pi_of_logits, log_pi_on
@@ -238,6 +239,8 @@ def sample_branches(
     Returns:
         Tokens, their log-probs and, if asked for, the codes they were drawn from.
     """
+    if is_adapted(decoder):
+        raise TypeError("products that read weights directly miss adapters; draw with `sampler_weights`")
     num_images, num_tokens = len(keys), decoder.config.num_image_tokens
     if num_images % branches[0].num_captions:
         raise ValueError(
