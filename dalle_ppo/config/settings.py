@@ -85,6 +85,8 @@ class Config:
                 f"objective is {self.objective}, but its settings are a {type(self.objective_settings)}; "
                 f"give a {chosen.settings} or None"
             )
+        if self.run_dir is not None and "\0" in self.run_dir:
+            raise ValueError(f"run_dir is {self.run_dir!r}; a path holds no NUL: name a folder")
         at_least_one(self, "", "num_iterations", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "", "seed")
         if self.seed >= 2**40:
