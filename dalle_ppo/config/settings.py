@@ -17,6 +17,7 @@ from dalle_ppo.config.judges import check_judges
 from dalle_ppo.config.kl import KlConfig
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.objective import find_objective
+from dalle_ppo.config.report import ReportConfig
 from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.update import UpdateConfig
@@ -75,6 +76,9 @@ class Config:
     """The critic."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The evaluation at the end."""
+
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The report."""
 
     def __post_init__(self) -> None:
         chosen = find_objective(self.objective)

@@ -28,6 +28,7 @@ from dalle_ppo.report.tables import (
 from dalle_ppo.runs.metric_table import METRICS, find_metric
 from dalle_ppo.runs.provenance import versions
 
+HIDDEN = "caption hidden"
 REPORT_FILE = "report.html"
 PROBABILITY = "nsfw_probability"  # a column only if the reward has an nsfw term
 GALLERY_TITLES = {
@@ -250,12 +251,19 @@ def _pair(files: RunFiles, row: int, bounds: SafetyBounds) -> dict:
         sides.append(picture(data_uri(image), rows["reward"][row], probability, bounds.upper))
     columns = files.reference
     caption = str(columns["caption"][row]) if "caption" in columns else str(columns["caption_id"][row])
+    tag = named(columns["tag"][row] or None)
     return {
-        "caption": caption,
-        "tag": named(columns["tag"][row] or None),
+        "caption": HIDDEN if tag == UNSAFE_TAG and _hides_captions(files) else caption,
+        "tag": tag,
         "before": sides[0],
         "after": sides[1],
     }
+
+
+def _hides_captions(files: RunFiles) -> bool:
+    """Whether `report.hide_captions` is set; a section that cannot be read hides, too."""
+    section = files.config.get("report", {})
+    return bool(section.get("hide_captions")) if isinstance(section, Mapping) else True
 
 
 def _facts(files: RunFiles) -> list[tuple[str, str]]:

@@ -5,19 +5,8 @@ import time
 import pytest
 from bad_input import captions, configs, weights
 
-from dalle_ppo.config import command_line
-
 CASES = [*configs.CASES, *captions.CASES, *weights.CASES]
 SECONDS = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_parser():
-    """The same parser for all cases: making one takes longer than everything else here."""
-    parser = command_line._make_parser("test", "", {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "_make_parser", lambda *_: parser)
-        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

@@ -419,7 +419,7 @@ CHECKPOINTS = [
     (
         "a state that was changed",
         state_is('{"format": 2, "files": {}, "sha256": ""}'),
-        ("state.json", "hash"),
+        ("state.json", "use an earlier"),
     ),
     ("a flipped bit", checkpoint(flipped), ("policy.safetensors", "hash")),
     (
