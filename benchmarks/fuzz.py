@@ -273,7 +273,8 @@ def main(argv: list[str] | None) -> int:
             except Exception as error:
                 failed.add(name)
                 print(f"{name}, seed {number}: {type(error).__name__}: {str(error)[:400]}", file=sys.stderr)
-                print("\n".join(getattr(error, "__notes__", []))[:1500], file=sys.stderr)
+                for each in getattr(error, "exceptions", [error]):
+                    print(repr(each)[:400], "\n".join(getattr(each, "__notes__", []))[:800], file=sys.stderr)
             counts[name] += args.examples
         number += 1
     print(f"{(time.monotonic() - started) / 60:.1f} minutes, {sum(counts.values())} files, {counts}")

@@ -121,7 +121,7 @@ def draw_and_write(args: argparse.Namespace, config: Config) -> None:
     if not args.captions:
         write_evaluation(args.run, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     print(headline(result))
-    print(f"report: {write_report(args.run)}")
+    print(f"report: {write_report(args.run, config.report)}")
 
 
 def config_of(args: argparse.Namespace) -> Config:

@@ -170,7 +170,7 @@ def finish(trainer, captions: list, measures) -> None:
     subject = Subject(trainer.actor.module.eval(), trainer.networks.reference, trainer.family, origin)
     result = evaluate(config, run_dir, subject, measures, captions)
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
-    report = write_report(run_dir)
+    report = write_report(run_dir, config.report)
     print(headline(result))
     print(f"report: {report}")
 

@@ -138,9 +138,19 @@ def _to_config(parser: "ArgumentParser", parsed: "Namespace", objective: Objecti
             raise ValueError(
                 f"{name} is {parsed[name]}, but must be a section of settings; leave it out, or fill it in"
             )
+    _refuse_nulls(parsed)
     records = parser.instantiate(parsed)
     values = {f.name: records[f.name] for f in fields(Config) if f.name != OBJECTIVE_FIELD}
     return Config(**values, objective_settings=records.get(objective.name))
+
+
+def _refuse_nulls(parsed: "Namespace") -> None:
+    """Refuses null for a setting that has no such value; the parser takes it for every type."""
+    for name, annotation in setting_types().items():
+        if parsed.get(name, "") is None and "null" not in kind(annotation) and annotation is not object:
+            raise ValueError(
+                f"{name} is null; it must be of type {kind(annotation)}: leave it out for its default"
+            )
 
 
 def _explain(message: str, flags: list[str]) -> str:

@@ -72,6 +72,12 @@ FILES = {
     "a fraction for a count": ("num_iterations: 1.5\n", ("num_iterations is 1.5", "whole number")),
     "a number of 5000 digits": (f"seed: {'9' * 5000}\n", ("c.yaml", "digits")),
     "a seed that is too large": (f"seed: {2**40}\n", ("seed is", "2^40")),
+    "null for a number": ("policy: {guidance: null}\n", ("policy.guidance is null", "number")),
+    "null for a count": ("num_iterations:\n", ("num_iterations is null", "whole number")),
+    "null for a weight": (
+        "reward: {terms: [{name: jpeg_size, weight: null}]}\n",
+        ("weight of jpeg_size is null",),
+    ),
     "a list for a number": ("seed: [1]\n", ("seed is [1]", "whole number")),
     "a NUL in a path": ('run_dir: "a\\0b"\n', ("run_dir", "NUL")),
     "an objective that is a path": ("objective: ../ppo\n", ("objective is ../ppo",)),

@@ -7,7 +7,7 @@ from dalle_ppo.config import command_line
 
 @pytest.fixture(scope="module", autouse=True)
 def one_parser():
-    """One parser for all cases: making it takes longer than everything else here. So does open_clip's import."""
+    """One parser for all cases: making it, like importing open_clip, takes longer than all else here."""
     import open_clip  # noqa: F401
 
     make, made = command_line._make_parser, {}
