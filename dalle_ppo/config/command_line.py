@@ -162,6 +162,8 @@ def _explain(message: str, flags: list[str]) -> str:
         r"|Option '([\w.]+)' is not accepted",
         line,
     )
+    if line.startswith("Unexpected config:"):
+        return f"the file given with --config {NO_SETTINGS}"
     part = re.search(r"^Parser key \"([\w.]+)\".* '[\w.]+\.(\w+)': Option '(\w+)' is not accepted", line)
     if part:
         return _explain_part(*part.groups())

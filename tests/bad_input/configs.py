@@ -73,7 +73,7 @@ FILES = {
     "a number of 5000 digits": (f"seed: {'9' * 5000}\n", ("c.yaml", "digits")),
     "a seed that is too large": (f"seed: {2**40}\n", ("seed is", "2^40")),
     "null for a number": ("policy: {guidance: null}\n", ("policy.guidance is null", "number")),
-    "null for a count": ("num_iterations:\n", ("num_iterations is null", "whole number")),
+    "null for a count": ("seed: 1\nnum_iterations:\n", ("num_iterations is null", "whole number")),
     "null for a weight": (
         "reward: {terms: [{name: jpeg_size, weight: null}]}\n",
         ("weight of jpeg_size is null",),
