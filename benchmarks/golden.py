@@ -96,6 +96,7 @@ LATER_SETTINGS: dict[str, object] = {
     "actor.adapter": "none", "actor.lora_rank": 8, "actor.lora_alpha": 16.0,
     "critic.adapter": "none", "critic.lora_rank": 8, "critic.lora_alpha": 16.0,
     "update.dtype": "float32", "model.frozen_dtype": "float32",
+    "report.hide_captions": False,
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from dalle_ppo.config.captions import READING
 from dalle_ppo.config.command_line import OneLineParser, load_config, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
+from dalle_ppo.config.user_code import NO_USER_CODE, refuse_user_code
 from dalle_ppo.runs.places import POLICY_GROUPS, checkpoint_of, refuse_wrong_path
 
 PROMPT_SETS = ("prompts:", "drawbench:", "partiprompts:", "hpdv2:")
@@ -42,6 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--judges", help="held-out judges: names as in reward.terms, separated by commas")
     parser.add_argument("--suite", help="a suite of captions: iconworld")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--no_user_code", action="store_true", help=NO_USER_CODE)
     return parser.parse_args(argv)
 
 
@@ -50,6 +52,8 @@ def main(argv: list[str] | None) -> int:
     args = parse_arguments(argv)
     refuse_other_paths(args.run)
     config = changed_config(config_of(args), args)
+    if args.no_user_code:
+        refuse_user_code(config, str(args.run))
     from dalle_ppo.runs.folder import sole_writer
 
     with sole_writer(args.run, "or evaluate a copy of the folder"):
@@ -117,7 +121,7 @@ def draw_and_write(args: argparse.Namespace, config: Config) -> None:
     if not args.captions:
         write_evaluation(args.run, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     print(headline(result))
-    print(f"report: {write_report(args.run)}")
+    print(f"report: {write_report(args.run, config.report)}")
 
 
 def config_of(args: argparse.Namespace) -> Config:

@@ -5,7 +5,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from dalle_ppo.config.command_line import OneLineParser, run_main
+from dalle_ppo.config.command_line import OneLineParser, load_config, run_main
+from dalle_ppo.config.user_code import NO_USER_CODE, refuse_user_code
 
 GAP, COMPARE_GAP = 2, 12  # pixels of white around an image, and between policy and reference
 DTYPES = ("float32", "bfloat16", "float16")
@@ -38,6 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--show_unsafe", action="store_true", help="do not blur images flagged unsafe")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--no_user_code", action="store_true", help=NO_USER_CODE)
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="data type of the transformer's weights"
     )
@@ -73,6 +75,9 @@ def main(argv: list[str] | None) -> int:
     """Draws the images, blurs the flagged ones and writes them as one picture."""
     args = parse_arguments(argv)
     num_images = check_arguments(args)
+    config_file = Path(args.model) / "config.yaml"
+    if args.no_user_code and config_file.is_file():
+        refuse_user_code(load_config(config_file), str(config_file))
 
     import torch
 

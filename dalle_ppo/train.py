@@ -8,6 +8,7 @@ from pathlib import Path
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_dict, to_yaml
 from dalle_ppo.config.settings import Config
+from dalle_ppo.config.user_code import NO_USER_CODE, refuse_user_code
 
 DESCRIPTION = """Fine-tunes a text-to-image model with token-level PPO, evaluates it against the model it
 started from, and writes a folder with checkpoints, metrics and report.html. Without arguments it trains the
@@ -15,6 +16,7 @@ built-in world's model on this machine, in minutes."""
 FLAGS = {
     "resume": "continue the run in run_dir from its newest checkpoint",
     "overwrite": "replace the run in run_dir",
+    "no_user_code": NO_USER_CODE,
 }
 
 
@@ -28,6 +30,8 @@ def main(argv: list[str] | None) -> int:
     run_dir = Path(config.run_dir)
     if flags["resume"] and (run_dir / "config.yaml").is_file():
         config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
+    if flags["no_user_code"]:
+        refuse_user_code(config, config.run_dir)
 
     from dalle_ppo.build.captions import draw_settings, evaluation_captions, say_what_is_there
     from dalle_ppo.build.judges import try_judges
@@ -169,7 +173,7 @@ def finish(trainer, captions: list, measures) -> None:
     subject = Subject(*map(trainer.family.sampler_weights, sides), family, origin)
     result = evaluate(config, run_dir, subject, measures, captions)
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
-    report = write_report(run_dir)
+    report = write_report(run_dir, config.report)
     print(headline(result))
     print(f"report: {report}")
 

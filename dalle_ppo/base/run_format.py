@@ -21,7 +21,7 @@ def check_format(found: object, path: object) -> None:
         FormatError: the formats differ; the message names the version that reads the file.
     """
     if found != FORMAT:
-        reader = READ_BY.get(found, "a newer dalle_ppo")
+        reader = READ_BY.get(found, "a newer dalle_ppo") if isinstance(found, int) else "the file as it was"
         raise FormatError(
             f"{path} has format {found}, but this version reads format {FORMAT}: "
             f"use {reader}, or start a new run"

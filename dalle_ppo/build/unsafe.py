@@ -36,7 +36,7 @@ def unsafe_detector(model: str, world: World | None, device: torch.device) -> De
         flagged = []
         for part in images.to(device).split(64):
             scores = reward(as_float(part), [caption] * len(part)).parts["nsfw_probability"]
-            flagged += (scores > nsfw.unsafe_threshold).tolist()
+            flagged += (~(scores <= nsfw.unsafe_threshold)).tolist()  # NaN too
         return flagged
 
     return detect

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dalle_ppo.captions.reading import ReadSettings, make_tags
+from dalle_ppo.captions.reading import ReadSettings, make_tags, shown_names
 from dalle_ppo.captions.tags import UNTAGGED
 
 CAPTION_COLUMNS = ("TEXT", "caption", "text", "prompt", "captions", "alt_text")
@@ -83,7 +83,7 @@ def find_columns(
     Raises:
         ValueError: a column is missing, or appears twice; the message lists the columns found.
     """
-    found = ", ".join(columns) or "none"
+    found = shown_names(columns)
     caption = _wanted(name, columns, "captions.column", reading.column) or _usual(columns, CAPTION_COLUMNS)
     if caption is None:
         hint = "; only commas (.csv) and tabs (.tsv) separate columns" if re.search(r"[;|]", found) else ""
@@ -100,7 +100,7 @@ def find_columns(
     if reading.tag_thresholds and tag is None:
         raise ValueError(
             f"{name}: captions.tag_thresholds needs a column of scores; name it with captions.tag_column; "
-            f"columns found: {', '.join(every)}"
+            f"columns found: {shown_names(every)}"
         )
     condition = ()
     if reading.where is not None:
@@ -155,7 +155,7 @@ def _wanted(name: str, columns: Sequence[str], key: str, wanted: str | None) -> 
     if column is None and dot and _usual(columns, (root,)):
         return f"{_usual(columns, (root,))}.{rest}"
     if column is None:
-        found = ", ".join(columns) or "none"
+        found = shown_names(columns)
         raise ValueError(f"{name}: has no column {wanted!r} ({key}); columns found: {found}")
     return column
 

@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from dalle_ppo.captions.columns import CAPTION_COLUMNS, SCORE_COLUMNS, TAG_COLUMNS, Columns, find_columns
-from dalle_ppo.captions.reading import ReadSettings, spelled
+from dalle_ppo.captions.reading import ReadSettings, shown, spelled
 
 ROWS_AT_ONCE = 256
 """Few enough to stay in the processor's cache."""
+
+LONG_NUMBER = "holds a whole number with more digits than Python reads; shorten it, or write it as text"
 
 Rows = Iterable[tuple[int, dict[str, Any]]]
 """The number of each row, from 1, and its object."""
@@ -66,6 +68,8 @@ def _rows_of_lines(path: Path, text: str) -> Rows:
                 raise ValueError(f"{path}, line {number}: is not JSON ({error.msg})") from None
             except RecursionError:
                 raise ValueError(f"{path}, line {number}: is nested too deeply") from None
+            except ValueError:
+                raise ValueError(f"{path}, line {number}: {LONG_NUMBER}") from None
             if not isinstance(row, dict):
                 raise _no_object(f"{path}, line {number}")
             yield number, row
@@ -79,6 +83,8 @@ def _rows_of_document(path: Path, text: str) -> tuple[str, Rows]:
         raise ValueError(f"{path}: is nested too deeply") from None
     except json.JSONDecodeError:
         return "line", _rows_of_lines(path, text)  # many people write JSON Lines into .json files
+    except ValueError:
+        raise ValueError(f"{path}: {LONG_NUMBER}") from None
     if isinstance(document, dict):
         document = document.get("annotations", [document])  # COCO keeps one object per caption here
     if not isinstance(document, list):
@@ -137,7 +143,7 @@ def _captions(name: str, values: list[Any], places: Iterable[str]) -> pa.Array:
     for value, place in zip(values, places, strict=True):
         captions = value if isinstance(value, list) else [value]
         if not all(caption is None or isinstance(caption, str) for caption in captions):
-            raise ValueError(f"{place}: {name!r} is {value!r}, expected text, a list of texts or null")
+            raise ValueError(f"{place}: {name!r} is {shown(value)}, expected text, a list of texts or null")
         captions = [None if c is None else c.encode("utf8", "replace").decode("utf8") for c in captions]
         texts.append(captions if has_lists else captions[0])
     return pa.array(texts, pa.list_(pa.string()) if has_lists else pa.string())
@@ -158,7 +164,7 @@ def _tags(name: str, values: list[Any], places: Iterable[str]) -> pa.Array:
     for value, place in zip(values, places, strict=True):
         if isinstance(value, list | dict):
             raise ValueError(
-                f"{place}: {name!r} is {value!r}, expected a tag; name another captions.tag_column"
+                f"{place}: {name!r} is {shown(value)}, expected a tag; name another captions.tag_column"
             )
     if all(value is None or isinstance(value, int | float) for value in values) and not any(
         isinstance(value, bool) for value in values

@@ -15,6 +15,9 @@ from dalle_ppo.captions.reading import ReadSettings
 from dalle_ppo.captions.shards import ParquetShard, Shard, TableShard, one_line, with_constants
 from dalle_ppo.captions.suffixes import kind_of
 
+MAX_UNPACKED, MAX_RATIO = 32 << 20, 50
+"""A compressed file may unpack to this many bytes, or to this many times its size."""
+FREE_ROWS, ROWS_PER_BYTE = 1 << 20, 8
 _DECOMPRESSORS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 _MAGIC = {
     b"\x1f\x8b": "is compressed by gzip; its name must end in .gz",
@@ -39,6 +42,7 @@ def open_shard(path: Path, reading: ReadSettings, root: Path | None = None) -> S
     if kind_of(path) == ".parquet":
         shard = ParquetShard(str(path), lambda: pa.OSFile(str(path)), reading, constants)
         shard.num_groups()  # better to find a damaged file now than after an hour
+        _check_rows(path, shard.num_rows)
         return shard
     readers = {".csv": read_delimited, ".tsv": read_delimited, ".txt": _read_text}
     try:
@@ -47,6 +51,16 @@ def open_shard(path: Path, reading: ReadSettings, root: Path | None = None) -> S
         return TableShard.of_chunk(str(path), make_chunk(str(path), values, columns, reading), columns)
     except (OSError, pa.ArrowException, UnicodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def _check_rows(path: Path, rows: int) -> None:
+    """Refuses a file of a few bytes that claims so many rows that reading them never ends."""
+    limit = FREE_ROWS + ROWS_PER_BYTE * path.stat().st_size
+    if rows > limit:
+        raise ValueError(
+            f"{path}: claims {rows} rows in {path.stat().st_size} bytes, at most {limit} are read; write it "
+            "anew with the rows that hold captions"
+        )
 
 
 def partitions(path: Path, root: Path | None) -> dict[str, str | None]:
@@ -71,7 +85,7 @@ def read_buffer(path: Path) -> pa.Buffer:
     """
     if path.suffix.lower() in _DECOMPRESSORS:
         with pa.input_stream(str(path), compression=_DECOMPRESSORS[path.suffix.lower()]) as stream:
-            return pa.py_buffer(stream.read())
+            return _read_bounded(path, stream)
     with pa.OSFile(str(path)) as file:
         data = file.read_buffer()
     head = data.slice(0, min(4, data.size)).to_pybytes()
@@ -79,6 +93,24 @@ def read_buffer(path: Path) -> pa.Buffer:
         if head.startswith(magic):
             raise ValueError(f"{path}: {what}")
     return data
+
+
+def _read_bounded(path: Path, stream: pa.NativeFile) -> pa.Buffer:
+    """All of a decompressed file, but for one that is made to fill the memory.
+
+    Raises:
+        ValueError: it unpacks to far more than captions do, which compress to a third or, repeated, a tenth.
+    """
+    limit = max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size)
+    parts, total = [], 0
+    while part := stream.read(1 << 22):
+        parts.append(part)
+        total += len(part)
+        if total > limit:
+            raise ValueError(
+                f"{path}: unpacks to more than {limit} bytes; unpack it yourself if that is right"
+            )
+    return pa.py_buffer(b"".join(parts))
 
 
 def _read_text(

@@ -1,7 +1,7 @@
 """How captions are read from files: which columns, which rows, and what counts as a tag."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -62,6 +62,22 @@ class ReadSettings:
         return Condition(self.where)
 
 
+LONGEST_CONDITION, MOST_PARENTHESES = 4000, 40
+
+
+def shown(value: object) -> str:
+    """A value for a message, on one line and not too long."""
+    text = repr(value[:40] if isinstance(value, str | list) else value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Names for a message, on one line; of very many or very long ones the first."""
+    text = " ".join(", ".join(names[:50]).split()) or "none"
+    more = f" and {len(names) - 50} more" if len(names) > 50 else ""
+    return (text if len(text) <= 600 else f"{text[:600]}...") + more
+
+
 USUAL = ReadSettings()
 """The usual column names, and every row."""
 
@@ -80,6 +96,14 @@ class Condition:
         import polars
 
         self.text = text
+        if len(text) > LONGEST_CONDITION:
+            raise ValueError(
+                f"captions.where is too long, {len(text)} characters; shorten it to {LONGEST_CONDITION}"
+            )
+        if text.count("(") > MOST_PARENTHESES:  # a parser that calls itself runs out of stack
+            raise ValueError(
+                f"captions.where has {text.count('(')} parentheses; use at most {MOST_PARENTHESES}"
+            )
         try:
             self._expression = polars.sql_expr(text)
             self.columns = tuple(dict.fromkeys(self._expression.meta.root_names()))

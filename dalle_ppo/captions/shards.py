@@ -84,7 +84,8 @@ class ParquetShard:
     ):
         self.name, self.columns = name, None
         self._open_file, self._reading, self._constants = open_file, reading, constants
-        self._errors = (OSError, pa.ArrowException, *read_errors)
+        # A damaged name of a column is a UnicodeDecodeError, a damaged value may be one.
+        self._errors = (OSError, pa.ArrowException, UnicodeError, *read_errors)
         self._metadata: pq.FileMetaData | None = None
 
     @property
@@ -130,7 +131,11 @@ class ParquetShard:
         self._metadata = file.metadata
         if self.columns is None:
             schema = file.schema_arrow
-            columns = find_columns(self.name, schema.names, self._reading, self._constants)
+            try:
+                names = schema.names
+            except UnicodeError as error:
+                raise ValueError(f"{self.name}: cannot be opened as parquet ({one_line(error)})") from error
+            columns = find_columns(self.name, names, self._reading, self._constants)
             for name in columns.of_file:
                 kind = _type_at(self.name, schema, name)
                 if name == columns.caption:

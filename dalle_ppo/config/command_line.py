@@ -15,15 +15,20 @@ import yaml
 
 from dalle_ppo.base.run_format import FORMAT, check_format
 from dalle_ppo.base.team import launched
+from dalle_ppo.config.kinds import kind
 from dalle_ppo.config.objective import Objective, find_objective, objective_names
 from dalle_ppo.config.renamed import explain_old
-from dalle_ppo.config.sections import record_classes, setting_names
+from dalle_ppo.config.safe_yaml import parse_yaml, read_yaml, refuse_reaching_out
+from dalle_ppo.config.sections import record_classes, record_names, setting_names, setting_types
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
 
 MANY_PROCESSES = (
     "started in {} processes, but this program works in one, on one device; start it without torchrun, "
     "accelerate launch or mpirun, as python -m"
 )
+
+LONGEST_MESSAGE = 1000
+NO_SETTINGS = "does not contain settings as YAML, such as `seed: 1`"
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -51,6 +56,7 @@ def parse_command_line(
     from jsonargparse import ArgumentError
 
     flags = flags or {}
+    _check_given(sys.argv[1:] if argv is None else argv)
     parser = _make_parser(prog, description, flags)
     try:
         given = parser.parse_args(argv, defaults=False)
@@ -62,6 +68,37 @@ def parse_command_line(
         return _to_config(parser, parsed, objective), {name: bool(parsed[name]) for name in flags}
     except ArgumentError as error:
         raise ValueError(_explain(str(error), list(flags))) from None
+
+
+def _check_given(argv: list[str]) -> None:
+    """Checks files and values before the parser sees them, as it would import modules that they name."""
+    words = iter(argv)
+    records = record_names()
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--"):
+            continue
+        if option == "--config":
+            path = value if equals else next(words, None)
+            if path is None:
+                raise ValueError("--config lacks its file; give a YAML file of settings")
+            content = read_yaml(path)
+            if not isinstance(content, dict):
+                raise ValueError(f"{path}, given with --config, {NO_SETTINGS}")
+            refuse_reaching_out(content, path, records)
+            continue
+        name = option.removeprefix("--").removesuffix("+")
+        if equals or name in records or "." in name:
+            value = value if equals else next(words, "")
+            refuse_reaching_out({name: _value(value)}, option, records)
+
+
+def _value(text: str) -> object:
+    """A value of the command line; text where it is not YAML."""
+    try:
+        return parse_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        return text
 
 
 def _make_parser(prog: str, description: str, flags: dict[str, str]) -> "ArgumentParser":
@@ -101,9 +138,19 @@ def _to_config(parser: "ArgumentParser", parsed: "Namespace", objective: Objecti
             raise ValueError(
                 f"{name} is {parsed[name]}, but must be a section of settings; leave it out, or fill it in"
             )
+    _refuse_nulls(parsed)
     records = parser.instantiate(parsed)
     values = {f.name: records[f.name] for f in fields(Config) if f.name != OBJECTIVE_FIELD}
     return Config(**values, objective_settings=records.get(objective.name))
+
+
+def _refuse_nulls(parsed: "Namespace") -> None:
+    """Refuses null for a setting that has no such value; the parser takes it for every type."""
+    for name, annotation in setting_types().items():
+        if parsed.get(name, "") is None and "null" not in kind(annotation) and annotation is not object:
+            raise ValueError(
+                f"{name} is null; it must be of type {kind(annotation)}: leave it out for its default"
+            )
 
 
 def _explain(message: str, flags: list[str]) -> str:
@@ -116,18 +163,28 @@ def _explain(message: str, flags: list[str]) -> str:
         line,
     )
     if line.startswith("Unexpected config:"):
-        return "the file given with --config does not contain settings as YAML, such as `seed: 1`"
+        return f"the file given with --config {NO_SETTINGS}"
     part = re.search(r"^Parser key \"([\w.]+)\".* '[\w.]+\.(\w+)': Option '(\w+)' is not accepted", line)
     if part:
         return _explain_part(*part.groups())
     if unknown is None or "class_path" in line:
-        return line
+        return _explain_type(line)
     key = (f"{group.group(1)}." if group else "") + next(filter(None, unknown.groups()))
     if old := explain_old(key):
         return old
     near = difflib.get_close_matches(key, flags + setting_names(), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
     return f"unknown setting {key}; {hint}"
+
+
+def _explain_type(line: str) -> str:
+    """The message for a value of the wrong type, with the type in words; other messages as they are."""
+    named = re.match(r'Parser key "([\w.]+)":', line)
+    annotation = setting_types().get(named[1]) if named else None
+    found = re.search(r"(?:Got value|Given value): (.*?)(?: Given value type.*)?$", line)
+    if annotation is None or found is None:
+        return line[:LONGEST_MESSAGE]
+    return f"{named[1]} is {found[1][:80]}; it must be of type {kind(annotation)}"
 
 
 def _explain_part(setting: str, class_name: str, key: str) -> str:
@@ -171,10 +228,7 @@ def load_config(path: str | Path) -> Config:
 
 def _check_saved_format(path: str | Path) -> None:
     """Refuses a run in another format; the first format had no number."""
-    try:
-        saved = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return  # the parser will say what is wrong
+    saved = read_yaml(path)
     if isinstance(saved, dict):
         check_format(saved.get("format", 1), path)
 

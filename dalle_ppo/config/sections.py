@@ -37,3 +37,24 @@ def record_classes() -> dict[str, type]:
                 if is_dataclass(inner):
                     found[inner.__name__] = inner
     return found
+
+
+def record_names() -> set[str]:
+    """Dotted names of what holds settings of its own: sections, and single settings that are records."""
+    found = {section for section, _ in all_sections()} - {""}
+    for section, record in all_sections():
+        for f in fields(record):
+            if any(is_dataclass(inner) for inner in (f.type, *typing.get_args(f.type))):
+                found.add(f"{section}.{f.name}" if section else f.name)
+    return found
+
+
+def setting_types() -> dict[str, object]:
+    """The type of each single setting, by dotted name."""
+    sections = [(f"{section}." if section else "", record) for section, record in all_sections()]
+    return {
+        f"{prefix}{f.name}": f.type
+        for prefix, record in sections
+        for f in fields(record)
+        if f.name != OBJECTIVE_FIELD
+    }

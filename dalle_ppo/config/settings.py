@@ -18,6 +18,7 @@ from dalle_ppo.config.judges import check_judges
 from dalle_ppo.config.kl import KlConfig
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.objective import find_objective
+from dalle_ppo.config.report import ReportConfig
 from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.update import UpdateConfig
@@ -79,6 +80,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The evaluation at the end."""
 
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The report."""
+
     def __post_init__(self) -> None:
         chosen = find_objective(self.objective)
         if self.objective_settings is None:
@@ -88,6 +92,8 @@ class Config:
                 f"objective is {self.objective}, but its settings are a {type(self.objective_settings)}; "
                 f"give a {chosen.settings} or None"
             )
+        if self.run_dir is not None and "\0" in self.run_dir:
+            raise ValueError(f"run_dir is {self.run_dir!r}; a path holds no NUL: name a folder")
         at_least_one(self, "", "num_iterations", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "", "seed")
         if self.seed >= 2**40:

@@ -159,6 +159,10 @@ def _parse(name: str, record: type, given: dict[str, Any]) -> Any:
 
     if not fields(record):
         return record()
+    types = typing.get_type_hints(record)
+    for key, value in given.items():
+        if value is None and "null" not in kind(types[key]):
+            raise ValueError(f"reward.terms: {key} of {name} is null; it must be of type {kind(types[key])}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(record)
     try:

@@ -1,6 +1,5 @@
 """Loads a CLIP through open_clip or transformers; it computes the embeddings that rewards need."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle_ppo.models.clip_config import read_clip_config
 from dalle_ppo.models.clip_files import CONFIG_FILE, load_weight_file, refuse_activation
 from dalle_ppo.models.clip_scorer import ClipScorer
 from dalle_ppo.models.clip_transformers import load_transformers_clip
@@ -149,12 +149,14 @@ def _load(model: str, pretrained: str | None, quick_gelu: bool | None) -> ClipSc
 
 def _load_folder(folder: Path, quick_gelu: bool | None) -> OpenClip:
     """Loads a CLIP from a folder in open_clip's layout."""
+    source, bpe = f"local-dir:{folder}", folder / BPE_FILE
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"clip.model {str(folder)!r}: {CONFIG_FILE} is missing; download the folder again")
+    config = read_clip_config(folder / CONFIG_FILE)
     import open_clip
 
-    source, bpe = f"local-dir:{folder}", folder / BPE_FILE
     # Without require_pretrained, a folder that lacks weights loads as a random CLIP.
     clip = open_clip.create_model(source, require_pretrained=True)
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     refuse_activation(quick_gelu, bool(config["model_cfg"].get("quick_gelu")), f"{folder / CONFIG_FILE}")
     tokenizer = open_clip.get_tokenizer(source, **({"bpe_path": str(bpe)} if bpe.exists() else {}))
     preprocess = clip.visual.preprocess_cfg

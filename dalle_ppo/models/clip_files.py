@@ -7,10 +7,8 @@ something must decide: the file's hash, its layout, a configuration next to it, 
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
-import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from dalle_ppo.base.archives import check_unpacked
+from dalle_ppo.models.clip_config import read_clip_config
+from dalle_ppo.models.torchscript_weights import read_torchscript
 
 CONFIG_FILE = "open_clip_config.json"
 # OpenAI's archives keep these among the weights.
@@ -84,13 +86,12 @@ def read_weight_file(path: Path) -> WeightFile:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if _is_torchscript(path):
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch will drop the format
-            weights = torch.jit.load(path, map_location="cpu").state_dict()
+        weights = read_torchscript(path)
         return WeightFile(path, _without_openai_keys(weights), True, _activation_in_code(path))
     try:
         # open_clip opens the file again; with mmap, memory holds only one copy.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # a damaged file can make its reader fail anywhere
         raise ValueError(_how_to_strip(path, str(error))) from None
     container = next((key for key in CONTAINERS if isinstance(_entry(state, key), dict)), None)
     weights = state[container] if container else state
@@ -222,8 +223,7 @@ def _published(name: str) -> dict[str, dict]:
 def _config_beside(path: Path) -> dict:
     """open_clip's configuration in the file's folder, as in downloads from the hub; {} without one."""
     config = path.parent / CONFIG_FILE
-    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return found if "model_cfg" in found else {}
+    return read_clip_config(config) if config.is_file() else {}
 
 
 def _plain_clip(name: str, path: Path, quick_gelu: bool) -> nn.Module:
@@ -256,6 +256,7 @@ def _is_torchscript(path: Path) -> bool:
 def _activation_in_code(path: Path) -> bool | None:
     """Whether a TorchScript archive computes QuickGELU; None if its code holds neither."""
     with zipfile.ZipFile(path) as archive:
+        check_unpacked(archive, path)
         code = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".py"))
     if b"torch.gelu(" in code:
         return False

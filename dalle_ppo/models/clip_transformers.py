@@ -150,7 +150,7 @@ def load_transformers_clip(folder: Path, quick_gelu: bool | None) -> Transformer
 def _kind(folder: Path) -> str:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"clip.model {str(folder)!r}: config.json is not JSON that describes a model ({error})"
         ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dalle_ppo.config.safe_yaml import read_yaml
 from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
 
 
@@ -61,10 +62,8 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def _read_config(path: Path, files: RunFiles) -> None:
-    import yaml
-
+    parsed = read_yaml(path)
     files.config_text = path.read_text(encoding="utf-8")
-    parsed = yaml.safe_load(files.config_text)
     files.config = parsed if isinstance(parsed, dict) else {}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions.tags import SAFE_TAG, TAGS, UNSAFE_TAG, named
+from dalle_ppo.config.report import ReportConfig
 from dalle_ppo.evaluation.galleries import gallery_rows
 from dalle_ppo.evaluation.statistics import SafetyBounds
 from dalle_ppo.evaluation.verdict import verdict
@@ -28,6 +29,7 @@ from dalle_ppo.report.tables import (
 from dalle_ppo.runs.metric_table import METRICS, find_metric
 from dalle_ppo.runs.provenance import versions
 
+HIDDEN = "caption hidden"
 REPORT_FILE = "report.html"
 PROBABILITY = "nsfw_probability"  # a column only if the reward has an nsfw term
 GALLERY_TITLES = {
@@ -47,12 +49,13 @@ CURVES = {
 HASHED = ("policy", "reference", "captions", "clip", "detector", "judge", "heldout_clip", "heldout_detector")
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, settings: ReportConfig | None = None) -> Path:
     """Write `run_dir`/report.html from the run's files and return its path.
 
     Args:
         run_dir: a run's folder; config.yaml, metrics.jsonl, evaluation.json, evaluation/images.parquet and
             evaluation/thumbnails.npz are used if they exist and can be read.
+        settings: what to show; None takes it from config.yaml.
 
     Raises:
         ValueError: the folder does not exist.
@@ -60,7 +63,10 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"report: {run_dir} is not a folder; name the folder of a run")
-    page = render(report_context(run_dir.resolve().name, read_run(run_dir)))
+    files = read_run(run_dir)
+    if settings is not None:
+        files.config = {**files.config, "report": {"hide_captions": settings.hide_captions}}
+    page = render(report_context(run_dir.resolve().name, files))
     atomic_write(run_dir / REPORT_FILE, page)
     return run_dir / REPORT_FILE
 
@@ -250,12 +256,19 @@ def _pair(files: RunFiles, row: int, bounds: SafetyBounds) -> dict:
         sides.append(picture(data_uri(image), rows["reward"][row], probability, bounds.upper))
     columns = files.reference
     caption = str(columns["caption"][row]) if "caption" in columns else str(columns["caption_id"][row])
+    tag = named(columns["tag"][row] or None)
     return {
-        "caption": caption,
-        "tag": named(columns["tag"][row] or None),
+        "caption": HIDDEN if tag == UNSAFE_TAG and _hides_captions(files) else caption,
+        "tag": tag,
         "before": sides[0],
         "after": sides[1],
     }
+
+
+def _hides_captions(files: RunFiles) -> bool:
+    """Whether `report.hide_captions` is set; a section that cannot be read hides, too."""
+    section = files.config.get("report", {})
+    return bool(section.get("hide_captions")) if isinstance(section, Mapping) else True
 
 
 def _facts(files: RunFiles) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from dalle_ppo.runs.places import CHECKPOINT_NAME, TEMPORARY_NAME
 STATE_FILE = "state.json"
 # What peft's loader reads beside `adapter_model.safetensors`; a copy of the state's entry, which is verified.
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config", "adapter_config.json"
+FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -256,13 +258,18 @@ def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool 
         content = json.loads(path.read_text(encoding="utf8"))
         recorded = content.pop("sha256")
         version, files = content["format"], content["files"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_kinds(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}); use an earlier one") from error
     if recorded != _content_hash(content):
         raise ValueError(f"{path}: its content does not match its hash; use an earlier checkpoint")
     check_format(version, path)
     for name, expected in files.items():
         file = folder / name
+        if not FILE_NAME.fullmatch(name):
+            raise ValueError(
+                f"{path}: lists {name[:80]!r}, no file of a checkpoint: refused; use another one"
+            )
         if not file.is_file():
             raise ValueError(f"{file}: missing; use an earlier checkpoint")
         if file.stat().st_size != expected["bytes"]:
@@ -273,6 +280,22 @@ def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool 
         if verify_hashes and wanted and _file_hash(file) != expected["sha256"]:
             raise ValueError(f"{file}: its content does not match its hash; use an earlier checkpoint")
     return content
+
+
+def _check_kinds(content: dict[str, Any]) -> None:
+    """Raises TypeError or KeyError unless a manifest holds what it should, as far as this module reads it.
+
+    Another format is for `check_format` to refuse.
+    """
+    if content["format"] != FORMAT:
+        return
+    sizes = [(entry["bytes"], entry["sha256"]) for entry in content["files"].values()]
+    if not all(type(size) is int and isinstance(digest, str) for size, digest in sizes):
+        raise TypeError("a file's size or hash is of the wrong type")
+    if type(content["iteration"]) is not int or content["iteration"] < 0:
+        raise TypeError(f"iteration is {str(content['iteration'])[:40]}, not a whole number")
+    if not isinstance(content["state"], dict):
+        raise TypeError("state is no mapping")
 
 
 def checkpoint_folders(parent: Path) -> list[tuple[int, Path]]:

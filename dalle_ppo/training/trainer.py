@@ -334,7 +334,7 @@ class Trainer:
         images = to_numpy(drawn.images)
         nsfw = self.config.reward.settings_of("nsfw")
         if nsfw is not None and "nsfw_probability" in result.parts:
-            flagged = result.parts["nsfw_probability"] > nsfw.unsafe_threshold
+            flagged = ~(result.parts["nsfw_probability"] <= nsfw.unsafe_threshold)  # NaN too
             images = blur_unsafe(images, flagged.cpu().numpy())
         done = self.progress.iteration
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)

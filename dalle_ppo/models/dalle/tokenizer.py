@@ -74,7 +74,7 @@ class TextTokenizer:
         """
         try:
             vocab = json.loads(_read_text(vocab_json))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{vocab_json}: cannot be read ({error}); fetch it again") from error
         text = _read_text(merges_txt)
         _check_vocab(vocab, vocab_json)

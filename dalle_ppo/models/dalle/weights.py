@@ -198,6 +198,8 @@ def _check_sums(path: Path) -> None:
         zipfile.BadZipFile: the file is damaged.
     """
     with zipfile.ZipFile(path) as archive:
+        if packed := next((e.filename for e in archive.infolist() if e.compress_type), None):
+            raise zipfile.BadZipFile(f"{packed} is compressed, which torch never does")
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 

@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.models.heads.head_check import check_chain
 from dalle_ppo.models.heads.head_info import HeadInfo
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
 from dalle_ppo.models.heads.probes import NUM_PROBES, PROBES
 from dalle_ppo.models.heads.published import read_torch_head, read_violence_directions
 
+MAX_LAYERS, MAX_DIMENSION = 200, 65_536
 FORMAT = "dalle_ppo.head.v1"
 # On a CPU, smaller batches use kernels that round differently: by 1.2e-6 for the ViT-B/32 detector.
 # Padded to this many rows, they match TensorFlow's numbers as closely as larger ones do.
@@ -184,7 +186,8 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
     metadata, tensors = _read_file(path)
     tensors.pop("probes", None)
     specs = []
-    for position, layer in enumerate(json.loads(metadata["layers"])):
+    layers, info = _described(path, metadata)
+    for position, layer in enumerate(layers):
         prefix = f"{position}."
         own = {
             name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)
@@ -192,7 +195,34 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
         specs.append(LayerSpec(layer.pop("type"), layer, own))
     if tensors:
         raise ValueError(f"{path}: tensors that do not belong to any layer: {', '.join(sorted(tensors))}")
-    return specs, HeadInfo(**json.loads(metadata["info"]))
+    try:
+        check_chain(specs, info.dimension)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}; convert the head again") from None
+    return specs, info
+
+
+def _described(path: str | Path, metadata: dict[str, str]) -> tuple[list[dict], HeadInfo]:
+    """The layers' options and the head's metadata, as the file says.
+
+    Raises:
+        ValueError: they are missing, or not what `save_head` writes.
+    """
+    try:
+        layers, info = json.loads(metadata["layers"]), HeadInfo(**json.loads(metadata["info"]))
+        if not isinstance(layers, list) or not all(isinstance(layer.get("type"), str) for layer in layers):
+            raise TypeError("layers have no type")
+        if type(info.dimension) is not int or not 0 < info.dimension <= MAX_DIMENSION:
+            raise TypeError(f"dimension is {str(info.dimension)[:40]}")
+        words = (info.clip_model, info.clip_pretrained, info.output, info.source)
+        if len(layers) > MAX_LAYERS or not all(isinstance(word, str) for word in words):
+            raise TypeError(f"{len(layers)} layers, and metadata {words}")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(
+            f"{path}: its metadata describe no head ({reason}); convert the head again"
+        ) from None
+    return layers, info
 
 
 def read_probes(path: str | Path) -> Tensor | None:
@@ -222,8 +252,9 @@ def _read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not a safetensors file ({reason}); fetch it again") from None
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "missing")
         raise ValueError(f"{path}: format is {found}, needs {FORMAT}; convert the detector again")

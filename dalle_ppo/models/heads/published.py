@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +69,15 @@ def read_torch_head(path: Path) -> tuple[list[LayerSpec], HeadInfo]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a PyTorch state dict ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a damaged file can make its reader fail anywhere
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path}: not a PyTorch state dict ({reason}); fetch it again") from None
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     head = next((head for head in (H14_NSFW, AESTHETIC) if head.shapes() == found), None)
     if head is None:
         known = " or ".join(head.what for head in (H14_NSFW, AESTHETIC))
-        raise ValueError(f"{path}: its tensors are not those of {known}: {found}")
+        raise ValueError(f"{path}: its tensors are not those of {known}: {str(found)[:300]}")
     specs = []
     for i, place in enumerate(head.places):
         weight, bias = (tensors[f"layers.{place}.{name}"].float() for name in ("weight", "bias"))
@@ -103,8 +103,11 @@ def read_violence_directions(path: Path, column: int | None = None) -> tuple[lis
     """
     try:
         directions = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not a numpy array ({error})") from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path}: not a numpy array ({reason}); fetch it again") from None
+    if directions.dtype.kind != "f":
+        raise ValueError(f"{path}: holds {directions.dtype}, needs floating-point numbers; fetch it again")
     if directions.ndim != 2 or directions.shape[0] != 2 or directions.shape[1] not in VIOLENCE_CLIPS:
         widths = " or ".join(map(str, VIOLENCE_CLIPS))
         raise ValueError(f"{path}: has shape {directions.shape}, needs two directions of {widths} numbers")

@@ -88,8 +88,9 @@ def read_array(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: no such file")
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not a .npy file of numbers ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a damaged file can make its reader fail anywhere
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path}: not a .npy file of numbers ({reason})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         kind = getattr(array, "dtype", "an archive")
         raise ValueError(f"{path} holds {kind}; it must be a .npy file of numbers")

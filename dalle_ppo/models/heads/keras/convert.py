@@ -16,6 +16,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from dalle_ppo.base.archives import check_unpacked
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
 from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.endings import AS_IT_IS, Ending
@@ -24,7 +25,6 @@ from dalle_ppo.models.heads.keras.published import DETECTORS, PublishedDetector
 from dalle_ppo.models.heads.keras.saved_model import read_saved_model
 from dalle_ppo.models.heads.nsfw import HeadInfo, save_head
 
-MAX_UNPACKED_BYTES = 2 << 30
 PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
 
 # What zipfile, h5py, json, protobuf, numpy and the readers here raise on damaged files.
@@ -164,9 +164,7 @@ def _check_entries(archive: zipfile.ZipFile, source: Path) -> None:
             )
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ValueError(f"{source}: entry {entry.filename!r} is a link: refused")
-    total = sum(entry.file_size for entry in archive.infolist())
-    if total > MAX_UNPACKED_BYTES:
-        raise ValueError(f"{source}: unpacks to {total} bytes, the limit is {MAX_UNPACKED_BYTES}")
+    check_unpacked(archive, source)
 
 
 def hash_source(source: Path) -> str:

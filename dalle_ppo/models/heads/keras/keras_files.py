@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dalle_ppo.base.archives import check_unpacked
 from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.config_chain import MODELS, Layer, layer_name, layers_of
 from dalle_ppo.models.heads.keras.config_chain import Path as LayerPath
@@ -27,6 +28,7 @@ def read_keras(path: Path) -> Chain:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_unpacked(archive, path)
             config = json.loads(archive.read("config.json"))
             version = json.loads(archive.read("metadata.json")).get("keras_version", "3")
             weights_file = io.BytesIO(archive.read("model.weights.h5"))

@@ -1,0 +1,285 @@
+"""Fuzzes the readers of files that may come from strangers.
+
+    python benchmarks/fuzz.py --minutes 10
+
+Each reader gets files that hypothesis makes: noise, and valid files with bytes changed, cut or repeated. It
+must accept the file or raise a one-line ValueError, within 5 s and 1 GB, and leave nothing behind but what it
+was asked to write. Needs the extra [test].
+"""
+
+import io
+import json
+import resource
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from dalle_ppo.config.command_line import OneLineParser, run_main
+
+SECONDS, BYTES = 5.0, 1 << 30
+NAMES = (
+    *("config", "jsonl", "json", "csv", "tsv", "txt", "gzip", "parquet", "checkpoint", "head", "safetensors"),
+    *("keras", "h5", "clip"),
+)
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "keras"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader.
+
+    Args:
+        name: the file's name, whose suffix may matter.
+        contents: makes its content.
+        read: reads the file.
+    """
+
+    name: str
+    contents: st.SearchStrategy[bytes]
+    read: Callable[[Path], object]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, valid: bytes) -> bytes:
+    """A valid file with up to eight places overwritten, cut out or repeated."""
+    content = bytearray(valid)
+    for _ in range(draw(st.integers(1, 8))):
+        place = draw(st.integers(0, max(0, len(content) - 1)))
+        kind = draw(st.sampled_from(("set", "insert", "cut", "repeat", "end")))
+        if kind == "set":
+            new = draw(st.binary(min_size=1, max_size=8))
+            content[place : place + len(new)] = new
+        elif kind == "insert":
+            content[place:place] = draw(st.binary(max_size=16))
+        elif kind == "cut":
+            del content[place : place + draw(st.integers(1, 64))]
+        elif kind == "repeat":
+            content[place:place] = content[place : place + 64] * draw(st.integers(1, 4))
+        else:
+            del content[place:]
+    return bytes(content)
+
+
+def json_like(leaves: st.SearchStrategy) -> st.SearchStrategy:
+    """Nested lists and mappings."""
+
+    def inner(children: st.SearchStrategy) -> st.SearchStrategy:
+        return st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children)
+
+    return st.recursive(leaves, inner, max_leaves=12)
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
+
+
+def as_json(values: st.SearchStrategy) -> st.SearchStrategy[bytes]:
+    return values.map(lambda value: json.dumps(value).encode())
+
+
+def config_texts() -> st.SearchStrategy[bytes]:
+    """Settings files: known names with any value, and damaged YAML."""
+    from dalle_ppo.config.command_line import to_yaml
+    from dalle_ppo.config.sections import setting_names
+    from dalle_ppo.config.settings import Config
+
+    names = st.sampled_from([*setting_names(), "class_path", "config", "format"])
+    nested = st.dictionaries(names, json_like(LEAVES), min_size=1, max_size=3)
+    return as_json(nested) | damaged(to_yaml(Config()).encode()) | st.text(max_size=80).map(str.encode)
+
+
+def header_texts() -> st.SearchStrategy[bytes]:
+    """safetensors headers that look right, with numbers that may be wrong, and some bytes after them."""
+    numbers = st.integers(-2, 70) | st.integers(0, 2**63)
+    tensor = st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(("F32", "I64", "BOOL", "F8_E4M3", "X")),
+            "shape": st.lists(numbers, max_size=4),
+            "data_offsets": st.lists(numbers, min_size=2, max_size=2),
+        }
+    )
+    headers = st.dictionaries(
+        st.sampled_from(("weight", "bias", "__metadata__", "0.kernel")), tensor | LEAVES
+    )
+
+    def pack(header: dict, data: bytes, more: int) -> bytes:
+        text = json.dumps(header).encode()
+        return struct.pack("<Q", max(0, len(text) + more)) + text + data
+
+    return st.builds(pack, headers, st.binary(max_size=80), st.sampled_from((0, 0, 0, 1, -1, 1 << 40)))
+
+
+def valid_head() -> bytes:
+    import torch
+    from safetensors.torch import save
+
+    from dalle_ppo.models.heads.nsfw import FORMAT
+
+    info = {"clip_model": "a", "clip_pretrained": "b", "dimension": 4, "output": "probability"}
+    layers = [{"type": "dense"}, {"type": "activation", "name": "sigmoid"}]
+    described = {"format": FORMAT, "layers": json.dumps(layers), "info": json.dumps(info)}
+    return save({"0.kernel": torch.zeros(4, 1), "0.bias": torch.zeros(1)}, described)
+
+
+def valid_state() -> bytes:
+    content = {"format": 2, "iteration": 1, "files": {}, "state": {"a": 1}, "sha256": ""}
+    return json.dumps(content).encode()
+
+
+def valid_parquet() -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.table({"TEXT": ["a red boat", None] * 20, "NSFW": ["NSFW", "UNSURE"] * 20}), out)
+    return out.getvalue()
+
+
+def keras_zips() -> st.SearchStrategy[bytes]:
+    """`.keras` files whose configuration is any JSON, beside damaged ones."""
+
+    def pack(config: object) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("config.json", json.dumps(config))
+            archive.writestr("metadata.json", "{}")
+            archive.writestr(
+                "model.weights.h5", zipfile.ZipFile(FIXTURES / "keras3.keras").read("model.weights.h5")
+            )
+        return out.getvalue()
+
+    names = st.sampled_from(("class_name", "config", "layers", "name", "module", "inbound_nodes", "units"))
+    words = st.sampled_from(("Sequential", "Functional", "Dense", "InputLayer", "keras", "a")) | LEAVES
+    trees = st.recursive(
+        words, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner), max_leaves=20
+    )
+    return st.builds(pack, trees) | damaged((FIXTURES / "keras3.keras").read_bytes())
+
+
+def make_targets() -> dict[str, Target]:
+    """All readers by name."""
+    import torch
+
+    from dalle_ppo.captions.source import captions_of_file
+    from dalle_ppo.config.command_line import load_config
+    from dalle_ppo.models.clip_config import read_clip_config
+    from dalle_ppo.models.dalle.weights import load_weights
+    from dalle_ppo.models.heads.keras.convert import convert
+    from dalle_ppo.models.heads.nsfw import load_detector
+    from dalle_ppo.runs.checkpoints import load_checkpoint
+
+    def weights(path: Path) -> object:
+        with torch.device("meta"):
+            network = torch.nn.Linear(4, 4)
+        return load_weights(network, path)
+
+    def keras(path: Path) -> object:
+        return convert(path, path.with_name("out.safetensors"))
+
+    def captions(path: Path) -> object:
+        return captions_of_file(str(path), 5)
+
+    rows = st.lists(
+        st.dictionaries(st.sampled_from(("text", "TEXT", "NSFW", "x")), json_like(LEAVES)), max_size=5
+    )
+    lines = rows.map(lambda found: "\n".join(map(json.dumps, found)).encode())
+    table = b'text\tNSFW\na "red" boat\tUNLIKELY\nhttps://a.b/c.jpg\tNSFW\n'
+    return {
+        "config": Target("config.yaml", config_texts(), load_config),
+        "jsonl": Target("a.jsonl", lines | st.binary(max_size=80), captions),
+        "json": Target("a.json", as_json(rows | json_like(LEAVES)), captions),
+        "csv": Target("a.csv", damaged(table.replace(b"\t", b",")) | st.binary(max_size=80), captions),
+        "tsv": Target("a.tsv", damaged(table) | st.text(max_size=80).map(str.encode), captions),
+        "txt": Target("a.txt", st.binary(max_size=200), captions),
+        "gzip": Target("a.txt.gz", st.binary(max_size=80), captions),
+        "parquet": Target("a.parquet", damaged(valid_parquet()), captions),
+        "checkpoint": Target(
+            "state.json",
+            damaged(valid_state()) | as_json(json_like(LEAVES)),
+            lambda path: load_checkpoint(path.parent),
+        ),
+        "head": Target("h.safetensors", damaged(valid_head()) | header_texts(), load_detector),
+        "safetensors": Target("w.safetensors", header_texts() | st.binary(max_size=80), weights),
+        "keras": Target("k.keras", keras_zips(), keras),
+        "h5": Target("k.h5", damaged((FIXTURES / "keras3.h5").read_bytes()), keras),
+        "clip": Target(
+            "open_clip_config.json", as_json(json_like(LEAVES)) | st.binary(max_size=80), read_clip_config
+        ),
+    }
+
+
+def check(target: Target, content: bytes) -> None:
+    """Reads one file.
+
+    Raises:
+        AssertionError: it took too long or too much memory, wrote something, or its error is not one line.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "folder"
+        folder.mkdir()
+        (folder / target.name).write_bytes(content)
+        started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            target.read(folder / target.name)
+        except ValueError as error:
+            assert type(error).__name__ not in ("JSONDecodeError", "UnicodeDecodeError"), repr(error)
+            assert "\n" not in str(error) and len(str(error)) < 3000, str(error)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+        assert time.monotonic() - started < SECONDS, "too slow"
+        assert grown < BYTES, f"{grown} bytes more memory"
+        written = {str(path.relative_to(parent)) for path in Path(parent).rglob("*")}
+        assert written <= {"folder", f"folder/{target.name}", "folder/out.safetensors"}, written
+
+
+def fuzz(target: Target, examples: int, number: int) -> None:
+    """Checks that many files; `number` chooses which."""
+
+    @seed(number)
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(target.contents)
+    def run(content: bytes) -> None:
+        check(target, content)
+
+    run()
+
+
+def main(argv: list[str] | None) -> int:
+    """Fuzzes all readers in turn until the time is up."""
+    parser = OneLineParser(prog="python benchmarks/fuzz.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--examples", type=int, default=50, help="files for each reader and round")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="one reader")
+    args = parser.parse_args(argv)
+    targets = make_targets()
+    assert tuple(targets) == NAMES
+    if args.only is not None and args.only not in targets:
+        raise ValueError(f"--only is {args.only}; it must be one of {', '.join(targets)}")
+    targets = {name: target for name, target in targets.items() if args.only in (None, name)}
+    counts, failed, number, started = dict.fromkeys(targets, 0), set(), args.seed, time.monotonic()
+    while time.monotonic() - started < 60 * args.minutes and len(failed) < len(targets):
+        for name, target in targets.items():
+            if name in failed:
+                continue
+            try:
+                fuzz(target, args.examples, number)
+            except Exception as error:
+                failed.add(name)
+                print(f"{name}, seed {number}: {type(error).__name__}: {str(error)[:400]}", file=sys.stderr)
+                for each in getattr(error, "exceptions", [error]):
+                    print(repr(each)[:400], "\n".join(getattr(each, "__notes__", []))[:800], file=sys.stderr)
+            counts[name] += args.examples
+        number += 1
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes, {sum(counts.values())} files, {counts}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_main(main)
