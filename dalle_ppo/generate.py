@@ -5,8 +5,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from dalle_ppo.config.command_line import OneLineParser, load_config, run_main
-from dalle_ppo.config.settings import Config
+from dalle_ppo.config.command_line import OneLineParser, run_main
 
 GAP, COMPARE_GAP = 2, 12  # pixels of white around an image, and between policy and reference
 DTYPES = ("float32", "bfloat16", "float16")
@@ -78,6 +77,7 @@ def main(argv: list[str] | None) -> int:
     import torch
 
     from dalle_ppo.build.models import choose_device, load_model
+    from dalle_ppo.build.unsafe import unsafe_detector
 
     device = choose_device(args.device)
     model = load_model(args.model, device, args.revision, getattr(torch, args.dtype))
@@ -103,36 +103,6 @@ def choose_settings(args: argparse.Namespace, model):
     settings = dataclasses.replace(model.settings or PolicySettings(), **given)
     settings.check_start_token(model.decoder.config.image_vocab_count)
     return settings
-
-
-def unsafe_detector(model: str, world, device):
-    """`(images uint8 [N, 3, H, W], caption) -> [N] bools`; None, with a note, without a detector."""
-    from dalle_ppo.build.models import is_run
-    from dalle_ppo.build.rewards import build_reward
-    from dalle_ppo.config.reward import RewardConfig
-
-    config = load_config(Path(model) / "config.yaml") if is_run(model) else Config()
-    if world is None and not is_run(model):
-        print("images are not checked: these weights come without an NSFW detector")
-        return None
-    nsfw = config.reward.settings_of("nsfw")
-    if nsfw is None:
-        print("images are not checked: this run's reward has no nsfw term")
-        return None
-    # No other term says anything about safety, and the user's own terms may not be importable here.
-    only = RewardConfig(terms=[{"name": "nsfw", **dataclasses.asdict(nsfw)}])
-    reward = build_reward(dataclasses.replace(config, reward=only), world, device)
-
-    from dalle_ppo.policy.rollout import as_float
-
-    def detect(images, caption: str):
-        flagged = []
-        for part in images.to(device).split(64):
-            scores = reward(as_float(part), [caption] * len(part)).parts["nsfw_probability"]
-            flagged += (scores > nsfw.unsafe_threshold).tolist()
-        return flagged
-
-    return detect
 
 
 def draw(args: argparse.Namespace, decoders: list, family, num_images: int) -> list:

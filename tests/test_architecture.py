@@ -23,12 +23,14 @@ FLOORS = {
     "training": 6,
     "evaluation": 6,
     "iconworld": 7,
+    "preferences": 7,
     "report": 7,
     "build": 8,
 }
 TOP_FLOOR = 9
 COMMAND_LINES = (
-    "train", "generate", "evaluate", "pretrain", "export", "detector", "iconworld.build", "captions.__main__",
+    "train", "generate", "evaluate", "pretrain", "export", "detector", "label", "iconworld.build",
+    "captions.__main__", "preferences.__main__",
 )  # fmt: skip
 MAX_PARAMETERS, MAX_FUNCTION_LINES, MAX_FILE_LINES = 7, 60, 400
 KERNELS = "models.dalle.kernels"

@@ -75,7 +75,7 @@ def refuse_locked(folder: Path, what: str) -> None:
     with suppress(OSError):
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR)
         try:
-            busy = not _try_lock(descriptor)
+            busy = not try_lock(descriptor)
         finally:
             os.close(descriptor)
         if busy:
@@ -88,7 +88,7 @@ def _acquire(path: Path) -> int:
     while patience:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            free = _try_lock(descriptor)
+            free = try_lock(descriptor)
             # Not if the last holder removed the file after it was opened here.
             if free and os.fstat(descriptor).st_ino == _inode(path):
                 _held.add(descriptor)
@@ -102,7 +102,7 @@ def _acquire(path: Path) -> int:
     return TAKEN
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     """Locks an open file; False if another process holds it. OSError where the file system has no locks."""
     try:
         if sys.platform == "win32":

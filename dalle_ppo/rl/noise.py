@@ -17,7 +17,7 @@ def noise_keys(
 
     Args:
         seed: seed of the run.
-        stream: "rollout", "evaluation" or "generate"; streams never share noise.
+        stream: "rollout", "evaluation", "generate" or "labels"; streams never share noise.
         iteration: training iteration; 0 elsewhere.
         caption_ids: id of each image's caption, N of them.
         samples: index of each image among those of its caption.

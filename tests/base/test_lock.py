@@ -98,7 +98,7 @@ def test_a_file_system_without_locks_costs_one_warning(tmp_path, monkeypatch, nu
     def no_locks(descriptor):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock, "_try_lock", no_locks)
+    monkeypatch.setattr(lock, "try_lock", no_locks)
     refuse_locked(tmp_path, "it")
     with pytest.warns(UserWarning, match="it cannot be locked") as seen, locked(tmp_path, "it"):
         pass
@@ -108,14 +108,14 @@ def test_a_file_system_without_locks_costs_one_warning(tmp_path, monkeypatch, nu
 @unix
 def test_a_lock_on_a_file_that_its_holder_removes_meanwhile_does_not_count(tmp_path, monkeypatch):
     """Between opening the file and locking it, its last holder may go and another process come."""
-    removed, try_lock = [], lock._try_lock
+    removed, try_lock = [], lock.try_lock
 
     def removed_first(descriptor):
         if not removed:
             removed.append((tmp_path / LOCK_FILE).unlink())
         return try_lock(descriptor)
 
-    monkeypatch.setattr(lock, "_try_lock", removed_first)
+    monkeypatch.setattr(lock, "try_lock", removed_first)
     with locked(tmp_path, "it"):
         monkeypatch.undo()
         with pytest.raises(Busy):

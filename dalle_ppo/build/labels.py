@@ -1,0 +1,82 @@
+"""Builds what draws the pictures that are labelled, from a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dalle_ppo.build.captions import build_captions
+from dalle_ppo.build.models import choose_device, is_run, load_model
+from dalle_ppo.build.unsafe import unsafe_detector
+from dalle_ppo.config.command_line import load_config
+from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
+from dalle_ppo.preferences.store import Store
+from dalle_ppo.runs.places import refuse_wrong_path
+from dalle_ppo.runs.provenance import weights_sha256
+
+LABELS_STREAM = 3
+"""The stream of captions: beside those of training, evaluation and samples in `build.captions`."""
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What is drawn for labels.
+
+    Args:
+        num_images: pictures in a set.
+        reference: the reference draws half of them.
+        seed: of captions, noise and order.
+        device: as in the setting.
+        memory_gb: for caches and activations.
+    """
+
+    num_images: int = 2
+    reference: bool = False
+    seed: int = 0
+    device: str = "auto"
+    memory_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"--num_images is {self.num_images}; a set has at least 2 pictures")
+        if self.reference and self.num_images % 2:
+            raise ValueError(
+                f"--num_images is {self.num_images}, but with --reference half of them are the policy's; "
+                "give an even number"
+            )
+
+
+def store_of(run: str | Path) -> Store:
+    """The store of a run, which may still be empty.
+
+    Raises:
+        ValueError: that is no run.
+    """
+    if not is_run(str(run)):
+        refuse_wrong_path(run, "RUN", "{}")
+        raise ValueError(f"RUN is {run}, which is no run of dalle_ppo.train (it has no config.yaml)")
+    return Store(Path(run) / "preferences")
+
+
+def open_drawer(run: str | Path, store: Store, options: LabelOptions) -> Drawer:
+    """Draws with the newest policy of a run, for captions that it trains on.
+
+    Raises:
+        ValueError: the run has no checkpoint, or its captions cannot be read.
+    """
+    config, device = load_config(Path(run) / "config.yaml"), choose_device(options.device)
+    model = load_model(str(run), device)
+    decoders = {"policy": model.decoder}
+    if options.reference:
+        decoders["reference"] = model.reference
+    family, each = model.family(), options.num_images // len(decoders)
+    sides = [
+        Side(name, family.sampler_weights(decoder), weights_sha256(decoder), each)
+        for name, decoder in decoders.items()
+    ]
+    return Drawer(
+        family,
+        sides,
+        build_captions(config, options.seed, LABELS_STREAM, "train").next_batch,
+        store,
+        DrawOptions(options.seed, model.iteration or 0, options.memory_gb),
+        unsafe_detector(str(run), model.world, device),
+    )

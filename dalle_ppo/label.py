@@ -1,0 +1,87 @@
+"""Labels pictures of a run: on a page for people, or by a model that ranks them.
+
+    python -m dalle_ppo.label RUN
+    python -m dalle_ppo.label RUN --by http://localhost:8000/v1 --model NAME
+
+Answers and pictures go into RUN/preferences. A model's key is read from OPENAI_API_KEY.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from dalle_ppo.config.command_line import OneLineParser, run_main
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m dalle_ppo.label",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, whose newest policy draws")
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument("--num_images", type=int, default=2, help="pictures in a set; default: 2")
+    pictures.add_argument("--reference", action="store_true", help="the reference draws half of them")
+    pictures.add_argument("--seed", type=int, default=0, help="of captions, noise and order")
+    pictures.add_argument("--device", default="auto")
+    pictures.add_argument("--memory_gb", type=float, default=4.0, help="for caches and activations")
+    add_model_arguments(parser.add_argument_group("a model that ranks"))
+    return parser.parse_args(argv)
+
+
+def add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    """The arguments that apply with `--by`."""
+    group.add_argument(
+        "--by", metavar="URL", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1"
+    )
+    group.add_argument("--model", metavar="NAME", help="its model, which must read pictures")
+    group.add_argument("--rater", help="name of who answers; default: the model's")
+    group.add_argument(
+        "--prompt", type=Path, help="text of the question; default: RUN/preferences/prompt.txt"
+    )
+    group.add_argument("--sets", type=int, default=50, help="ask about the first N sets; default: 50")
+    group.add_argument(
+        "--labelled", action="store_true", help="ask about the sets that people have answered, draw none"
+    )
+    group.add_argument("--max_requests", type=int, default=1000, help="retries count too; default: 1000")
+    group.add_argument("--max_cost", type=float, help="stop before this much money is spent; needs prices")
+    group.add_argument("--input_price", type=float, help="of a million tokens")
+    group.add_argument("--output_price", type=float, help="of a million tokens")
+    group.add_argument("--timeout", type=float, default=60.0, help="seconds for a reply; default: 60")
+    group.add_argument("--retries", type=int, default=5, help="after which the command gives up; default: 5")
+
+
+def main(argv: list[str] | None) -> int:
+    """Opens the page, or asks the model."""
+    args = parse_arguments(argv)
+    if (args.by is None) != (args.model is None):
+        raise ValueError("--by and --model belong together; give both, or none for the page")
+
+    from dalle_ppo.build.labels import LabelOptions, store_of
+
+    options = LabelOptions(args.num_images, args.reference, args.seed, args.device, args.memory_gb)
+    store = store_of(args.run)
+
+    def open_drawer():
+        from dalle_ppo.build.labels import open_drawer
+
+        return open_drawer(args.run, store, options)
+
+    return dispatch(args, store, open_drawer)
+
+
+def dispatch(args: argparse.Namespace, store, open_drawer: Callable) -> int:
+    """Hands over to the page or to the model; `open_drawer` loads the policy."""
+    if args.by is None:
+        from dalle_ppo.preferences.page import serve
+
+        return serve(args, store, open_drawer)
+    from dalle_ppo.preferences.asking.command import ask_model
+
+    return ask_model(args, store, open_drawer)
+
+
+if __name__ == "__main__":
+    run_main(main)

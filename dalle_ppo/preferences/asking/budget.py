@@ -1,0 +1,93 @@
+"""What a model may cost: requests and money."""
+
+import math
+from dataclasses import dataclass
+
+
+class Spent(Exception):
+    """The budget allows no further request; the message says which part of it is spent."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The budget of one call of the command.
+
+    Args:
+        max_requests: retries count too.
+        max_cost: in the currency of the prices; None sets no limit.
+        input_price, output_price: for a million tokens.
+    """
+
+    max_requests: int = 1000
+    max_cost: float | None = None
+    input_price: float | None = None
+    output_price: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_requests < 1:
+            raise ValueError(f"--max_requests is {self.max_requests}; it must be at least 1")
+        for name in ("max_cost", "input_price", "output_price"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"--{name} is {value}; it must be 0 or a positive number")
+        if self.max_cost is not None and None in (self.input_price, self.output_price):
+            raise ValueError(
+                f"--max_cost is {self.max_cost}, but without prices nobody knows what a request costs; give "
+                "--input_price and --output_price, each for a million tokens"
+            )
+
+
+class Budget:
+    """Counts requests, tokens and money against limits."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.requests, self.input_tokens, self.output_tokens = 0, 0, 0
+        self._dearest = 0.0
+
+    @property
+    def cost(self) -> float | None:
+        """Money spent, as far as the endpoint tells its tokens; None without prices."""
+        if None in (self.limits.input_price, self.limits.output_price):
+            return None
+        return self._price(self.input_tokens, self.output_tokens)
+
+    def before_request(self) -> None:
+        """Counts a request that is about to be made.
+
+        Raises:
+            Spent: it could exceed the limits; it may cost as much as the dearest so far.
+        """
+        limits = self.limits
+        if self.requests >= limits.max_requests:
+            raise Spent(f"{self.requests} requests were made, as many as --max_requests allows")
+        if limits.max_cost is not None and self.cost + self._dearest > limits.max_cost:
+            raise Spent(
+                f"{self.cost:.4f} is spent, and another request may exceed --max_cost {limits.max_cost:g}"
+            )
+        self.requests += 1
+
+    def after_reply(self, input_tokens: int | None, output_tokens: int | None) -> None:
+        """Counts the tokens that the endpoint reports.
+
+        Raises:
+            ValueError: it reports none, but there is a limit in money.
+        """
+        if input_tokens is None or output_tokens is None:
+            if self.limits.max_cost is not None:
+                raise ValueError(
+                    "--max_cost needs token counts, and this endpoint reports none; use --max_requests"
+                )
+            return
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+        if self.cost is not None:
+            self._dearest = max(self._dearest, self._price(input_tokens, output_tokens))
+
+    def line(self) -> str:
+        """For people: what was used."""
+        money = "" if self.cost is None else f", {self.cost:.4f} in money"
+        return f"{self.requests} requests, {self.input_tokens} + {self.output_tokens} tokens{money}"
+
+    def _price(self, input_tokens: int, output_tokens: int) -> float:
+        return (input_tokens * self.limits.input_price + output_tokens * self.limits.output_price) / 1e6
