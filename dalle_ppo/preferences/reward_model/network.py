@@ -21,6 +21,9 @@ from dalle_ppo.models.heads.head_layers import LayerSpec
 from dalle_ppo.preferences.reward_model.data import Rankings
 from dalle_ppo.training.optim import make_adamw
 
+START = 0.1
+"""Size of the last layer's first weights; 1 would make the first scores about as large as those learned."""
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -67,9 +70,10 @@ class Ensemble(nn.Module):
         # A column that hardly changes must not be scaled up.
         self.register_buffer("scale", scale.clamp(min=float(scale.mean()) / 10 + 1e-8))
         sizes = (width, h, 1) if h else (width, 1)
-        self.weights = nn.ParameterList(
-            torch.randn(k, a, b, generator=generator) / a**0.5 for a, b in pairwise(sizes)
-        )
+        weights = [torch.randn(k, a, b, generator=generator) / a**0.5 for a, b in pairwise(sizes)]
+        # Answers are few: what they do not say about a picture shall be near 0, not the noise of the start.
+        weights[-1] *= START
+        self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList(torch.zeros(k, b) for b in sizes[1:])
 
     def forward(self, features: Tensor) -> Tensor:
@@ -110,12 +114,16 @@ def ranking_losses(scores: Tensor, rankings: Rankings) -> Tensor:
     Returns:
         [A, k], in nats.
     """
-    s, ranks = scores[rankings.index], rankings.ranks  # [A, N, k], [A, N]
-    there = ranks > 0
-    among = (ranks[:, None, :] >= ranks[:, :, None]) & there[:, None, :] & there[:, :, None]
-    among = among | torch.eye(ranks.shape[1], dtype=torch.bool)  # itself; also keeps absent ones finite
-    log_sum = torch.where(among[..., None], s[:, None], -torch.inf).logsumexp(dim=2)
+    s, there = scores[rankings.index], rankings.ranks > 0  # [A, N, k], [A, N]
+    log_sum = torch.where(_chosen_among(rankings.ranks), s[:, None], -torch.inf).logsumexp(dim=2)
     return ((log_sum - s) * there[..., None]).sum(dim=1)
+
+
+def _chosen_among(ranks: Tensor) -> Tensor:
+    """bool [A, N, N, 1]: is picture i chosen from a set that holds j? An absent one is alone in its set."""
+    there = ranks > 0
+    worse_or_equal = (ranks[:, None, :] >= ranks[:, :, None]) & there[:, None, :] & there[:, :, None]
+    return (worse_or_equal | torch.eye(ranks.shape[1], dtype=torch.bool))[..., None]
 
 
 def fit(parts: dict[str, Rankings], settings: FitSettings) -> Ensemble:

@@ -32,7 +32,9 @@ def test_a_pair_is_bradley_terry():
 
 def test_the_probabilities_of_all_orders_of_four_add_up_to_one():
     scores = [0.3, -0.9, 2.0, 0.1]
-    total = sum(float(losses(scores, [[r + 1 for r in order]]).neg().exp()) for order in permutations(range(4)))
+    total = sum(
+        float(losses(scores, [[r + 1 for r in order]]).neg().exp()) for order in permutations(range(4))
+    )
     assert total == pytest.approx(1)
 
 
@@ -47,7 +49,9 @@ def test_ties_follow_breslow_as_in_a_cox_regression(ranks):
 def test_rankings_of_different_lengths_do_not_disturb_each_other():
     scores = [0.3, -0.9, 2.0, 0.1, 1.5]
     both = losses(scores, [[2, 1], [1, 3, 2]])
-    assert both.tolist() == pytest.approx([float(losses(scores[:2], [[2, 1]])), float(losses(scores[2:], [[1, 3, 2]]))])
+    assert both.tolist() == pytest.approx(
+        [float(losses(scores[:2], [[2, 1]])), float(losses(scores[2:], [[1, 3, 2]]))]
+    )
     assert torch.isfinite(both).all()
 
 
@@ -102,11 +106,13 @@ def test_members_differ_and_the_same_seed_gives_the_same_ensemble(learned):
 def test_it_stops_before_it_learns_noise_by_heart():
     """Coin flips in many dimensions: a model that was never stopped would be sure of itself."""
     coin = {
-        name: planted(40, torch.zeros(30), seed, noise=0.5)
-        for name, seed in (("fit", 1), ("validation", 2))
+        name: planted(40, torch.zeros(30), seed, noise=0.5) for name, seed in (("fit", 1), ("validation", 2))
     }
     stopped = fit(coin, FitSettings(members=2, weight_decay=0.0))
     endless = fit(coin, FitSettings(members=2, weight_decay=0.0, patience=400))
     with torch.no_grad():
-        held_out = [ranking_losses(e(coin["validation"].features), coin["validation"]).mean() for e in (stopped, endless)]
+        held_out = [
+            ranking_losses(e(coin["validation"].features), coin["validation"]).mean()
+            for e in (stopped, endless)
+        ]
     assert held_out[0] < 0.72 and held_out[1] < 0.72, "the best step is kept, not the last one"

@@ -25,7 +25,11 @@ FAST = FitSettings(members=3, hidden=8, learning_rate=0.02, epochs=150)
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rm")
     store = toy_store(folder / "preferences", captions=200, pictures=3)
-    return store, folder / "rm.safetensors", train_reward_model(store, folder / "rm.safetensors", toy_clip(), FAST)
+    return (
+        store,
+        folder / "rm.safetensors",
+        train_reward_model(store, folder / "rm.safetensors", toy_clip(), FAST),
+    )
 
 
 def test_it_learns_what_the_rater_likes(trained):
@@ -33,7 +37,9 @@ def test_it_learns_what_the_rater_likes(trained):
     assert report.accuracy.low > 0.75 and not report.accuracy.is_chance
     assert report.curve[-1].accuracy > report.curve[0].accuracy
     head = load_preference(out)
-    red, green = (torch.tensor(rgb).view(1, 3, 1, 1).expand(1, 3, 4, 4) for rgb in ((0.9, 0.1, 0.5), (0.1, 0.9, 0.5)))
+    red, green = (
+        torch.tensor(rgb).view(1, 3, 1, 1).expand(1, 3, 4, 4) for rgb in ((0.9, 0.1, 0.5), (0.1, 0.9, 0.5))
+    )
     clip, captions = toy_clip(), ["a boat nobody has seen"] * 2
     mean, spread = head(clip.embed_images(torch.cat([red, green])), clip.embed_texts(captions))
     assert mean[0] > mean[1] + 1 and (spread > 0).all()
@@ -173,7 +179,7 @@ def test_answers_without_their_pictures_are_left_out(tmp_path):
 
 def test_too_few_captions_are_told(tmp_path):
     store = toy_store(tmp_path, captions=12)
-    with pytest.raises(ValueError, match="the answers are about 12 captions, of which .* but 5 are needed"):
+    with pytest.raises(ValueError, match=r"about 12 captions, of which .* but 5 are needed"):
         split(embed(store, find_answers(store).answers, toy_clip())[0])
 
 
