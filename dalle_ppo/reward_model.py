@@ -31,10 +31,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
     parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
-    parser.add_argument("--hidden", type=int, default=32, help="hidden units; 0 is linear; default: 32")
+    parser.add_argument("--hidden", type=int, default=128, help="hidden units; 0 is linear; default: 128")
     parser.add_argument("--epochs", type=int, default=400, help="steps, at most; default: 400")
     parser.add_argument("--patience", type=int, default=40, help="steps without progress; default: 40")
-    parser.add_argument("--learning_rate", type=float, default=3e-3, help="default: 0.003")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="default: 0.001")
     parser.add_argument("--weight_decay", type=float, default=0.3, help="default: 0.3")
     parser.add_argument("--seed", type=int, default=0, help="of weights and resampling")
     parser.add_argument(

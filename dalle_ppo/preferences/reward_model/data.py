@@ -109,14 +109,19 @@ def find_answers(store: Store) -> Found:
 
 
 def _as_ranking(answer: Answer) -> Answer | None:
-    """A ranking as it is; of ratings, the order alone counts; None for others and for repeated pictures."""
-    if len(set(answer.images)) < max(2, len(answer.images)):
-        return None
+    """A ranking of different pictures; of ratings, the order alone counts. None if there are no two."""
     if answer.kind == "rating":
         order = sorted(set(answer.ratings), reverse=True)
         ranks = tuple(order.index(rating) + 1 for rating in answer.ratings)
-        return replace(answer, kind="ranking", ranks=ranks, ratings=None)
-    return answer if answer.kind == "ranking" else None
+        answer = replace(answer, kind="ranking", ranks=ranks, ratings=None)
+    if answer.kind != "ranking":
+        return None
+    # A policy may draw the same picture twice in a set; its first place counts.
+    first = sorted({key: answer.images.index(key) for key in answer.images}.values())
+    if len(first) < 2:
+        return None
+    images, ranks = (tuple(given[place] for place in first) for given in (answer.images, answer.ranks))
+    return replace(answer, images=images, ranks=ranks, harm=None)
 
 
 def _one_place_raters(answers: Sequence[Answer]) -> list[str]:

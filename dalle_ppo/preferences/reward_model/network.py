@@ -40,10 +40,10 @@ class FitSettings:
     """
 
     members: int = 5
-    hidden: int = 32
+    hidden: int = 128
     epochs: int = 400
     patience: int = 40
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.3
     seed: int = 0
 

@@ -70,7 +70,10 @@ def planted(num, weights, seed, noise=0.0):
 def learned():
     weights = torch.tensor([2.0, -1.0, 0.0, 0.0])
     parts = {"fit": planted(300, weights, 1), "validation": planted(80, weights, 2)}
-    return parts, {h: fit(parts, FitSettings(hidden=h, members=3, weight_decay=0.01)) for h in (0, 8)}
+    return parts, {
+        h: fit(parts, FitSettings(hidden=h, members=3, weight_decay=0.01, epochs=150, learning_rate=0.01))
+        for h in (0, 8)
+    }
 
 
 @pytest.mark.parametrize("hidden", [0, 8])
@@ -96,7 +99,7 @@ def test_the_layers_of_the_head_compute_the_same(learned, hidden):
 def test_members_differ_and_the_same_seed_gives_the_same_ensemble(learned):
     parts, ensembles = learned
     torch.manual_seed(99)
-    again = fit(parts, FitSettings(hidden=8, members=3, weight_decay=0.01))
+    again = fit(parts, FitSettings(hidden=8, members=3, weight_decay=0.01, epochs=150, learning_rate=0.01))
     with torch.no_grad():
         first, second = ensembles[8](parts["fit"].features), again(parts["fit"].features)
     torch.testing.assert_close(first, second)
@@ -109,7 +112,7 @@ def test_it_stops_before_it_learns_noise_by_heart():
         name: planted(40, torch.zeros(30), seed, noise=0.5) for name, seed in (("fit", 1), ("validation", 2))
     }
     stopped = fit(coin, FitSettings(members=2, weight_decay=0.0))
-    endless = fit(coin, FitSettings(members=2, weight_decay=0.0, patience=400))
+    endless = fit(coin, FitSettings(members=2, weight_decay=0.0, patience=150, epochs=150))
     with torch.no_grad():
         held_out = [
             ranking_losses(e(coin["validation"].features), coin["validation"]).mean()

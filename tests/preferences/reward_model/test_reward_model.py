@@ -18,13 +18,13 @@ from dalle_ppo.preferences.store import Answer, Store
 from dalle_ppo.rewards import preference
 from dalle_ppo.rewards.shared import Shared
 
-FAST = FitSettings(members=3, hidden=8, learning_rate=0.02, epochs=150)
+FAST = FitSettings(members=2, hidden=8, learning_rate=0.03, epochs=60)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rm")
-    store = toy_store(folder / "preferences", captions=200, pictures=3)
+    store = toy_store(folder / "preferences", captions=150, pictures=3)
     return (
         store,
         folder / "rm.safetensors",
@@ -49,7 +49,7 @@ def test_the_file_tells_its_data_and_its_numbers_lie_beside_it(trained):
     store, out, report = trained
     assert load_preference(out).info.source_sha256 == find_answers(store).sha256 == report.data_sha256
     told = json.loads(out.with_suffix(".json").read_text())
-    assert told["accuracy"]["value"] == report.accuracy.value and sum(told["answers"].values()) == 200
+    assert told["accuracy"]["value"] == report.accuracy.value and sum(told["answers"].values()) == 150
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -202,3 +202,14 @@ def test_ratings_count_by_their_order(tmp_path):
     only = toy_store(tmp_path / "other", captions=1)
     only.append(rated)
     assert [a.ranks for a in find_answers(only).answers][1] == (2, 1)
+
+
+def test_a_picture_drawn_twice_counts_once(tmp_path):
+    store = toy_store(tmp_path, captions=1)
+    (answer,) = store.answers()
+    first, second = answer.images
+    both = {"images": (first, second, first), "ranks": (2, 1, 3)}
+    store.append(replace(answer, id="0" * 32, **both))
+    store.append(replace(answer, id="1" * 32, images=(first, first)))
+    found = find_answers(store).answers
+    assert [(a.images, a.ranks) for a in found[1:]] == [((first, second), (2, 1))]
