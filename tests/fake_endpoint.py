@@ -75,7 +75,8 @@ class FakeEndpoint:
             self.reply(handler, 200, step[2], step[1])
         else:
             status, message, *headers = step
-            data = json.dumps({"error": {"message": message, "code": None}}).encode()
+            error = message if isinstance(message, dict) else {"message": message, "code": None}
+            data = json.dumps({"error": error}).encode()
             self.reply(handler, status, data, "application/json", *headers)
 
     def completion(self, body, redness):

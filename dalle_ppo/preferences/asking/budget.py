@@ -43,7 +43,7 @@ class Budget:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.requests, self.input_tokens, self.output_tokens = 0, 0, 0
-        self._dearest = 0.0
+        self.unreported, self._dearest = 0, 0.0
 
     @property
     def cost(self) -> float | None:
@@ -57,8 +57,13 @@ class Budget:
 
         Raises:
             Spent: it could exceed the limits; it may cost as much as the dearest so far.
+            ValueError: the last reply came without token counts, but there is a limit in money.
         """
         limits = self.limits
+        if limits.max_cost is not None and self.unreported:
+            raise ValueError(
+                "--max_cost needs token counts, and a reply came without any; use --max_requests instead"
+            )
         if self.requests >= limits.max_requests:
             raise Spent(f"{self.requests} requests were made, as many as --max_requests allows")
         if limits.max_cost is not None and self.cost + self._dearest > limits.max_cost:
@@ -68,16 +73,9 @@ class Budget:
         self.requests += 1
 
     def after_reply(self, input_tokens: int | None, output_tokens: int | None) -> None:
-        """Counts the tokens that the endpoint reports.
-
-        Raises:
-            ValueError: it reports none, but there is a limit in money.
-        """
+        """Counts the tokens that the endpoint reports."""
         if input_tokens is None or output_tokens is None:
-            if self.limits.max_cost is not None:
-                raise ValueError(
-                    "--max_cost needs token counts, and this endpoint reports none; use --max_requests"
-                )
+            self.unreported += 1
             return
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
@@ -87,7 +85,9 @@ class Budget:
     def line(self) -> str:
         """For people: what was used."""
         money = "" if self.cost is None else f", {self.cost:.4f} in money"
-        return f"{self.requests} requests, {self.input_tokens} + {self.output_tokens} tokens{money}"
+        tokens = f"{self.input_tokens} + {self.output_tokens} tokens{money}"
+        unknown = f" and {self.unreported} replies without token counts" if self.unreported else ""
+        return f"{self.requests} requests, {tokens}{unknown}"
 
     def _price(self, input_tokens: int, output_tokens: int) -> float:
         return (input_tokens * self.limits.input_price + output_tokens * self.limits.output_price) / 1e6

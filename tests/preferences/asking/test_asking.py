@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from fake_endpoint import FakeEndpoint, red_first
@@ -10,6 +11,7 @@ from PIL import Image as Picture
 from dalle_ppo import label
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.asking import endpoint as endpoints
+from dalle_ppo.preferences.asking.loop import Questions, Rater, drawn_sets
 from dalle_ppo.preferences.asking.prompt import orders
 from dalle_ppo.preferences.asking.reply import KEPT, read_reply
 from dalle_ppo.preferences.store import Answer, Store
@@ -157,6 +159,11 @@ def test_an_endpoint_that_is_not_there(run, cli):
         (401, "Incorrect API key provided: " + KEY, "does not accept the key (401"),
         (404, "The model `judge` does not exist", "has no model judge"),
         (400, "context length exceeded", "refuses the request (400"),
+        (
+            429,
+            {"message": "You exceeded your quota", "code": "insufficient_quota"},
+            "refuses the request (429",
+        ),
     ],
 )
 def test_what_will_not_pass_is_said_at_once(run, cli, fast, status, message, words):
@@ -218,7 +225,9 @@ def test_the_budget_in_money(run, cli):
         assert "may exceed --max_cost" in outcome.out
         server.usage = None
         outcome = ask(cli, run, server, "--max_cost", "1", *prices)
-    assert "reports none" in outcome.error
+        assert "a reply came without any" in outcome.error and "1 answers added" in outcome.out
+        outcome = ask(cli, run, server, *prices)
+    assert "4 replies without token counts" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -300,18 +309,39 @@ def test_each_picture_stands_in_mirrored_places():
     assert {order[0] for order in first} == set(keys), "the first place is drawn anew for each set"
 
 
-def test_a_run_s_policy_draws_what_the_model_is_asked_about(tiny_run, cli, tmp_path):
-    """From a run of train: new sets, flagged pictures and all; asked again, nothing is drawn or asked."""
-    import shutil
+def test_sets_whose_questions_are_answered_are_not_drawn_again(run):
+    class Counting:
+        drawn = 0
 
+        def set_id(self, number):
+            return f"set{number}"
+
+        def draw(self, number):
+            self.drawn += 1
+            return PictureSet(f"set{number}", "boat", by_person(run)[number].images)
+
+    class Asked:
+        def ask(self, content):
+            return '{"ranks": [1, 2]}'
+
+    store, rater = Store(run / "preferences"), Rater("m", "m", "{count} {caption}")
+    for sets, drawn in ((2, 2), (3, 1), (3, 0)):
+        drawer = Counting()
+        *_, progress = Questions(store, rater, Asked()).ask_about(drawn_sets(drawer, sets))
+        assert drawer.drawn == drawn and progress.answered == 2 * drawn
+    assert progress.skipped == 6
+
+
+def test_a_runs_policy_and_reference_draw_what_the_model_is_asked_about(tiny_run, cli, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run.run_dir, run)
     with FakeEndpoint() as server:
-        arguments = (run, "--by", server.url, "--model", "judge", "--sets", "3", "--num_images", "4")
-        first = cli(label.main, *arguments, "--reference", "--device", "cpu")
-        assert first.code == 0, first.err
-        assert len(server.requests) == 6 and {len(r["redness"]) for r in server.requests} == {4}
-        images = Store(run / "preferences").images()
-        assert sorted(image.side for image in images.values()) == 6 * ["policy"] + 6 * ["reference"]
-        second = cli(label.main, *arguments, "--reference", "--device", "cpu")
-    assert "6 questions had been answered before" in second.out and len(server.requests) == 6
+        outcome = cli(
+            label.main, run, "--by", server.url, "--model", "judge", "--sets", "2", "--num_images", "4",
+            "--reference", "--device", "cpu",
+        )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert len(server.requests) == 4 and {len(request["redness"]) for request in server.requests} == {4}
+    images = Store(run / "preferences").images()
+    assert sorted(image.side for image in images.values()) == 4 * ["policy"] + 4 * ["reference"]
+    assert len({image.weights for image in images.values()}) == 2

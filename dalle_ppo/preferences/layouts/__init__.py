@@ -1,0 +1,1 @@
+"""Published layouts of preference data: Pick-a-Pic, HPDv2, ImageReward."""
