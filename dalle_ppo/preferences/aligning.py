@@ -45,7 +45,7 @@ class AlignSettings:
     min_accuracy: float = 0.6
 
     def __post_init__(self) -> None:
-        at_least_one(self, "--", "rounds", "answers", "iterations")
+        at_least_one(self, "", "rounds", "answers", "iterations")
         if not 0 <= self.min_accuracy <= 1:
             raise ValueError(f"--min_accuracy is {self.min_accuracy}; it must lie between 0 and 1")
 

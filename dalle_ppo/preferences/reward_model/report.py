@@ -58,32 +58,40 @@ class Report:
 
 
 def write_report(out: Path, report: Report) -> None:
-    """Writes OUT.json and OUT.png beside the model's file."""
-    atomic_write(out.with_suffix(".json"), json.dumps(asdict(report), indent=2) + "\n")
+    """Writes OUT.png and then OUT.json beside the model's file."""
     atomic_write(out.with_suffix(".png"), lambda path: _plot(path, report))
+    atomic_write(out.with_suffix(".json"), json.dumps(asdict(report), indent=2) + "\n")
 
 
 def _plot(path: Path, report: Report) -> None:
-    import numpy as np
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
+    panels = [_plot_calibration, _plot_curve] if report.curve else [_plot_calibration]
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    for draw, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        draw(axes, report)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def _plot_calibration(axes, report: Report) -> None:
+    axes.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
     bins = report.calibration
-    left.scatter([b.predicted for b in bins], [b.right for b in bins], s=[10 + b.pairs for b in bins])
-    left.set(xlim=(0.48, 1.02), ylim=(-0.02, 1.02), xlabel="predicted confidence", ylabel="share right")
-    left.set_title("Calibration on held-out captions", fontsize=10)
-    right.plot([p.answers for p in report.curve], [100 * p.accuracy for p in report.curve], "o")
+    axes.scatter([b.predicted for b in bins], [b.right for b in bins], s=[10 + b.pairs for b in bins])
+    axes.set(xlim=(0.48, 1.02), ylim=(-0.02, 1.02), xlabel="predicted confidence", ylabel="share right")
+    axes.set_title("Calibration on held-out captions", fontsize=10)
+
+
+def _plot_curve(axes, report: Report) -> None:
+    import numpy as np
+
+    axes.plot([p.answers for p in report.curve], [100 * p.accuracy for p in report.curve], "o")
     if report.outlook is not None:
         last = report.curve[-1].answers
         n = np.linspace(report.curve[0].answers, last + MORE_LABELS, 100)
         law = 100 * (1 - report.outlook.error(n))
-        right.plot(n[n <= last], law[n <= last], "C0")
-        right.plot(n[n >= last], law[n >= last], "C0--", label="estimate")
-        right.legend(frameon=False)
-    right.set(xlabel="answers learned from", ylabel="held-out accuracy, %")
-    right.set_title("Learning curve", fontsize=10)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+        axes.plot(n[n <= last], law[n <= last], "C0")
+        axes.plot(n[n >= last], law[n >= last], "C0--", label="estimate")
+        axes.legend(frameon=False)
+    axes.set(xlabel="answers learned from", ylabel="held-out accuracy, %")
+    axes.set_title("Learning curve", fontsize=10)
