@@ -13,6 +13,7 @@ from dalle_ppo.build.simulated import NAME, open_rater, rater_against_judge, rea
 from dalle_ppo.config.evaluation import EvaluationConfig
 from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.config.settings import Config
+from dalle_ppo.iconworld.rater import load_rater
 from dalle_ppo.iconworld.scenes import PlacedIcon, Scene, draw_batch
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.preferences.aligning import AlignSettings
@@ -35,8 +36,7 @@ def store_and_set(tmp_path):
 
 def test_the_simulated_rater_fills_the_store_and_answers_a_set_once(store_and_set):
     store, shown = store_and_set
-    rater = open_rater(World())
-    rater._wrong_share = 0.0
+    rater = load_rater(World().rater, wrong_share=0.0)
     assert simulated_answers(store, [shown], rater, 3) == 1
     assert simulated_answers(store, [shown], rater, 3) == 0, "answered in this round"
     (answer,) = store.answers()
