@@ -86,7 +86,7 @@ def main() -> None:
     print(f"ties: {(true[:, 0] == true[:, 1]).float().mean():.0%} of the pairs")
     print(f"unsafe by the judge: {unsafe.mean():.1%} of all, {unsafe[best].mean():.1%} of the truly better")
     print(
-        "| answers | hidden units | agrees with the true preference | unsafe among the kept |\n"
+        "\n| answers | hidden units | agrees with the true preference | unsafe among the kept |\n"
         "|---|---|---|---|"
     )
     for answers in ANSWERS:
