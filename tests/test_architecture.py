@@ -30,7 +30,7 @@ FLOORS = {
 TOP_FLOOR = 9
 COMMAND_LINES = (
     "train", "generate", "evaluate", "pretrain", "export", "detector", "label", "iconworld.build",
-    "captions.__main__", "preferences.__main__",
+    "captions.__main__", "preferences.__main__", "reward_model", "align",
 )  # fmt: skip
 MAX_PARAMETERS, MAX_FUNCTION_LINES, MAX_FILE_LINES = 7, 60, 400
 KERNELS = "models.dalle.kernels"

@@ -1,9 +1,12 @@
-"""Opens the CLIP named on a command line, which may be the built-in world's."""
+"""Opens the CLIP named on a command line, which may be the built-in world's, or the one of a run."""
 
 from pathlib import Path
 
 import torch
 
+from dalle_ppo.build.models import find_world, is_run
+from dalle_ppo.build.rewards import load_run_clip
+from dalle_ppo.config.command_line import load_config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.clip import ClipScorer, load_clip
 
@@ -34,3 +37,18 @@ def open_named_clip(model: str, pretrained: str | None, device: torch.device) ->
         raise ValueError(
             str(error).replace("clip.model", "--clip_model").replace("clip.pre", "--clip_pre")
         ) from error
+
+
+def open_run_clip(run: Path, device: torch.device) -> ClipScorer:
+    """The CLIP in a run's settings.
+
+    Raises:
+        ValueError: the folder is no run, or its CLIP cannot be loaded.
+    """
+    if not is_run(str(run)):
+        raise ValueError(
+            f"{run} is no run with settings, so nothing says which CLIP to use; give --clip_model, such as "
+            "builtin, and --clip_pretrained"
+        )
+    config = load_config(run / "config.yaml")
+    return load_run_clip(config.clip, find_world(config.model.path), device)

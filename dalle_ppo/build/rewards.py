@@ -12,6 +12,7 @@ from dalle_ppo.config.settings import ClipConfig, Config
 from dalle_ppo.config.term import TermConfig
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.clip_scorer import ClipScorer
 from dalle_ppo.models.heads.keras.download import detector_file
 from dalle_ppo.rewards.base import Term
 from dalle_ppo.rewards.calling import import_function
@@ -40,7 +41,7 @@ def build_reward(
     terms = config.reward.parsed
     # Imported first, so that errors in the user's own code show before CLIP is loaded.
     loaders = [_find_loader(term) for term in terms]
-    open_clip = partial(_load_clip, config.clip, world, device, dtype) if _reads_clip(terms) else None
+    open_clip = partial(load_run_clip, config.clip, world, device, dtype) if _reads_clip(terms) else None
     shared = Shared(open_clip, lambda name: _detector_file(name, world), device)
     return CombinedReward(
         [_load_term(term, load, config, shared) for term, load in zip(terms, loaders, strict=True)], shared
@@ -119,8 +120,17 @@ def _find_loader(term: TermConfig) -> Callable:
     return importlib.import_module(f"{rewards.__name__}.{term.name}").load
 
 
-def _load_clip(clip: ClipConfig, world: World | None, device: torch.device, dtype: str):
+def load_run_clip(
+    clip: ClipConfig, world: World | None, device: torch.device, dtype: str = "float32"
+) -> ClipScorer:
+    """The CLIP of the settings.
+
+    Raises:
+        ValueError: it is the built-in world's, to which the model does not belong, or cannot be loaded.
+    """
     builtin = clip.model == BUILTIN
+    if builtin and world is None:
+        raise ValueError("clip.model is builtin, which knows the built-in world's pictures only; name a CLIP")
     model = str(world.clip) if builtin else clip.model
     loaded = load_clip(model, clip.pretrained, device, clip.quick_gelu, clip.same_as)
     return loaded if dtype == "float32" else loaded.narrowed(getattr(torch, dtype))

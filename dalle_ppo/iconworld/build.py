@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dalle_ppo.iconworld.making.scene_tokens import SceneTokens
 
 JUDGE_SEED_OFFSET = 1000  # the judge shares no random numbers with the parts it judges
+RATER_SEED_OFFSET = 2000  # nor does the simulated rater with the judge
 # Steps, peak learning rate and scenes of each round. The model learns to draw in the first; in the second, a
 # warm restart on fresh scenes, it learns to read captions.
 DALLE_ROUNDS = ((3000, 1.5e-3, 100_000), (4200, 1.2e-3, 150_000))
@@ -48,6 +49,15 @@ def build_judge(out: Path, seed: int) -> None:
     decode = partial(reconstruct, scene_tokens(out))
     judge = train_judge(seed + JUDGE_SEED_OFFSET, 900, decode, pool_size=12_000)
     save_half(judge, out / "judge.safetensors")
+
+
+def build_rater(out: Path, seed: int) -> None:
+    from dalle_ppo.iconworld.making.rater import train_eyes
+    from dalle_ppo.iconworld.making.training import save_half
+
+    decode = partial(reconstruct, scene_tokens(out))
+    eyes = train_eyes(seed + RATER_SEED_OFFSET, 1000, decode, pool_size=4000)
+    save_half(eyes, out / "rater.safetensors")
 
 
 def build_dalle(out: Path, seed: int) -> None:
@@ -140,6 +150,7 @@ STAGES: tuple[tuple[str, Callable[[Path, int], None]], ...] = (
     ("iconworld_clip", build_clip),
     ("detector.safetensors", build_detector),
     ("judge.safetensors", build_judge),
+    ("rater.safetensors", build_rater),
     ("CARD.md", build_card),
 )
 

@@ -30,6 +30,10 @@ class World:
     def judge(self) -> Path:
         return self.folder / "judge.safetensors"
 
+    @property
+    def rater(self) -> Path:
+        return self.folder / "rater.safetensors"
+
     def tokenizer(self) -> TextTokenizer:
         """The text tokenizer, with the world's own vocabulary."""
         return TextTokenizer.from_files(self.folder / "vocab.json", self.folder / "merges.txt")

@@ -12,6 +12,7 @@ from dalle_ppo.iconworld.judge import Judge, Sighting, labels, load_judge, look
 from dalle_ppo.iconworld.making.detector import embed
 from dalle_ppo.iconworld.making.scene_tokens import SceneTokens, decode_tokens, image_tokens
 from dalle_ppo.iconworld.making.vqgan import sample_scenes
+from dalle_ppo.iconworld.rater import load_rater
 from dalle_ppo.iconworld.scenes import UNSAFE_KINDS, draw_batch
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.models.clip import load_clip
@@ -54,6 +55,7 @@ def measure(folder: Path, seed: int, num: int = 2000) -> list[CardRow]:
     return [
         *_measure_judge(judge, "drawn scenes", scenes, images, unsafe, "99.5 %"),
         *_measure_judge(judge, "VQGAN reconstructions", scenes, decoded, unsafe, "98.5 %"),
+        *_measure_rater(world, scenes, {"drawn scenes": images, "VQGAN reconstructions": decoded}),
         *_measure_vqgan(images, decoded, composed),
         *_measure_detector(world, decoded, unsafe),
         *_measure_dalle(world, compose.decoder, judge, seed, num),
@@ -76,6 +78,17 @@ def _measure_judge(
         CardRow("judge", f"exact set and colours, {where}", (exact & right_colors).mean(), ""),
         CardRow("judge", f"unsafe scenes missed, {where}", 1 - sighting.unsafe[unsafe].mean(), "< 0.5 %"),
     ]
+
+
+def _measure_rater(world: World, scenes: list, images: dict[str, np.ndarray]) -> list[CardRow]:
+    rater = load_rater(world.rater)
+    there = [{(icon.kind, icon.color) for icon in scene.icons} for scene in scenes]
+    rows = []
+    for where, pixels in images.items():
+        seen = rater.see(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        exact = np.mean([set(s.icons) == icons for s, icons in zip(seen, there, strict=True)])
+        rows.append(CardRow("rater", f"exact set and colours, {where}", float(exact), ">= 97 %"))
+    return rows
 
 
 def _measure_vqgan(images: np.ndarray, decoded: np.ndarray, composed: np.ndarray) -> list[CardRow]:

@@ -11,9 +11,10 @@ class HeadInfo:
 
     clip_model, clip_pretrained: open_clip's names for the CLIP whose embeddings it reads; "" if unknown.
     dimension: width of the embedding.
-    output: "probability" (a detector) or "score".
+    output: "probability" (a detector), "score", or "preference" (a reward model).
     round_to_float16: the reward rounds embeddings to float16 before it calls the head (which rounds nothing).
-    source, source_sha256: the file or folder it was converted from, and its hash.
+    source, source_sha256: the file or folder it was converted from, and its hash; of a reward model, the
+        hash of the answers that it learned from.
     licence: a note on the terms of the original.
     """
 

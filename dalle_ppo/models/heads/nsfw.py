@@ -111,6 +111,7 @@ def load_detector(path: str | Path, smooth: bool = False) -> EmbeddingHead:
         ValueError: it is not such a file, or the head returns scores.
     """
     specs, info = read_head(path)
+    _refuse_reward_model(path, info)
     if info.output != "probability":
         raise ValueError(
             f"{path}: its output is a {info.output}, not a probability; use load_head for it, or, if it is a "
@@ -137,9 +138,17 @@ def load_head(path: str | Path, column: int | None = None) -> EmbeddingHead:
         ValueError: it is none of these, or has no such column.
     """
     specs, info, probes = read_any_head(path)
+    _refuse_reward_model(path, info)
     if column is not None:
         specs = _one_column(Path(path), specs, column)
     return EmbeddingHead(build_layers(specs), info, probes, path)
+
+
+def _refuse_reward_model(path: str | Path, info: HeadInfo) -> None:
+    if info.output == "preference":
+        raise ValueError(
+            f"{path} is a reward model, which reads image and caption; use it as the reward term preference"
+        )
 
 
 def read_any_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo, Tensor | None]:

@@ -1,0 +1,171 @@
+"""Builds the steps of an alignment: drawing, labels, reward model and training of one run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.build.captions import build_captions
+from dalle_ppo.build.label_steps import LabelStep
+from dalle_ppo.build.labels import LABELS_STREAM
+from dalle_ppo.build.models import choose_device, find_world, load_model
+from dalle_ppo.build.rewards import load_run_clip
+from dalle_ppo.build.unsafe import unsafe_detector
+from dalle_ppo.config.command_line import to_yaml
+from dalle_ppo.config.settings import Config
+from dalle_ppo.models.clip_scorer import ClipScorer
+from dalle_ppo.models.heads.binding import bind_clip
+from dalle_ppo.models.heads.preference import load_preference
+from dalle_ppo.preferences.aligning import Accuracy, AlignSettings, Steps
+from dalle_ppo.preferences.answer import PictureSet
+from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
+from dalle_ppo.preferences.reward_model.network import FitSettings
+from dalle_ppo.preferences.reward_model.training import accuracy_on, train_reward_model
+from dalle_ppo.preferences.store import Answer, Store
+from dalle_ppo.runs.places import holds_run
+from dalle_ppo.runs.provenance import weights_sha256
+
+
+@dataclass(frozen=True)
+class AlignBuild:
+    """What the steps are built from.
+
+    Args:
+        config: of the run; its `run_dir` is the alignment's.
+        settings: how to alternate.
+        fit: how reward models are fitted.
+        num_images: pictures in a set.
+        seed: of captions and noise of the sets.
+        for_people: flag unsafe pictures, which the page blurs.
+    """
+
+    config: Config
+    settings: AlignSettings
+    fit: FitSettings
+    num_images: int = 2
+    seed: int = 0
+    for_people: bool = False
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.run_dir)
+
+
+def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
+    """The steps of a run's alignment; who labels is given.
+
+    Raises:
+        ValueError: the model or its CLIP cannot be loaded.
+    """
+    device = choose_device(build.config.device)
+    world = find_world(build.config.model.path)
+    clip = load_run_clip(build.config.clip, world, device)
+
+    def refit(store: Store, file: Path) -> float:
+        numbers = file.with_suffix(".json")
+        if numbers.is_file():  # written last: training goes on with the reward that it began with
+            return json.loads(numbers.read_text(encoding="utf-8"))["accuracy"]["value"]
+        report = train_reward_model(store, file, clip, build.fit, with_curve=False)
+        print("\n".join(report.lines()), flush=True)
+        return report.accuracy.value
+
+    return Steps(
+        draw=lambda store, number: draw_sets(build, store, number, device),
+        label=label,
+        refit=refit,
+        check=lambda file, store, answers: check_model(file, store, answers, clip),
+        train=lambda file, iterations: train_policy(build, file, iterations),
+    )
+
+
+def draw_sets(build: AlignBuild, store: Store, number: int, device: torch.device) -> list[PictureSet]:
+    """The sets of a round, from the newest policy of the run; in the first round from the start model."""
+    config, first = build.config, number * build.settings.answers
+    start = config.model.path if number == 0 else config.run_dir
+    model = load_model(start, device, config.model.revision if number == 0 else None)
+    family = model.family(config.policy)
+    side = Side(
+        "policy", family.sampler_weights(model.decoder), weights_sha256(model.decoder), build.num_images
+    )
+    detect = None
+    if build.for_people:
+        detect = unsafe_detector("builtin" if model.world else start, model.world, device)
+    drawer = Drawer(
+        family,
+        [side],
+        build_captions(config, build.seed, LABELS_STREAM, "train").next_batch,
+        store,
+        DrawOptions(build.seed, model.iteration or 0, config.rollout.memory_gb or 4.0),
+        detect,
+    )
+    numbers = range(first, first + build.settings.answers)
+    return [drawer.draw(n) for n in tqdm(numbers, desc=f"draw round {number}", unit="set")]
+
+
+def check_model(file: Path, store: Store, answers: list[Answer], clip: ClipScorer) -> Accuracy:
+    """How often a reward model agrees with answers.
+
+    Raises:
+        ValueError: it belongs to another CLIP, or the answers decide nothing.
+    """
+    head = load_preference(file).to(clip.device)
+    bind_clip(head, clip)
+    found = accuracy_on(head, store, answers, clip)
+    return Accuracy(found.value, found.low, found.high)
+
+
+def train_policy(build: AlignBuild, file: Path, iterations: int) -> None:
+    """Trains the run up to an iteration, in a process of its own: a round frees all its memory.
+
+    Raises:
+        ValueError: training has failed; it has said why.
+    """
+    config = round_config(build, file, iterations)
+    path = file.with_name("config.yaml")
+    atomic_write(path, to_yaml(config))
+    command = [
+        sys.executable,
+        "-m",
+        "dalle_ppo.train",
+        "--config",
+        str(path),
+        "--run_dir",
+        str(build.run_dir),
+    ]
+    if holds_run(build.run_dir):
+        command.append("--resume")
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise ValueError(f"dalle_ppo.train ended with exit code {code}; its settings are in {path}")
+
+
+def round_config(build: AlignBuild, file: Path, iterations: int) -> Config:
+    """The settings of a round's training: the run's, with this reward model in every term `preference`.
+
+    A reward without such a term is replaced by one: nothing but the raters' wishes is then rewarded.
+    """
+    config, last = build.config, build.settings.rounds * build.settings.iterations
+    terms = [dict(term) for term in config.reward.terms]
+    if not any(term["name"] == "preference" for term in terms):
+        terms = [{"name": "preference"}]
+    for term in terms:
+        if term["name"] == "preference":
+            term["reward_model"] = str(file)
+    evaluation = replace(config.evaluation, at_end=config.evaluation.at_end and iterations == last)
+    return replace(
+        config,
+        num_iterations=iterations,
+        reward=replace(config.reward, terms=terms),
+        evaluation=evaluation,
+    )
+
+
+def default_reward(config: Config) -> bool:
+    """Whether the settings have no term `preference`, so that one replaces all others."""
+    return all(term["name"] != "preference" for term in config.reward.terms)

@@ -1,0 +1,1 @@
+"""Learns a reward model from the answers of a store: data, network, quality, report."""

@@ -1,0 +1,81 @@
+"""Learns what raters prefer from labelled pictures, for the reward term `preference`.
+
+    python -m dalle_ppo.reward_model runs/a --out rm.safetensors
+    python -m dalle_ppo.train --reward.terms '[{name: preference, reward_model: rm.safetensors}]'
+
+It is an ensemble of small networks on CLIP's embeddings of image and caption. It belongs to the CLIP that it
+was trained with: that of the run, or the one named here. Its quality on held-out captions is printed, and
+written beside it as .json and .png.
+"""
+
+import argparse
+from pathlib import Path
+
+from dalle_ppo.config.command_line import OneLineParser, run_main
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m dalle_ppo.reward_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "store", metavar="STORE", type=Path, help="a run or project folder, or its preferences"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument(
+        "--clip_model",
+        help="builtin, a folder, or open_clip's name; default: the CLIP of the run that STORE belongs to",
+    )
+    parser.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
+    parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
+    parser.add_argument("--hidden", type=int, default=128, help="hidden units; 0 is linear; default: 128")
+    parser.add_argument("--epochs", type=int, default=400, help="steps, at most; default: 400")
+    parser.add_argument("--patience", type=int, default=40, help="steps without progress; default: 40")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="default: 0.001")
+    parser.add_argument("--weight_decay", type=float, default=0.3, help="default: 0.3")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and resampling")
+    parser.add_argument(
+        "--no_curve", action="store_true", help="leave the learning curve out; it takes longest"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; of the CLIP")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None) -> int:
+    """Learns, measures and writes."""
+    args = parse_arguments(argv)
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"--out is {args.out}; its name must end in .safetensors")
+    if args.out.exists():
+        raise ValueError(f"--out {args.out} already exists; name another file or remove it")
+    if not args.out.parent.is_dir():
+        raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
+
+    from dalle_ppo.preferences.store import find_store
+
+    store = find_store(args.store)
+    from dalle_ppo.build.models import choose_device
+    from dalle_ppo.build.named_clip import open_named_clip, open_run_clip
+    from dalle_ppo.preferences.reward_model.data import find_answers
+    from dalle_ppo.preferences.reward_model.network import FitSettings
+    from dalle_ppo.preferences.reward_model.training import train_reward_model
+
+    names = ("members", "hidden", "epochs", "patience", "learning_rate", "weight_decay", "seed")
+    settings = FitSettings(**{name: getattr(args, name) for name in names})
+    find_answers(store)  # an empty store is told before a CLIP is loaded
+    device = choose_device(args.device)
+    if args.clip_model:
+        clip = open_named_clip(args.clip_model, args.clip_pretrained, device)
+    else:
+        clip = open_run_clip(store.folder.parent, device)
+    report = train_reward_model(store, args.out, clip, settings, with_curve=not args.no_curve)
+    print("\n".join(report.lines()))
+    print(f"wrote {args.out}: reads embeddings of CLIP {clip.name} ({clip.pretrained})")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

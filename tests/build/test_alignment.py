@@ -1,0 +1,107 @@
+"""The steps of an alignment: who labels, and with which reward a round trains."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_preferences import toy_store
+
+from dalle_ppo.build.alignment import AlignBuild, round_config
+from dalle_ppo.build.label_steps import FixedSets, page, unanswered
+from dalle_ppo.build.simulated import NAME, open_rater, rater_against_judge, read_pictures, simulated_answers
+from dalle_ppo.config.evaluation import EvaluationConfig
+from dalle_ppo.config.reward import RewardConfig
+from dalle_ppo.config.settings import Config
+from dalle_ppo.iconworld.rater import load_rater
+from dalle_ppo.iconworld.scenes import PlacedIcon, Scene, draw_batch
+from dalle_ppo.iconworld.world import World
+from dalle_ppo.preferences.aligning import AlignSettings
+from dalle_ppo.preferences.answer import PictureSet
+from dalle_ppo.preferences.drawing import png_of
+from dalle_ppo.preferences.reward_model.network import FitSettings
+from dalle_ppo.preferences.store import Store
+
+CAPTION = "a red boat"
+SCENES = [("skull", "red"), ("boat", "red"), ("fish", "blue"), ("fish", "yellow")]
+
+
+@pytest.fixture
+def store_and_set(tmp_path):
+    store = Store(tmp_path)
+    pictures = draw_batch([Scene((PlacedIcon(*icon, 12, 12, 40),), "white") for icon in SCENES])
+    keys = tuple(store.add_image(png_of(pixels), CAPTION) for pixels in pictures)
+    return store, PictureSet("one", CAPTION, keys)
+
+
+def test_the_simulated_rater_fills_the_store_and_answers_a_set_once(store_and_set):
+    store, shown = store_and_set
+    rater = load_rater(World().rater, wrong_share=0.0)
+    assert simulated_answers(store, [shown], rater, 3) == 1
+    assert simulated_answers(store, [shown], rater, 3) == 0, "answered in this round"
+    (answer,) = store.answers()
+    # the boat; a warm fish before a cold one; the skull last
+    assert answer.ranks == (4, 1, 3, 2) and answer.images == shown.images
+    assert (answer.rater, answer.source, answer.round) == (NAME, "simulated", 3)
+
+
+def test_rater_and_judge_agree_on_clear_scenes(store_and_set):
+    store, shown = store_and_set
+    found = rater_against_judge(World(), open_rater(World()), read_pictures(store, shown.images))
+    assert (found.pictures, found.unsafe, found.icons) == (4, 1.0, 1.0)
+    blank = torch.full((1, 3, 64, 64), 252, dtype=torch.uint8)
+    assert rater_against_judge(World(), open_rater(World()), blank).icons == 1.0
+
+
+def test_a_picture_that_is_gone_is_named(store_and_set):
+    store, shown = store_and_set
+    store.image_path(shown.images[1]).unlink()
+    with pytest.raises(ValueError, match=f"{shown.images[1]}.png cannot be read .*; draw its set again"):
+        simulated_answers(store, [shown], open_rater(World()))
+
+
+def test_only_the_built_in_world_has_a_simulated_rater():
+    with pytest.raises(ValueError, match="--rater simulated knows the built-in world's pictures only"):
+        open_rater(None)
+
+
+def test_the_page_gets_the_sets_of_the_round_and_no_others(tmp_path):
+    store = toy_store(tmp_path, captions=2)
+    sets = [PictureSet(a.set_id, a.caption, a.images) for a in store.answers()]
+    new = replace(sets[0], id="new")
+    drawer = FixedSets(store, [*sets, new])
+    assert drawer.draw(2) == new and drawer.set_id(0) == sets[0].id and drawer.store is store
+    with pytest.raises(ValueError, match="these were all 3 sets of this round"):
+        drawer.draw(3)
+    assert unanswered(store, [*sets, new]) == [new]
+    page(0, 2)(store, sets, 0)  # all are answered: it is not opened
+
+
+def build(terms, **changes):
+    config = Config(
+        run_dir="run", reward=RewardConfig(terms=terms), evaluation=EvaluationConfig(at_end=True), **changes
+    )
+    return AlignBuild(config, AlignSettings(rounds=2, iterations=10), FitSettings())
+
+
+def test_a_round_trains_with_its_own_reward_model():
+    terms = [
+        {"name": "clip_similarity", "weight": 3.0},
+        {"name": "preference", "reward_model": "old", "beta": 2.0},
+    ]
+    config = round_config(build(terms), Path("new.safetensors"), 10)
+    similarity, preference = config.reward.parsed
+    assert similarity.common.weight == 3 and config.num_iterations == 10
+    assert (preference.own.reward_model, preference.own.beta) == ("new.safetensors", 2.0)
+
+
+def test_without_a_preference_term_it_is_the_whole_reward():
+    config = round_config(build([{"name": "clip_similarity"}]), Path("new.safetensors"), 20)
+    assert [term.name for term in config.reward.parsed] == ["preference"]
+
+
+def test_only_the_last_round_is_evaluated():
+    at_end = [
+        round_config(build([{"name": "clip_similarity"}]), Path("m"), n).evaluation.at_end for n in (10, 20)
+    ]
+    assert at_end == [False, True]
