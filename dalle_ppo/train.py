@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.team import ALONE, Team, check_same
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_dict, to_yaml
 from dalle_ppo.config.settings import Config
 
@@ -18,16 +19,18 @@ FLAGS = {
 }
 
 
-def main(argv: list[str] | None) -> int:
-    """Trains, evaluates and writes the report."""
+def main(argv: list[str] | None, team: Team = ALONE) -> int:
+    """Trains, evaluates and writes the report.
+
+    Args:
+        argv: arguments; None uses the process's.
+        team: the processes that train together. The first one alone touches the folder.
+    """
     config, flags = parse_command_line(argv, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
-    if config.run_dir is None:
-        if flags["resume"]:
-            raise ValueError("--resume needs --run_dir, the folder of the run to continue")
-        config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
+    if team.size > 1:
+        check_alike(team, config, flags)
+    config, flags = team.on_first(lambda: final_settings(config, flags, argv))
     run_dir = Path(config.run_dir)
-    if flags["resume"] and (run_dir / "config.yaml").is_file():
-        config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
 
     from dalle_ppo.build.captions import draw_settings, evaluation_captions, say_what_is_there
     from dalle_ppo.build.judges import try_judges
@@ -39,12 +42,19 @@ def main(argv: list[str] | None) -> int:
     from dalle_ppo.runs.folder import check_run_dir, sole_writer
 
     # All settings are checked before the folder is touched.
-    check_run_dir(run_dir, flags["resume"], flags["overwrite"])
-    check_start(config.model.path, run_dir)
-    trainer = build_trainer(config, run_dir)
+    team.on_first(lambda: check_run_dir(run_dir, flags["resume"], flags["overwrite"]))
+    team.on_first(lambda: check_start(config.model.path, run_dir))
+    if team.size > 1:
+        take_own_device(team, config)
+    trainer = build_trainer(config, run_dir, team)
+    if team.size > 1:
+        check_same(team, {"weights with the hash": trainer.reference_sha256}, "give all the same model.path")
     memory_plan = trainer.memory_plan()
     config = trainer.config  # with the commit of the weights if they came from the hub
     tried = try_reward(trainer)
+    if not team.is_first:
+        follow(trainer)
+        return 0
     captions, measures = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
@@ -61,11 +71,56 @@ def main(argv: list[str] | None) -> int:
         print(memory_plan, flush=True)
         print(tried, flush=True)
         trainer.run()
+        team.close()
         if trainer.progress.captions_truncated:
             print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
         if config.evaluation.at_end:
             finish(trainer, captions, measures)
     return 0
+
+
+def final_settings(
+    config: Config, flags: dict[str, bool], argv: list[str] | None
+) -> tuple[Config, dict[str, bool]]:
+    """Settings and flags with the run's folder, and with those of the run if one is resumed.
+
+    Args:
+        config, flags: as the command line says.
+        argv: the command line; None is the process's.
+
+    Raises:
+        ValueError: there is no folder to resume from.
+    """
+    if config.run_dir is None:
+        if flags["resume"]:
+            raise ValueError("--resume needs --run_dir, the folder of the run to continue")
+        config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
+    run_dir = Path(config.run_dir)
+    if flags["resume"] and (run_dir / "config.yaml").is_file():
+        return resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
+    return config, flags
+
+
+def check_alike(team: Team, config: Config, flags: dict[str, bool]) -> None:
+    """Refuses processes with different settings or packages.
+
+    Raises:
+        ValueError: they differ, or there are too many for a batch.
+    """
+    from dalle_ppo.runs.provenance import versions
+
+    check_same(team, versions(), "install the same versions on all machines")
+    settings = by_dotted_name(to_dict(config)) | {f"--{name}": given for name, given in flags.items()}
+    check_same(team, settings, "start all processes with the same settings")
+
+
+def take_own_device(team: Team, config: Config) -> None:
+    """Refuses a batch that cannot be shared, and gives each process a device."""
+    from dalle_ppo.base.distributed import take_device
+    from dalle_ppo.training.sharing import check_divides
+
+    check_divides(config, team)
+    take_device(team, config.device)
 
 
 def prepare(trainer, flags: dict[str, bool]) -> None:
@@ -78,17 +133,31 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     from dalle_ppo.runs.folder import prepare_run_dir
     from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics
     from dalle_ppo.runs.tensorboard import write_settings
+    from dalle_ppo.training.checkpointing import shared_checkpoint
 
     config, run_dir = trainer.config, trainer.run_dir
-    checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
+    folder = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
+    checkpoint = None if folder is None else load_checkpoint(folder)
+    shared_checkpoint(checkpoint, trainer.team)
     if checkpoint is not None:
-        trainer.load(load_checkpoint(checkpoint))
+        trainer.load(checkpoint)
         first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # raises before anything is changed
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
+
+
+def follow(trainer) -> None:
+    """Trains in a process that is not the first, from the checkpoint that the first has loaded, if any."""
+    from dalle_ppo.training.checkpointing import shared_checkpoint
+
+    checkpoint = shared_checkpoint(None, trainer.team)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    trainer.run()
+    trainer.team.close()
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
@@ -172,4 +241,4 @@ def finish(trainer, captions: list, measures) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, together=True)

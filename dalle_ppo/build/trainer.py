@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.build.captions import SAMPLES_STREAM, TRAINING_STREAM, build_captions, evaluation_captions
 from dalle_ppo.build.models import LoadedModel, choose_device, load_model, pinned
 from dalle_ppo.build.rewards import build_reward
@@ -13,8 +14,13 @@ from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
 
-def build_trainer(config: Config, run_dir: Path) -> Trainer:
+def build_trainer(config: Config, run_dir: Path, team: Team = ALONE) -> Trainer:
     """Builds everything that training needs, without writing anything.
+
+    Args:
+        config: all settings.
+        run_dir: the run's folder.
+        team: the processes that train together; each builds everything for its own device.
 
     Returns:
         A trainer; its `config` names the commit of any weights that came from the hub.
@@ -27,7 +33,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     reward = build_reward(config, loaded.world, device)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
-    return Trainer(config, run_dir, networks, reward, captions, samples)
+    return Trainer(config, run_dir, networks, reward, captions, samples, team)
 
 
 def build_networks(config: Config, loaded: LoadedModel) -> Networks:
