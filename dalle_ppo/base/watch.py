@@ -43,7 +43,7 @@ class Watch(threading.Thread):
     def __init__(self, rank: int, size: int, peers: dict[int, socket.socket]) -> None:
         super().__init__(name="watch", daemon=True)
         self.rank, self.size, self.peers = rank, size, peers
-        self._ending, self._ended = threading.Lock(), False
+        self._ending, self._ended, self._alone = threading.Lock(), False, threading.Event()
         self._received = dict.fromkeys(peers, b"")
         self._signals, signalled = socket.socketpair()
         signalled.setblocking(False)
@@ -60,8 +60,9 @@ class Watch(threading.Thread):
             code: exit code.
         """
         if self.rank != 0:
+            self._ended = True
             self._tell({"end": text, "code": code})
-            time.sleep(SILENCE)  # the first process answers, and this one ends
+            self._alone.wait(SILENCE)  # the first process answers, and this one ends
             self._exit(None, code)
         self._exit(text, code)
 
@@ -104,6 +105,8 @@ class Watch(threading.Thread):
             self._exit(message["end"] if self.rank == 0 else None, message["code"])
         if not data and not self._ended:
             self._exit(LOST.format(rank, self.size) if self._speaks() else None, 1)
+        if not data and self.rank != 0:
+            self._alone.set()
         return bool(data)
 
     def _speaks(self) -> bool:
@@ -124,7 +127,19 @@ class Watch(threading.Thread):
             print(f"\n{text}", file=sys.stderr, flush=True)  # a progress bar may be on the line
         if self.rank == 0:
             self._tell({"end": None, "code": code})
+            self._until_they_ended()
         os._exit(code)
+
+    def _until_they_ended(self) -> None:
+        """Reads on for a moment: a connection that is closed with unread data takes back what it has sent."""
+        end = time.monotonic() + 2
+        for peer in self.peers.values():
+            try:
+                peer.settimeout(max(0.01, end - time.monotonic()))
+                while peer.recv(65536):
+                    pass
+            except OSError:
+                continue
 
 
 def start_watch(store: Any, rank: int, size: int) -> Watch:
