@@ -52,9 +52,6 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
     memory_plan = trainer.memory_plan()
     config = trainer.config  # with the commit of the weights if they came from the hub
     tried = try_reward(trainer)
-    if not team.is_first:
-        follow(trainer)
-        return 0
     captions, measures = [], None
     if config.evaluation.at_end:
         captions, e = evaluation_captions(config), config.evaluation
@@ -63,6 +60,9 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         world = find_world(config.model.path)
         measures = build_measures(config, trainer.reward, world, heldout, device)
         try_judges(trainer, measures.judges)
+    if not team.is_first:
+        follow(trainer, captions, measures)
+        return 0
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
     with sole_writer(run_dir):
         prepare(trainer, flags)
@@ -71,7 +71,6 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         print(memory_plan, flush=True)
         print(tried, flush=True)
         trainer.run()
-        team.close()
         if trainer.progress.captions_truncated:
             print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
         if config.evaluation.at_end:
@@ -149,15 +148,21 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
 
 
-def follow(trainer) -> None:
-    """Trains in a process that is not the first, from the checkpoint that the first has loaded, if any."""
+def follow(trainer, captions: list, measures) -> None:
+    """Trains and evaluates in a process that is not the first, from the checkpoint that the first has loaded.
+
+    Args:
+        trainer: ready to run.
+        captions, measures: as in `finish`.
+    """
     from dalle_ppo.training.checkpointing import shared_checkpoint
 
     checkpoint = shared_checkpoint(None, trainer.team)
     if checkpoint is not None:
         trainer.load(checkpoint)
     trainer.run()
-    trainer.team.close()
+    if trainer.config.evaluation.at_end:
+        finish(trainer, captions, measures)
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
@@ -231,9 +236,12 @@ def finish(trainer, captions: list, measures) -> None:
     from dalle_ppo.runs.tensorboard import write_evaluation
 
     config, run_dir = trainer.config, trainer.run_dir
-    origin = checkpoint_facts(latest_checkpoint(run_dir, "policy"))
-    subject = Subject(trainer.actor.module.eval(), trainer.networks.reference, trainer.family, origin)
+    origin = trainer.team.on_first(lambda: checkpoint_facts(latest_checkpoint(run_dir, "policy")))
+    policy = trainer.actor.module.eval()
+    subject = Subject(policy, trainer.networks.reference, trainer.family, origin, team=trainer.team)
     result = evaluate(config, run_dir, subject, measures, captions)
+    if not trainer.team.is_first:
+        return
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     report = write_report(run_dir)
     print(headline(result))

@@ -250,6 +250,7 @@ def _run_in_team(main: Callable[..., int], rank: int, size: int) -> NoReturn:
             sys.exit(2)
         try:
             code = main(None, team)
+            team.close()
         except (ValueError, OSError) as error:
             team.watch.end(f"error: {error}", 2)
         except KeyboardInterrupt:

@@ -243,7 +243,8 @@ class Trainer:
         """
         rollout = self.config.rollout
         budget = math.inf if rollout.memory_gb is None else rollout.memory_gb
-        return self.family.plan(self.actor.module, rollout.rollout_batch_size, budget, rollout.dtype)
+        own = rollout.rollout_batch_size // self.team.size
+        return self.family.plan(self.actor.module, own, budget, rollout.dtype)
 
     def score(self, experience: Experience) -> RewardResult | None:
         """The reward's result; None if it is not usable and `reward.bad_result` says to skip the batch.

@@ -83,13 +83,21 @@ def test_a_launcher_of_one_process_is_none(cli, monkeypatch, tmp_path):
     assert cli(generate.main, "a boat", "--out", tmp_path / "a.png", "--num_images", "1").code == 0
 
 
-def test_accelerate_that_starts_one_process_of_several_is_told_from_one_that_was_asked_for_one():
+def test_accelerate_that_starts_one_process_of_several_is_recognised(monkeypatch, capsys):
     """What accelerate 1.15 sets for `launch --cpu`, with --num_processes 2 and 1, and for `--multi_gpu`."""
     one = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"}
     asked_for_two = one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     two = asked_for_two | {"RANK": "0", "WORLD_SIZE": "2"}
     assert [lacks_processes(found) for found in (one, asked_for_two, two)] == [False, True, False]
     assert not lacks_processes({"MASTER_ADDR": "127.0.0.1"}), "a scheduler may set it"
+    for name, value in asked_for_two.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        run_main(train.main, together=True)
+    error = capsys.readouterr().err
+    assert (
+        ended.value.code == 2 and "started one" in error and "--multi_gpu" in error and "\n" not in error[:-1]
+    )
 
 
 def test_mpirun_is_told_what_to_use_instead(monkeypatch, capsys):

@@ -4,13 +4,17 @@ import copy
 from dataclasses import replace
 from threading import Barrier, Thread, get_ident
 
+import numpy as np
 import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.base.distributed import take_device
 from dalle_ppo.base.team import ALONE, Team, check_same
+from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.terms import balance
+from dalle_ppo.evaluation.drawing import Setup, in_batches
+from dalle_ppo.evaluation.files import write_batch
 from dalle_ppo.rewards.base import RewardResult, Term
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.metrics import SilentWriter
@@ -304,3 +308,31 @@ def test_images_that_a_term_compares_are_not_separated():
     settings = {"attributes": {"a": "a boat", "b": "a car"}}
     assert balance.Settings(**settings).compares_batch
     assert not balance.Settings(**settings, over="caption").compares_batch
+
+
+def test_batches_of_an_evaluation_are_divided_and_kept_once(tmp_path):
+    """An interrupted evaluation has left batch 1; three processes draw the five others."""
+    captions = [CaptionRecord(f"caption {i}", "T", str(i)) for i in range(11)]
+    evaluation = {"evaluation.batch_size": 4, "evaluation.samples_per_caption": 2}
+    drawn: list[tuple[str, int]] = []
+
+    def side(folder: str, team: Team):
+        def draw(number: int, chunk):
+            drawn.append((folder, number))
+            return {"reward": np.array([float(c.id) for c in chunk]).repeat(2)}
+
+        config = changed(TINY_CONFIG, evaluation)
+        setup = Setup(config, None, None, None, captions, tmp_path / folder, {"a": 1}, team)
+        return in_batches("policy", "weights", draw, setup)
+
+    alone = side("alone", ALONE)
+    assert drawn == [("alone", number) for number in range(6)]
+    kept = alone.batches.parent.parent / "team" / alone.batches.name
+    write_batch(kept / "000001.npz", {"reward": np.array([2.0, 2.0, 3.0, 3.0])})
+    drawn.clear()
+    teams = thread_teams(3)
+    for own in together(teams, lambda rank: side("team", teams[rank])):
+        assert np.array_equal(own.columns["reward"], alone.columns["reward"])
+        assert len(own.labels["caption_id"]) == 22
+    assert sorted(drawn) == [("team", number) for number in (0, 2, 3, 4, 5)]
+    assert sorted(path.name for path in kept.iterdir()) == [f"{number:06d}.npz" for number in range(6)]
