@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.team import ALONE, Team, check_same
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_dict, to_yaml
 from dalle_ppo.config.settings import Config
 from dalle_ppo.config.user_code import NO_USER_CODE, refuse_user_code
@@ -20,16 +21,18 @@ FLAGS = {
 }
 
 
-def main(argv: list[str] | None) -> int:
-    """Trains, evaluates and writes the report."""
+def main(argv: list[str] | None, team: Team = ALONE) -> int:
+    """Trains, evaluates and writes the report.
+
+    Args:
+        argv: arguments; None uses the process's.
+        team: the processes that train together. The first one alone touches the folder.
+    """
     config, flags = parse_command_line(argv, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
-    if config.run_dir is None:
-        if flags["resume"]:
-            raise ValueError("--resume needs --run_dir, the folder of the run to continue")
-        config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
+    if team.size > 1:
+        check_alike(team, config, flags)
+    config, flags = team.on_first(lambda: final_settings(config, flags, argv))
     run_dir = Path(config.run_dir)
-    if flags["resume"] and (run_dir / "config.yaml").is_file():
-        config, flags = resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
     if flags["no_user_code"]:
         refuse_user_code(config, config.run_dir)
 
@@ -43,9 +46,13 @@ def main(argv: list[str] | None) -> int:
     from dalle_ppo.runs.folder import check_run_dir, sole_writer
 
     # All settings are checked before the folder is touched.
-    check_run_dir(run_dir, flags["resume"], flags["overwrite"])
-    check_start(config.model.path, run_dir)
-    trainer = build_trainer(config, run_dir)
+    team.on_first(lambda: check_run_dir(run_dir, flags["resume"], flags["overwrite"]))
+    team.on_first(lambda: check_start(config.model.path, run_dir))
+    if team.size > 1:
+        take_own_device(team, config)
+    trainer = build_trainer(config, run_dir, team)
+    if team.size > 1:
+        check_same(team, {"weights with the hash": trainer.reference_sha256}, "give all the same model.path")
     memory_plan = trainer.memory_plan()
     config = trainer.config  # with the commit of the weights if they came from the hub
     tried = try_reward(trainer)
@@ -57,6 +64,9 @@ def main(argv: list[str] | None) -> int:
         world = find_world(config.model.path)
         measures = build_measures(config, trainer.reward, world, heldout, device)
         try_judges(trainer, measures.judges)
+    if not team.is_first:
+        follow(trainer, captions, measures)
+        return 0
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
     with sole_writer(run_dir):
         prepare(trainer, flags)
@@ -72,6 +82,50 @@ def main(argv: list[str] | None) -> int:
     return 0
 
 
+def final_settings(
+    config: Config, flags: dict[str, bool], argv: list[str] | None
+) -> tuple[Config, dict[str, bool]]:
+    """Settings and flags with the run's folder, and with those of the run if one is resumed.
+
+    Args:
+        config, flags: as the command line says.
+        argv: the command line; None is the process's.
+
+    Raises:
+        ValueError: there is no folder to resume from.
+    """
+    if config.run_dir is None:
+        if flags["resume"]:
+            raise ValueError("--resume needs --run_dir, the folder of the run to continue")
+        config = dataclasses.replace(config, run_dir=f"runs/{datetime.now():%Y-%m-%d_%H%M%S}")
+    run_dir = Path(config.run_dir)
+    if flags["resume"] and (run_dir / "config.yaml").is_file():
+        return resumed_settings(run_dir, sys.argv[1:] if argv is None else argv)
+    return config, flags
+
+
+def check_alike(team: Team, config: Config, flags: dict[str, bool]) -> None:
+    """Refuses processes with different settings or packages.
+
+    Raises:
+        ValueError: they differ, or there are too many for a batch.
+    """
+    from dalle_ppo.runs.provenance import versions
+
+    check_same(team, versions(), "install the same versions on all machines")
+    settings = by_dotted_name(to_dict(config)) | {f"--{name}": given for name, given in flags.items()}
+    check_same(team, settings, "start all processes with the same settings")
+
+
+def take_own_device(team: Team, config: Config) -> None:
+    """Refuses a batch that cannot be shared, and gives each process a device."""
+    from dalle_ppo.base.distributed import take_device
+    from dalle_ppo.training.sharing import check_divides
+
+    check_divides(config, team)
+    take_device(team, config.device)
+
+
 def prepare(trainer, flags: dict[str, bool]) -> None:
     """Makes the folder ready for the trainer, which goes to the checkpoint to resume from, if any.
 
@@ -82,17 +136,37 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     from dalle_ppo.runs.folder import prepare_run_dir
     from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics
     from dalle_ppo.runs.tensorboard import write_settings
+    from dalle_ppo.training.checkpointing import shared_checkpoint
 
     config, run_dir = trainer.config, trainer.run_dir
-    checkpoint = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
+    folder = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
+    checkpoint = None if folder is None else load_checkpoint(folder)
+    shared_checkpoint(checkpoint, trainer.team)
     if checkpoint is not None:
-        trainer.load(load_checkpoint(checkpoint))
+        trainer.load(checkpoint)
         first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # raises before anything is changed
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
+
+
+def follow(trainer, captions: list, measures) -> None:
+    """Trains and evaluates in a process that is not the first, from the checkpoint that the first has loaded.
+
+    Args:
+        trainer: ready to run.
+        captions, measures: as in `finish`.
+    """
+    from dalle_ppo.training.checkpointing import shared_checkpoint
+
+    checkpoint = shared_checkpoint(None, trainer.team)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    trainer.run()
+    if trainer.config.evaluation.at_end:
+        finish(trainer, captions, measures)
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
@@ -167,11 +241,13 @@ def finish(trainer, captions: list, measures) -> None:
     from dalle_ppo.runs.tensorboard import write_evaluation
 
     config, run_dir = trainer.config, trainer.run_dir
-    origin = checkpoint_facts(latest_checkpoint(run_dir, *POLICY_GROUPS))
+    origin = trainer.team.on_first(lambda: checkpoint_facts(latest_checkpoint(run_dir, *POLICY_GROUPS)))
     sides = trainer.actor.module.eval(), trainer.networks.reference
     family = dataclasses.replace(trainer.family, stores_kept=False)  # draws as `evaluate` and `generate` do
-    subject = Subject(*map(trainer.family.sampler_weights, sides), family, origin)
+    subject = Subject(*map(trainer.family.sampler_weights, sides), family, origin, team=trainer.team)
     result = evaluate(config, run_dir, subject, measures, captions)
+    if not trainer.team.is_first:
+        return
     write_evaluation(run_dir, {p["iteration"]: result[p["side"]]["overall"] for p in result["curve"]})
     report = write_report(run_dir, config.report)
     print(headline(result))
@@ -179,4 +255,4 @@ def finish(trainer, captions: list, measures) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, together=True)

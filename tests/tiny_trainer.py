@@ -9,6 +9,7 @@ import torch
 from tiny_models import TINY, tiny_bart
 from torch import Tensor
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.build import models
 from dalle_ppo.build import rewards as build_rewards
 from dalle_ppo.build import trainer as build
@@ -118,7 +119,9 @@ class NoWriter:
         pass
 
 
-def tiny_trainer(config: Config, run_dir: Path = Path("unused"), shape: BartConfig = TINY) -> Trainer:
+def tiny_trainer(
+    config: Config, run_dir: Path = Path("unused"), shape: BartConfig = TINY, team: Team = ALONE
+) -> Trainer:
     """`build_trainer` with a random model, CLIP and detector instead of the built-in world's."""
     encoder, decoder = tiny_bart(shape)
     parts = FrozenParts(TinyTokenizer(), encoder, TinyVqgan(shape.num_codes))
@@ -128,7 +131,7 @@ def tiny_trainer(config: Config, run_dir: Path = Path("unused"), shape: BartConf
         patch.object(build_rewards, "load_clip", lambda *args: TinyClip()),
         patch.object(nsfw, "load_detector", lambda *args: TinyDetector()),
     ):
-        return build.build_trainer(config, run_dir)
+        return build.build_trainer(config, run_dir, team)
 
 
 def changed(config: Config, settings: dict[str, object]) -> Config:

@@ -1,27 +1,33 @@
-"""The processes that train one model together; a single process is a team of one."""
+"""The processes that train one model together; a single process is a team of one.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+Everything that a team does is made of `gather`, so one process needs no torch.distributed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 """Where torchrun (which `accelerate launch` uses too) and mpirun tell a process its number and theirs."""
 
+Result = TypeVar("Result")
 
-@dataclass(frozen=True)
+
 class Team:
-    """All that captions, credit, optimiser and writers need to know about processes.
+    """All that captions, sampling, rewards, optimisers and writers need to know about processes.
+
+    All processes must call the same methods in the same order. This class is the team of one.
 
     Args:
         rank: number of this process, counting from 0.
         size: number of processes.
     """
 
-    rank: int = 0
-    size: int = 1
-
-    def __post_init__(self) -> None:
-        assert (self.rank, self.size) == (0, 1), "a team of several processes is not supported yet"
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
 
     @property
     def is_first(self) -> bool:
@@ -34,11 +40,81 @@ class Team:
 
     def mean(self, value: float) -> float:
         """The mean over all processes."""
-        return value
+        return sum(self.gather(value)) / self.size
+
+    def on_first(self, function: Callable[[], Result]) -> Result:
+        """What the first process's function returns, in all processes; the others do not call theirs.
+
+        Raises:
+            ValueError: the function raised it; all processes do.
+        """
+        if self.size == 1:
+            return function()
+        result, error = _outcome(function) if self.is_first else (None, None)
+        result, error = self.gather((result, error))[0]
+        if error is not None:
+            raise ValueError(error)
+        return result
+
+    def everywhere(self, function: Callable[[], Result]) -> Result:
+        """What this process's function returns, if no process's raises.
+
+        Raises:
+            ValueError: a function raised it; all processes raise that of the first one.
+        """
+        if self.size == 1:
+            return function()
+        result, error = _outcome(function)
+        errors = [text for text in self.gather(error) if text is not None]
+        if errors:
+            raise ValueError(errors[0])
+        return result
+
+    def share(self, count: int) -> slice:
+        """Which of `count` rows are this process's; every process does all of them if they are too few."""
+        if count < self.size:
+            return slice(0, count)
+        return slice(*list(pairwise(self.bounds(count)))[self.rank])
+
+    def bounds(self, count: int) -> list[int]:
+        """Where the shares of `count` rows begin, and where the last one ends."""
+        return [count * rank // self.size for rank in range(self.size + 1)]
+
+    def join(self, part: "Tensor", count: int) -> "Tensor":
+        """The rows of all processes in order.
+
+        Args:
+            part: the rows of this process's `share(count)`.
+            count: rows in all.
+        """
+        import torch
+
+        return part if self.size == 1 or count < self.size else torch.cat(self.gather(part))
+
+    def add_up(self, tensors: Sequence["Tensor"]) -> None:
+        """Replaces each tensor by its sum over all processes, in place, by bit the same in all of them."""
+        if self.size > 1:
+            for tensor in tensors:
+                tensor.copy_(sum(self.gather(tensor)))
+
+    def send_tensors(self, tensors: dict[str, "Tensor"] | None) -> dict[str, "Tensor"]:
+        """The tensors of the first process, in all processes; what the others give is ignored."""
+        return self.gather(tensors)[0]
+
+    def close(self) -> None:
+        """Ends the working together; processes may go on by themselves."""
 
 
 ALONE = Team()
 """A team of one process."""
+
+
+def _outcome(function: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """What a function returned, and the text of the error that a user can mend."""
+    try:
+        return function(), None
+    except (ValueError, OSError) as error:
+        return None, str(error)
 
 
 def launched(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -48,3 +124,24 @@ def launched(environment: Mapping[str, str]) -> tuple[int, int]:
         if all(number.isdecimal() for number in numbers):
             return int(numbers[0]), int(numbers[1])
     return 0, 1
+
+
+def check_same(team: Team, facts: Mapping[str, object], advice: str) -> None:
+    """Refuses processes that do not agree.
+
+    Args:
+        team: the processes.
+        facts: what must be the same in all of them, by name; small.
+        advice: the way out.
+
+    Raises:
+        ValueError: they differ; all processes raise the same one.
+    """
+    first, *others = team.gather(dict(facts))
+    for rank, other in enumerate(others, start=1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"process {rank} has {name} {other.get(name)}, but process 0 has {first.get(name)}; "
+                    f"{advice}"
+                )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.build.captions import (
     ANCHOR_STREAM,
     SAMPLES_STREAM,
@@ -20,8 +21,13 @@ from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
 
-def build_trainer(config: Config, run_dir: Path) -> Trainer:
+def build_trainer(config: Config, run_dir: Path, team: Team = ALONE) -> Trainer:
     """Builds everything that training needs, without writing anything.
+
+    Args:
+        config: all settings.
+        run_dir: the run's folder.
+        team: the processes that train together; each builds everything for its own device.
 
     Returns:
         A trainer; its `config` names the commit of any weights that came from the hub.
@@ -35,7 +41,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     reward = build_reward(config, loaded.world, device, config.model.frozen_dtype)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
-    return Trainer(config, run_dir, networks, reward, captions, samples)
+    return Trainer(config, run_dir, networks, reward, captions, samples, team)
 
 
 def with_anchor(config: Config, networks: Networks) -> Networks:

@@ -5,8 +5,9 @@ import difflib
 import os
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -23,8 +24,13 @@ from dalle_ppo.config.sections import record_classes, record_names, setting_name
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
 
 MANY_PROCESSES = (
-    "started in {} processes, but this program works in one, on one device; start it without torchrun, "
+    "started in {} processes, but only dalle_ppo.train works in several; start it without torchrun, "
     "accelerate launch or mpirun, as python -m"
+)
+ONE_PROCESS = (
+    "accelerate launch was asked for several processes but started one, because it found no GPUs or was told "
+    "--cpu; use torchrun --nproc_per_node N -m dalle_ppo.train, or accelerate launch --multi_gpu, which also "
+    "starts them without GPUs"
 )
 
 LONGEST_MESSAGE = 1000
@@ -240,13 +246,20 @@ class OneLineParser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help lists the options")
 
 
-def run_main(main: Callable[[list[str] | None], int]) -> None:
+def run_main(main: Callable[..., int], together: bool = False) -> None:
     """Runs a command line: a user's error or an unusable file becomes one line and exit code 2.
 
-    A warning becomes one line too. Started in several processes, it ends with exit code 2, and the first
-    process alone says why: they would all do the same work and write the same files.
+    A warning becomes one line too. Started in several processes, a command that does not work in a team ends
+    with exit code 2, and the first process alone says why: they would all do the same work and write the same
+    files.
+
+    Args:
+        main: takes the arguments, None for the process's own; of a team, the team too.
+        together: whether several processes work as a team.
     """
     rank, size = launched(os.environ)
+    if size > 1 and together:
+        _run_in_team(main, rank, size)
     if size > 1:
         if rank == 0:
             print(f"error: {MANY_PROCESSES.format(size)}", file=sys.stderr)
@@ -254,6 +267,8 @@ def run_main(main: Callable[[list[str] | None], int]) -> None:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
+            if together and lacks_processes(os.environ):
+                raise ValueError(ONE_PROCESS)
             sys.exit(main(None))
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -261,3 +276,44 @@ def run_main(main: Callable[[list[str] | None], int]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+def lacks_processes(environment: Mapping[str, str]) -> bool:
+    """Whether `accelerate launch` has started one process of several.
+
+    accelerate 1.15 sets an address for processes to meet at only if it was asked for more than one, but then
+    starts one where it finds no GPUs, and tells it no number.
+    """
+    by_accelerate = any(name.startswith("ACCELERATE_") for name in environment)
+    return by_accelerate and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment
+
+
+def _run_in_team(main: Callable[..., int], rank: int, size: int) -> NoReturn:
+    """Runs a command line as one process of a team: whatever ends one ends all, with one line."""
+    from dalle_ppo.base.distributed import form_team
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: (
+            print(f"warning: {message}", file=sys.stderr) if rank == 0 else None
+        )
+        try:
+            team = form_team(rank, size)
+        except ValueError as error:
+            if rank == 0:
+                print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        try:
+            code = main(None, team)
+            team.close()
+        except (ValueError, OSError) as error:
+            team.watch.end(f"error: {error}", 2)
+        except KeyboardInterrupt:
+            team.watch.end("interrupted", 130)
+        except SystemExit as end:
+            code = int(end.code or 0)  # of --help
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # the watch of the first process sees it; a normal end could wait for a GPU for ever
+    team.watch.leave()
+    sys.exit(code)

@@ -32,6 +32,9 @@ class TermSettings:
     detectors: ClassVar[tuple[str, ...]] = ()
     """Which of the term's settings name a detector or another head."""
 
+    compares_batch: ClassVar[bool] = False
+    """Whether a value depends on all images of a batch, also on those of other captions."""
+
     @property
     def own_clip(self) -> ClipConfig | None:
         """The settings of a CLIP that the term loads for itself; None if it loads none."""

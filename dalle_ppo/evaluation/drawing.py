@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.baselines import Baseline, best_of, reject
@@ -75,6 +76,7 @@ class Setup:
         captions: M distinct captions.
         folder: where finished batches are kept, for an evaluation that is interrupted or done again.
         identity: everything besides its weights that determines the numbers of a side; JSON-able.
+        team: the processes that share the batches; the first one keeps them.
     """
 
     config: Config
@@ -84,6 +86,7 @@ class Setup:
     captions: list[CaptionRecord]
     folder: Path
     identity: Mapping[str, object]
+    team: Team = ALONE
 
     @property
     def samples(self) -> int:
@@ -156,16 +159,20 @@ def in_batches(
     content = json.dumps({**setup.identity, "side": name, "weights": weights}, sort_keys=True)
     folder = setup.folder / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     captions, step, samples = setup.captions, setup.captions_at_once, setup.samples
-    batches, total = [], len(captions) * samples
-    with tqdm(total=total, desc=f"evaluate {name}", unit="image", dynamic_ncols=True) as bar:
-        for number, start in enumerate(range(0, len(captions), step)):
-            chunk, path = captions[start : start + step], folder / f"{number:06d}.npz"
-            columns = read_batch(path)
-            if columns is None:
-                columns = draw(number, chunk)
-                write_batch(path, columns)
-            batches.append(columns)
-            bar.update(len(chunk) * samples)
+    chunks = [captions[start : start + step] for start in range(0, len(captions), step)]
+    paths = [folder / f"{number:06d}.npz" for number in range(len(chunks))]
+    batches = setup.team.on_first(lambda: [read_batch(path) for path in paths])
+    missing = [number for number, columns in enumerate(batches) if columns is None]
+    form = {"desc": f"evaluate {name}", "unit": "image", "dynamic_ncols": True}
+    with tqdm(total=len(captions) * samples, **form, disable=not setup.team.is_first) as bar:
+        bar.update(sum(len(chunk) for chunk, known in zip(chunks, batches, strict=True) if known) * samples)
+        for start in range(0, len(missing), setup.team.size):
+            at_once = missing[start : start + setup.team.size]
+            for number, columns in zip(at_once, draw_at_once(at_once, chunks, draw, setup.team), strict=True):
+                if setup.team.is_first:
+                    write_batch(paths[number], columns)
+                batches[number] = columns
+                bar.update(len(chunks[number]) * samples)
     labels = {
         "caption_id": np.array([c.id for c in captions], dtype=object).repeat(samples),
         "caption": np.array([c.text for c in captions], dtype=object).repeat(samples),
@@ -173,6 +180,20 @@ def in_batches(
         "sample": np.tile(np.arange(samples), len(captions)),
     }
     return Side(labels, _joined(batches), folder)
+
+
+def draw_at_once(
+    numbers: list[int],
+    chunks: list[list[CaptionRecord]],
+    draw: Callable[[int, list[CaptionRecord]], Columns],
+    team: Team,
+) -> list[Columns]:
+    """Draws some batches, one for each process at most; all processes get all of them."""
+
+    def own() -> Columns | None:
+        return draw(numbers[team.rank], chunks[numbers[team.rank]]) if team.rank < len(numbers) else None
+
+    return team.gather(team.everywhere(own))[: len(numbers)]
 
 
 def _joined(batches: list[Columns]) -> Columns:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.source import CaptionRecord, freeze_captions
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.baselines import Baseline
@@ -43,6 +44,7 @@ class Subject:
         family: how they draw and score.
         origin: where the policy comes from, as returned by `provenance.checkpoint_facts`.
         earlier: loaders of the policies of earlier checkpoints, by iteration.
+        team: the processes that share the drawing; the first one writes.
     """
 
     policy: nn.Module
@@ -50,6 +52,7 @@ class Subject:
     family: PolicyFamily
     origin: Mapping[str, object]
     earlier: Mapping[int, Callable[[], nn.Module]] = field(default_factory=dict)
+    team: Team = ALONE
 
 
 def evaluate(
@@ -73,11 +76,10 @@ def evaluate(
         baselines: baselines to draw with the reference.
 
     Returns:
-        The content of `evaluation.json`.
+        The content of `evaluation.json`; empty in a process that is not the first.
     """
-    folder = run_dir / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    captions_hash = freeze_captions(captions, folder / "captions.parquet")
+    folder, team = run_dir / "evaluation", subject.team
+    captions_hash = team.on_first(lambda: kept_captions(captions, folder))
     facts = {
         **subject.origin,
         "reference_sha256": weights_sha256(subject.reference),
@@ -90,16 +92,25 @@ def evaluate(
     }
     identity = batch_identity(config, facts, subject.family, measures.sha256)
     shared = (subject.reference, subject.family, measures, captions)
-    setup = Setup(config, *shared, folder=folder / BATCHES, identity=identity)
+    setup = Setup(config, *shared, folder=folder / BATCHES, identity=identity, team=team)
     sides, curve = draw_sides(subject, baselines, setup)
-    result = summary(sides, config, curve, [baseline.name for baseline in baselines]) | facts
-    kept = {side.batches for side in sides.values()}
+    of_suite, own = None, set()
     if measures.suite is not None:
-        result["suite"], own = evaluate_suite(measures.suite, subject.reference, subject.policy, setup)
-        kept |= own
+        of_suite, own = evaluate_suite(measures.suite, subject.reference, subject.policy, setup)
+    if not team.is_first:
+        return {}
+    result = summary(sides, config, curve, [baseline.name for baseline in baselines]) | facts
+    if of_suite is not None:
+        result["suite"] = of_suite
     write_result(run_dir, sides, result, subject.family)
-    remove_others(setup.folder, kept)
+    remove_others(setup.folder, own | {side.batches for side in sides.values()})
     return result
+
+
+def kept_captions(captions: list[CaptionRecord], folder: Path) -> str:
+    """Writes the captions of an evaluation into its folder, which is made; returns their SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return freeze_captions(captions, folder / "captions.parquet")
 
 
 def remove_others(folder: Path, kept: Collection[Path]) -> None:

@@ -73,6 +73,16 @@ class MetricsWriter:
             self._board = None
 
 
+class SilentWriter(MetricsWriter):
+    """Writes nothing, as those of several processes do that leave the files to the first."""
+
+    def __init__(self) -> None:
+        self._board = None
+
+    def write(self, metrics: Mapping[str, object]) -> None:
+        """Writes nothing."""
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The iterations in metrics.jsonl; ignores a last line that was cut off; a missing file counts as empty.
 

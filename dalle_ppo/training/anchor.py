@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import PolicyFamily
@@ -49,6 +50,7 @@ def anchor_backward(
     policies: tuple[nn.Module, nn.Module],
     microbatch_size: int,
     generator: torch.Generator,
+    team: Team = ALONE,
 ) -> float:
     """Adds the gradient of coef times the mean KL(policy, reference) over some of the anchor's tokens.
 
@@ -61,6 +63,7 @@ def anchor_backward(
         policies: the policy that is trained, and the reference.
         microbatch_size: images per forward pass.
         generator: draws which images.
+        team: processes that share the images; their gradients are summed later.
 
     Returns:
         The mean KL of these images, nats per image.
@@ -71,8 +74,9 @@ def anchor_backward(
     actor, reference = policies
     chosen = torch.randperm(len(anchor.images), generator=generator)[: anchor.minibatch_size]
     total, num_tokens = 0.0, len(chosen) * anchor.images.tokens.shape[1]
-    for rows in chosen.to(anchor.images.tokens.device).split(microbatch_size):
+    mine = chosen.tensor_split(team.size)[team.rank].to(anchor.images.tokens.device)
+    for rows in mine.split(microbatch_size) if len(mine) else ():
         kl = family.score(actor, anchor.images.select(rows), reference=reference).kl
         (anchor.coef * kl.sum() / num_tokens).backward()
         total += float(kl.detach().sum())
-    return total / len(chosen)
+    return sum(team.gather(total)) / len(chosen)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dalle_ppo.base.team import Team
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.adapters import adapter_config, adapter_state, is_adapted, load_adapter
 from dalle_ppo.rl.advantages import PromptStatistics
@@ -42,6 +43,24 @@ def settings_state(config: Config) -> dict[str, Any]:
         "policy_settings": asdict(config.policy),
         "kl_coef_is_steered": config.kl.target is not None,
     }
+
+
+def shared_checkpoint(checkpoint: Checkpoint | None, team: Team) -> Checkpoint | None:
+    """The checkpoint of the first process, in all processes: only its machine needs the run's folder.
+
+    Args:
+        checkpoint: what the first process has loaded, or None; ignored in the others.
+        team: the processes.
+    """
+    if team.size == 1:
+        return checkpoint
+    facts = None if checkpoint is None else (checkpoint.iteration, list(checkpoint.tensors), checkpoint.state)
+    facts = team.gather(facts)[0]
+    if facts is None:
+        return None
+    iteration, names, state = facts
+    tensors = {name: team.send_tensors(checkpoint.tensors[name] if team.is_first else None) for name in names}
+    return Checkpoint(iteration, tensors, state)
 
 
 def restore_learners(checkpoint: Checkpoint, actor: Learner, critic: Learner | None) -> None:

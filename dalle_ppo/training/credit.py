@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.settings import Config
 from dalle_ppo.rl.advantages import (
     PromptStatistics,
@@ -133,7 +131,6 @@ def credit(
     experience: Experience,
     config: Config,
     state: CreditState,
-    team: Team = ALONE,
     estimator: Estimator | None = None,
 ) -> tuple[Experience, CreditState]:
     """Turns scores into advantages and returns.
@@ -144,14 +141,13 @@ def credit(
         experience: with scores, log-probs and, for "gae", values.
         config: only `credit`, `kl` and `update.importance_cap` are used.
         state: state after the previous iterations; its `kl_coef` is the KL's current weight.
-        team: processes whose scores share one scale.
         estimator: computes the advantages; None is that of `credit.advantage`.
 
     Returns:
         The experience with advantages, returns and token weights; the state for the next iteration.
     """
     settings = config.credit
-    moments = state.score_moments.update(torch.cat(team.gather(experience.scores)))
+    moments = state.score_moments.update(experience.scores)
     experience = replace(experience, reward_scale=moments.std if settings.normalise_scores else 1.0)
     in_reward = state.kl_coef if config.kl.placement == "reward" else 0.0
     k1 = kl_k1(experience.old_log_probs, experience.ref_log_probs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.critic import CriticConfig
 
@@ -52,16 +53,18 @@ class Learner:
     optimizer: torch.optim.Optimizer
     max_grad_norm: float
 
-    def step(self, loss: float) -> float | None:
-        """Clips, steps and clears the gradient.
+    def step(self, loss: float, team: Team = ALONE) -> float | None:
+        """Adds up the gradients of all processes, clips, steps and clears the gradient.
 
         Args:
             loss: the loss behind the gradient. Where a clip has switched off the gradient, an infinite loss
                 has a finite gradient, so the gradient alone does not show it.
+            team: the processes; each has the gradient of its rows.
 
         Returns:
             The gradient's norm before clipping; None, and no step, if it or the loss is not finite.
         """
+        add_gradients(self.module, team)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
         finite = bool(torch.isfinite(norm)) and math.isfinite(loss)
         if finite:
@@ -76,6 +79,20 @@ def make_learner(module: nn.Module, settings: ActorConfig | CriticConfig) -> Lea
         module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
     )
     return Learner(module, optimizer, settings.max_grad_norm)
+
+
+def add_gradients(module: nn.Module, team: Team) -> None:
+    """Replaces each gradient by its sum over all processes; one that no process has stays None."""
+    if team.size == 1:
+        return
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    has = [parameter.grad is not None for parameter in trained]
+    anywhere = [any(flags) for flags in zip(*team.gather(has), strict=True)]
+    used = [parameter for parameter, wanted in zip(trained, anywhere, strict=True) if wanted]
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    team.add_up([parameter.grad for parameter in used])
 
 
 LearningRate = Callable[[int], float]

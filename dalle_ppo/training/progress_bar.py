@@ -22,14 +22,17 @@ class ProgressBar:
             which may be another machine.
         samples: images drawn at each checkpoint.
         networks: networks that score an image in training.
+        shown: whether there is a bar at all; of several processes, one shows it.
     """
 
-    def __init__(self, config: Config, earlier: list[dict], samples: int, networks: int) -> None:
+    def __init__(
+        self, config: Config, earlier: list[dict], samples: int, networks: int, shown: bool = True
+    ) -> None:
         self.config, self.iteration, self.samples, self.networks = config, len(earlier), samples, networks
         self.earlier, self.here = rates_of(earlier), []
         self.checkpoints: list[float] = []
         self.guess: Rates | None = None
-        form = {"bar_format": FORMAT.format(left=self._left()), "dynamic_ncols": True}
+        form = {"bar_format": FORMAT.format(left=self._left()), "dynamic_ncols": True, "disable": not shown}
         self.bar = tqdm(total=config.num_iterations, initial=self.iteration, desc="PPO", **form)
 
     def __enter__(self) -> "ProgressBar":

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.term import TermConfig
 from dalle_ppo.rl.advantages import RunningMoments
 
@@ -14,7 +13,6 @@ def normalised_sum(
     values: Mapping[str, Tensor],
     terms: list[TermConfig],
     moments: Mapping[str, RunningMoments],
-    team: Team = ALONE,
 ) -> tuple[Tensor, dict[str, RunningMoments], dict[str, float | None]]:
     """The sum over the terms of weight * value / s, where a term's gate is open.
 
@@ -26,7 +24,6 @@ def normalised_sum(
         values: each term's value by its label, [B]; NaN where its gate is closed.
         terms: the settings' terms.
         moments: the terms' moments so far, by label; a term that is missing starts anew.
-        team: processes whose values share one scale.
 
     Returns:
         The sum, float32 [B]; the moments with this batch; for metrics, each term's scale and mean share.
@@ -34,8 +31,7 @@ def normalised_sum(
     total, updated, metrics = torch.zeros_like(next(iter(values.values()))), {}, {}
     for term in terms:
         value = values[term.label]
-        counted = torch.cat(team.gather(value[~value.isnan()]))
-        updated[term.label] = moments.get(term.label, RunningMoments()).update(counted)
+        updated[term.label] = moments.get(term.label, RunningMoments()).update(value[~value.isnan()])
         scale = updated[term.label].std
         share = (term.common.weight / scale * value).nan_to_num(nan=0.0)
         metrics[f"term_scale/{term.label}"] = scale

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource
 from dalle_ppo.config.settings import Config
-from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
-from dalle_ppo.rewards.base import Reward, RewardResult, check_result, metadata_of
+from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.rewards.base import Reward, RewardResult, check_result
 from dalle_ppo.rl.adaptive_kl import AdaptiveKL
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import Checkpoint, prune_checkpoints, save_checkpoint
 from dalle_ppo.runs.metric_table import ITERATION_METRICS
-from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, first_metrics
+from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, SilentWriter, first_metrics
 from dalle_ppo.runs.pictures import blur_unsafe, save_first_and_newest, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 from dalle_ppo.training.checkpointing import (
@@ -37,7 +37,14 @@ from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_
 from dalle_ppo.training.progress import Progress
 from dalle_ppo.training.progress_bar import ProgressBar
 from dalle_ppo.training.replay import ReplayBuffer, joined, replay_metrics, with_credit
-from dalle_ppo.training.scoring import Networks, policy_metrics, score_passes
+from dalle_ppo.training.scoring import Networks, policy_metrics
+from dalle_ppo.training.sharing import (
+    check_divides,
+    check_equal_weights,
+    fingerprint,
+    shared_reward,
+    shared_score_passes,
+)
 from dalle_ppo.training.term_scales import normalised_sum
 from dalle_ppo.training.update import Step, order_generator, run_update, scoring_order
 
@@ -70,6 +77,7 @@ class Trainer:
         sample_captions: list[CaptionRecord],
         team: Team = ALONE,
     ):
+        check_divides(config, team)
         self.config, self.run_dir, self.networks, self.team = config, run_dir, networks, team
         self.reward, self.captions, self.sample_captions = reward, captions, sample_captions
         self.family, self.objective = networks.family, find_objective(config.objective)
@@ -98,10 +106,11 @@ class Trainer:
                 learned up to then is saved first.
         """
         start, networks = self.progress.iteration, 3 if self.critic else 2
-        earlier = first_metrics(self.run_dir / METRICS_FILE, start)
-        bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks)
+        first = self.team.is_first
+        earlier = first_metrics(self.run_dir / METRICS_FILE, start) if first else []
+        bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks, shown=first)
         self.after_phase = bar.after_phase
-        with MetricsWriter(self.run_dir, start) as writer, bar:
+        with MetricsWriter(self.run_dir, start) if first else SilentWriter() as writer, bar:
             while self.progress.iteration < self.config.num_iterations:
                 before = self.captions.state_dict(), self.progress.to_dict()
                 try:
@@ -134,7 +143,8 @@ class Trainer:
         """
         self.save(spare=1)
         self.check_policy(self.draw_samples(writer))
-        prune_checkpoints(self.run_dir, self.progress.iteration, self.config.keep_checkpoints)
+        if self.team.is_first:
+            prune_checkpoints(self.run_dir, self.progress.iteration, self.config.keep_checkpoints)
 
     def check_policy(self, drawn: Experience) -> None:
         """Raises if the policy has collapsed, judging by images it has just drawn.
@@ -143,7 +153,7 @@ class Trainer:
             ValueError: the policy has collapsed.
         """
         networks = replace(self.networks, critic=None)
-        scored = score_passes(networks, drawn, self.config.update.microbatch_size)
+        scored = shared_score_passes(networks, drawn, self.config.update.microbatch_size, False, self.team)
         check_collapse(policy_metrics(scored), self.config, self.progress.iteration)
 
     def iterate(self, writer: MetricsWriter) -> dict[str, Any]:
@@ -197,9 +207,8 @@ class Trainer:
         reward, progress = self.config.reward, self.progress
         if reward.normalise is None:
             return result.total, {}
-        weighed, progress.term_moments, metrics = normalised_sum(
-            result.values, reward.parsed, progress.term_moments, self.team
-        )
+        moments = progress.term_moments
+        weighed, progress.term_moments, metrics = normalised_sum(result.values, reward.parsed, moments)
         return weighed, metrics
 
     def stopwatch(self, images: int) -> Stopwatch:
@@ -209,19 +218,19 @@ class Trainer:
     def collect(self) -> Experience:
         """Draws the iteration's images from the policy, or the reference if the objective says so."""
         rollout = self.config.rollout
-        records = self.captions.next_batch(self.config.captions_per_iteration)
+        records = self.team.on_first(lambda: self.captions.next_batch(self.config.captions_per_iteration))
         noise = NoiseSource(self.config.seed, "rollout", self.progress.iteration)
         drawer = self.networks.reference if self.draws_from_reference else self.actor.module
         weights = self.family.sampler_weights(drawer, rollout.dtype)
         samples = rollout.samples_per_caption
-        return collect(self.family, weights, records, samples, noise, rollout.memory_gb)
+        return collect(self.family, weights, records, samples, noise, rollout.memory_gb, self.team)
 
     def score_passes(self, experience: Experience) -> Experience:
         """Scores the images with actor, reference and critic."""
         kl, size = self.config.kl, self.config.update.microbatch_size
         keep_reference = kl.placement == "loss" and kl.estimator == "exact"
         order = scoring_order(experience, self.objective, self.config, self.progress.iteration)
-        return score_passes(self.networks, experience, size, keep_reference, order)
+        return shared_score_passes(self.networks, experience, size, keep_reference, self.team, order)
 
     def reference_changes(self) -> int:
         """How many tensors of the reference have changed since the start, bit for bit."""
@@ -236,7 +245,8 @@ class Trainer:
         """
         rollout = self.config.rollout
         budget = math.inf if rollout.memory_gb is None else rollout.memory_gb
-        return self.family.plan(self.actor.module, rollout.rollout_batch_size, budget, rollout.dtype)
+        own = rollout.rollout_batch_size // self.team.size
+        return self.family.plan(self.actor.module, own, budget, rollout.dtype)
 
     def score(self, experience: Experience) -> RewardResult | None:
         """The reward's result; None if it is not usable and `reward.bad_result` says to skip the batch.
@@ -245,8 +255,7 @@ class Trainer:
             ValueError: it is not usable, and the run must stop or has just left out other batches.
         """
         try:
-            metadata = metadata_of(experience.tags, experience.caption_ids)
-            result = self.reward(as_float(experience.images), list(experience.captions), metadata)
+            result = shared_reward(self.reward, self.config, experience, self.team)
             return check_result(result, len(experience), "of this run")
         except ValueError as error:
             left_out = self.progress.left_out + 1
@@ -285,6 +294,7 @@ class Trainer:
             self.progress.credit.kl_coef,
             iteration >= self.first_actor_iteration,
             order_generator(config.seed, iteration),
+            self.team,
         )
         return rates | run_update(self.networks, experience, self.objective, config, step)
 
@@ -326,10 +336,10 @@ class Trainer:
         weights = self.family.sampler_weights(self.actor.module)
         watch = self.stopwatch(len(self.sample_captions))
         with watch.phase("rollout"):
-            drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb)
+            drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb, self.team)
         with watch.phase("reward"):
             result = self.score(drawn)
-        if result is None:
+        if result is None or not self.team.is_first:
             return drawn
         images = to_numpy(drawn.images)
         nsfw = self.config.reward.settings_of("nsfw")
@@ -344,13 +354,19 @@ class Trainer:
         writer.flush()
         return drawn
 
-    def save(self, spare: int = 0) -> Path:
-        """Writes a checkpoint of everything needed to resume.
+    def save(self, spare: int = 0) -> Path | None:
+        """Writes a checkpoint of everything needed to resume; no process goes on before it stands.
 
         Args:
             spare: how many to keep beyond `keep_checkpoints`, so that the last one of a run that went wrong
                 does not replace a good one.
         """
+        check_equal_weights(self.actor.module, self.team)
+        written = self._write_checkpoint(spare) if self.team.is_first else None
+        self.team.gather(None)
+        return written
+
+    def _write_checkpoint(self, spare: int) -> Path:
         tensors, optimizers = learner_state(self.actor, self.critic)
         state = {
             "progress": self.progress.to_dict(),
@@ -376,8 +392,3 @@ class Trainer:
         self.captions.load_state_dict(checkpoint.state["captions"])
         saved = checkpoint.state.get("replay"), checkpoint.tensors.get("replay")
         self.buffer = ReplayBuffer.restored(*saved, self.family.device)
-
-
-def fingerprint(module: nn.Module) -> list[int]:
-    """A number for each tensor of a module, which changes when any single bit of the tensor does."""
-    return [int(torch.hash_tensor(tensor).view(torch.int64)) for tensor in module.state_dict().values()]

@@ -12,6 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import TokenScores
 from dalle_ppo.rl.kl import kl_k2
@@ -21,6 +22,7 @@ from dalle_ppo.training.anchor import anchor_backward
 from dalle_ppo.training.objective import Objective
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.scoring import Networks
+from dalle_ppo.training.sharing import own_rows
 from dalle_ppo.training.update_log import PolicyTerms, UpdateLog
 
 
@@ -34,6 +36,7 @@ class Step:
         kl_coef: current weight of the KL.
         train_actor: False while the critic warms up.
         generator: draws the order of the images.
+        team: the processes that share each minibatch.
     """
 
     actor: Learner
@@ -41,6 +44,7 @@ class Step:
     kl_coef: float
     train_actor: bool
     generator: torch.Generator
+    team: Team = ALONE
 
 
 def policy_terms(
@@ -84,36 +88,35 @@ def run_update(
     Returns:
         Metrics of the updates.
     """
-    log, train_actor, settings = UpdateLog(), step.train_actor, config.update
+    log, train_actor, settings, team = UpdateLog(), step.train_actor, config.update, step.team
     for minibatch in minibatches(experience, objective.compares_images, config, step.generator):
         num_tokens = len(minibatch) * experience.tokens.shape[1]
         actor_loss, critic_loss = 0.0, 0.0
-        for index in minibatch.split(settings.microbatch_size):
+        mine = own_rows(minibatch, experience, objective.compares_images, team)
+        for index in mine.split(settings.microbatch_size) if len(mine) else ():
             rows = experience.select(index)
             if train_actor:
                 terms = _actor_backward(networks, rows, objective, config, step, num_tokens)
                 actor_loss += log.add_policy(terms, num_tokens)
             if step.critic is not None:
                 critic_loss += _critic_backward(networks, rows, config, step.critic, num_tokens)
-        log.end_minibatch(train_actor)
+        if step.critic is not None:
+            log.sums["value_loss"] += critic_loss
+        actor_loss, critic_loss = log.end_minibatch(train_actor, actor_loss, critic_loss, team)
         if train_actor and log.actor_minibatches > 1 and past(settings.target_kl, log.last_approx_kl):
             step.actor.optimizer.zero_grad(set_to_none=True)
             train_actor = False
         if train_actor and networks.anchor is not None:
-            policies = step.actor.module, networks.reference
-            log.anchor_kl.append(
-                anchor_backward(
-                    networks.anchor, networks.family, policies, settings.microbatch_size, step.generator
-                )
-            )
+            policies, size = (step.actor.module, networks.reference), settings.microbatch_size
+            held = anchor_backward(networks.anchor, networks.family, policies, size, step.generator, team)
+            log.anchor_kl.append(held)
         if train_actor:
-            log.add_step("gradient_norm", step.actor.step(actor_loss))
+            log.add_step("gradient_norm", step.actor.step(actor_loss, team))
         if step.critic is not None:
-            log.sums["value_loss"] += critic_loss
-            log.add_step("critic_gradient_norm", step.critic.step(critic_loss))
+            log.add_step("critic_gradient_norm", step.critic.step(critic_loss, team))
         if (log.skipped and settings.bad_step == "stop") or (step.critic is None and not train_actor):
             break
-    return log.metrics()
+    return log.metrics(team)
 
 
 def minibatches(

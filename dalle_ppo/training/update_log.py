@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.rl.losses import PolicyLoss
 
 
@@ -59,13 +60,41 @@ class UpdateLog:
         else:
             self.steps[name].append(norm)
 
-    def end_minibatch(self, train_actor: bool) -> None:
+    def end_minibatch(
+        self, train_actor: bool, actor_loss: float, critic_loss: float, team: Team
+    ) -> tuple[float, float]:
+        """Ends a minibatch; `last_approx_kl` is then that of all processes.
+
+        Args:
+            train_actor: whether the actor was scored.
+            actor_loss, critic_loss: parts of the mean losses from this process's rows.
+            team: the processes that share the minibatch.
+
+        Returns:
+            The mean losses of actor and critic over the whole minibatch.
+        """
         self.sums["approx_kl"] += self._approx_kl
-        self.last_approx_kl, self._approx_kl = self._approx_kl, 0.0
+        parts = zip(*team.gather((self._approx_kl, actor_loss, critic_loss)), strict=True)
+        self.last_approx_kl, actor_loss, critic_loss = (sum(part) for part in parts)
+        self._approx_kl = 0.0
         self.minibatches += 1
         self.actor_minibatches += train_actor
+        return actor_loss, critic_loss
 
-    def metrics(self) -> dict[str, float | None]:
+    def _add_up(self, team: Team) -> None:
+        """Turns what this process's rows have given into what all have given."""
+        seen = team.gather((dict(self.sums), self.ratio_max, self.first_deviation))
+        names = dict.fromkeys(name for sums, _, _ in seen for name in sums)
+        self.sums = {name: sum(sums.get(name, 0.0) for sums, _, _ in seen) for name in names}
+        for _, ratio, deviation in seen:
+            self.ratio_max = self.ratio_max if ratio is None else _larger(self.ratio_max, ratio)
+            if deviation is not None:
+                self.first_deviation = _larger(self.first_deviation, deviation)
+
+    def metrics(self, team: Team = ALONE) -> dict[str, float | None]:
+        """The metrics, of all processes."""
+        if team.size > 1:
+            self._add_up(team)
         names = ("policy_loss", "kl_loss", "entropy_loss", "value_loss", "clip_fraction", "approx_kl")
         means: dict[str, float | None] = dict.fromkeys(names)
         for name in self.sums.keys() & means.keys():

@@ -13,6 +13,7 @@ from tiny_runs import tiny_arguments
 from dalle_ppo import evaluate, generate, train
 from dalle_ppo.base.lock import LOCK_FILE
 from dalle_ppo.base.team import launched
+from dalle_ppo.config.command_line import lacks_processes, run_main
 from dalle_ppo.runs.metrics import read_metrics
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs signals")
@@ -68,7 +69,7 @@ def test_a_launcher_is_recognised():
 def test_of_many_processes_the_first_says_why_and_all_end(cli, monkeypatch, tmp_path, rank, size):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(size))
-    outcome = cli(train.main, *tiny_arguments(tmp_path / "run"))
+    outcome = cli(generate.main, "a boat", "--out", tmp_path / "a.png")
     assert outcome.code == 2 and not list(tmp_path.iterdir()) and outcome.out == ""
     if rank == 0:
         assert f"started in {size} processes" in outcome.error and "torchrun" in outcome.error
@@ -82,15 +83,28 @@ def test_a_launcher_of_one_process_is_none(cli, monkeypatch, tmp_path):
     assert cli(generate.main, "a boat", "--out", tmp_path / "a.png", "--num_images", "1").code == 0
 
 
-@pytest.mark.slow
-def test_torchrun_itself(tmp_path):
-    def run(processes, *arguments):
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        command = [*launcher, "--master_port=29611", "-m", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_accelerate_that_starts_one_process_of_several_is_recognised(monkeypatch, capsys):
+    """What accelerate 1.15 sets for `launch --cpu`, with --num_processes 2 and 1, and for `--multi_gpu`."""
+    one = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"}
+    asked_for_two = one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    two = asked_for_two | {"RANK": "0", "WORLD_SIZE": "2"}
+    assert [lacks_processes(found) for found in (one, asked_for_two, two)] == [False, True, False]
+    assert not lacks_processes({"MASTER_ADDR": "127.0.0.1"}), "a scheduler may set it"
+    for name, value in asked_for_two.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        run_main(train.main, together=True)
+    error = capsys.readouterr().err
+    assert (
+        ended.value.code == 2 and "started one" in error and "--multi_gpu" in error and "\n" not in error[:-1]
+    )
 
-    two = run(2, "dalle_ppo.train", *tiny_arguments(tmp_path / "run"))
-    assert two.returncode != 0 and two.stderr.count("error: started in 2 processes") == 1
-    assert not list(tmp_path.iterdir())
-    picture = ("a boat", "--out", tmp_path / "a.png", "--num_images", 1)
-    assert run(1, "dalle_ppo.generate", *picture).returncode == 0 and (tmp_path / "a.png").is_file()
+
+def test_mpirun_is_told_what_to_use_instead(monkeypatch, capsys):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        run_main(train.main, together=True)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: started in 2 processes") and "torchrun" in error

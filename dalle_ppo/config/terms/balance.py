@@ -40,5 +40,9 @@ class Settings(TermSettings):
         if min(shares) <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise ValueError(f"target of balance is {self.target}; all shares must be above 0 and sum to 1")
 
+    @property
+    def compares_batch(self) -> bool:
+        return self.over == "batch"
+
     def images_needed(self, compared: bool) -> int:
         return 2 if self.over == "caption" else 1

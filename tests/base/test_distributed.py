@@ -1,0 +1,121 @@
+"""A team of real processes, without a launcher: what one knows, all know, and what ends one ends all."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TOGETHER = """
+import torch
+torch.set_num_threads(1)
+from dalle_ppo.base.distributed import form_team
+import os
+team = form_team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+r, n = team.rank, team.size
+assert team.gather({"rank": r}) == [{"rank": i} for i in range(n)]
+rows = torch.arange(7.0)[:, None] + torch.tensor([[0.0, 100.0]])
+for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool):
+    whole = rows.to(dtype)
+    assert torch.equal(team.join(whole[team.share(7)], 7), whole), dtype
+sums = [torch.full((3,), float(r)), torch.full((2, 2), 2.0 * r, dtype=torch.float64), torch.tensor(1.0)]
+team.add_up(sums)
+total = float(sum(range(n)))
+assert sums[0].tolist() == [total] * 3 and sums[1].flatten().tolist() == [2 * total] * 4 and sums[2] == n
+given = {"a": torch.arange(5), "b": torch.eye(2, dtype=torch.float64), "c": torch.tensor(3.0)}
+sent = team.send_tensors(given if r == 0 else None)
+assert all(torch.equal(sent[name], given[name]) and sent[name].dtype == given[name].dtype for name in given)
+assert team.on_first(lambda: f"from {r}") == "from 0"
+team.close()
+team.watch.leave()
+print("done")
+"""
+LOST = """
+import os, sys, time
+from dalle_ppo.base.distributed import form_team
+rank = int(os.environ["RANK"])
+team = form_team(rank, int(os.environ["WORLD_SIZE"]))
+team.gather(None)
+print("met", flush=True)
+if rank == int(sys.argv[1]):
+    os.kill(os.getpid(), 9)
+while True:
+    team.gather(None)
+"""
+REFUSED = """
+import os
+from dalle_ppo.base.team import launched
+from dalle_ppo.config.command_line import _run_in_team
+def main(argv, team):
+    if team.rank == 1:
+        raise ValueError("only this process knows")
+    while True:
+        team.gather(None)
+_run_in_team(main, *launched(os.environ))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def start(size: int, code: str, *arguments: object) -> list[subprocess.Popen]:
+    """Processes as a launcher starts them."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    processes = []
+    for rank in range(size):
+        numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, *map(str, arguments)],
+                env=os.environ | address | numbers,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+def end_of(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str, str]]:
+    """Exit code and output of each."""
+    try:
+        outputs = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_work_together(size):
+    for code, out, err in end_of(start(size, TOGETHER)):
+        assert code == 0 and out == "done\n" and "error" not in err, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size, lost", [(2, 1), (2, 0), (3, 2)])
+def test_a_lost_process_ends_the_others_with_one_line(size, lost):
+    processes = start(size, LOST, lost)
+    for process in processes:
+        assert process.stdout.readline() == "met\n"
+    began = time.monotonic()
+    ended = end_of(processes)
+    assert time.monotonic() - began < 30
+    assert ended[lost][0] == -9 and all(code == 1 for code, _, _ in ended[:lost] + ended[lost + 1 :])
+    lines = [line for _, _, err in ended for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and f"process {lost} of {size} has ended" in lines[0] and "--resume" in lines[0]
+    assert "Traceback" not in "".join(err for _, _, err in ended)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_said_once_by_the_first():
+    ended = end_of(start(3, REFUSED))
+    assert [code for code, _, _ in ended] == [2, 2, 2]
+    assert ended[0][2].strip() == "error: only this process knows" and ended[1][2] == ended[2][2] == ""

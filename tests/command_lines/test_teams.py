@@ -1,0 +1,144 @@
+"""`torchrun -m dalle_ppo.train`: real launchers, a lost process, and checkpoints that know no processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import tiny_arguments
+
+from dalle_ppo.runs.checkpoints import latest_checkpoint
+from dalle_ppo.runs.metrics import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs signals")]
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+TRAIN = ("-m", "dalle_ppo.train")
+LAUNCH = (sys.executable, "-m", "torch.distributed.run")
+FEW = {
+    "num_iterations": 3,
+    "checkpoint_every": 1,
+    "evaluation__at_end": "false",
+    "actor__schedule": "constant",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def torchrun(size: int) -> tuple[str, ...]:
+    return (*LAUNCH, f"--nproc_per_node={size}", f"--master_port={free_port()}", *TRAIN)
+
+
+def run(command: tuple, *arguments, **options) -> subprocess.CompletedProcess:
+    whole = [*command, *map(str, arguments)]
+    return subprocess.run(whole, capture_output=True, text=True, check=False, env=ENVIRONMENT, **options)
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+
+
+def test_two_processes_resume_what_one_began_and_the_other_way_round(tmp_path):
+    straight, mixed = tmp_path / "straight", tmp_path / "mixed"
+    alone = (sys.executable, *TRAIN)
+    assert run(alone, *tiny_arguments(straight, **FEW)).returncode == 0
+    assert run(alone, *tiny_arguments(mixed, **FEW | {"num_iterations": 1})).returncode == 0
+    for command, until in ((torchrun(2), 2), (alone, 3)):
+        ended = run(command, "--run_dir", mixed, "--resume", "--num_iterations", until)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count(f"{until} iterations of 8 images") == 1
+    rows = [read_metrics(folder / "metrics.jsonl") for folder in (straight, mixed)]
+    assert [len(of_run) for of_run in rows] == [3, 3]
+    for one, other in zip(*rows, strict=True):
+        assert one["captions/drawn"] == other["captions/drawn"]
+        for name in ("reward_mean", "kl", "entropy", "reward_scale", "policy_loss"):
+            assert other[name] == pytest.approx(one[name], rel=2e-3, abs=1e-4), (one["iteration"], name)
+
+
+def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path):
+    folder = tmp_path / "run"
+    command = [*torchrun(2), *tiny_arguments(folder, **FEW | {"num_iterations": 1000})]
+    # Into a file: workers that outlived the launcher would keep a pipe open.
+    with (
+        (tmp_path / "err").open("w") as err,
+        subprocess.Popen(command, stderr=err, env=ENVIRONMENT) as launcher,
+    ):
+        try:
+            end = time.monotonic() + 240
+            while not (folder / "checkpoints" / "step_000002").exists():
+                assert launcher.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+            began = time.monotonic()
+            os.kill(worker_of(launcher.pid, rank=1), signal.SIGKILL)
+            assert launcher.wait(60) != 0
+            assert time.monotonic() - began < 30
+        finally:
+            launcher.terminate()
+    lines = errors((tmp_path / "err").read_text())
+    assert len(lines) == 1 and "process 1 of 2 has ended" in lines[0] and "--resume" in lines[0]
+    done = int(latest_checkpoint(folder).name.removeprefix("step_"))
+    more = ("--run_dir", folder, "--resume", "--num_iterations", done + 1)
+    assert run((sys.executable, *TRAIN), *more).returncode == 0
+    assert len(read_metrics(folder / "metrics.jsonl")) == done + 1
+
+
+def worker_of(launcher: int, rank: int) -> int:
+    """The process id of a launcher's worker."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in variables:
+            return int(folder.name)
+    raise AssertionError(f"no worker with rank {rank}")
+
+
+def test_two_launchers_meet_and_one_of_them_has_the_run(tmp_path):
+    """Two machines without a common file system: the folder is on the first process's."""
+    meeting = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=here")
+    meeting += (f"--rdzv_endpoint=127.0.0.1:{free_port()}",)
+    command = [*LAUNCH, *meeting, *TRAIN, *tiny_arguments("run", **FEW | {"num_iterations": 2})]
+    folders = [tmp_path / name for name in ("a", "b")]
+    launchers = []
+    for folder in folders:
+        folder.mkdir()
+        launchers.append(
+            subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        )
+    outputs = [launcher.communicate(timeout=300)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    (holder,) = [folder for folder in folders if list(folder.iterdir())]
+    assert len(read_metrics(holder / "run" / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    "of_first, of_second, expected",
+    [
+        ((), ("--seed", "6"), "process 1 has seed 6, but process 0 has 5"),
+        (("--update.minibatch_size", "1"),) * 2 + ("update.minibatch_size is 1, which 2 processes",),
+        (("--device", "cuda:0"),) * 2 + ("device is cuda:0; each of 2 processes",),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused_once(tmp_path, of_first, of_second, expected):
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = []
+    for rank, more in enumerate((of_first, of_second)):
+        command = [sys.executable, *TRAIN, *tiny_arguments(tmp_path / "run", **FEW), *more]
+        numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(
+            subprocess.Popen(command, env=ENVIRONMENT | address | numbers, stderr=subprocess.PIPE, text=True)
+        )
+    outputs = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert expected in outputs[0] and len(outputs[0].strip().splitlines()) == 1 and outputs[1] == ""
+    assert not list(tmp_path.iterdir())
