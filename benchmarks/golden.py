@@ -92,6 +92,7 @@ LATER_SETTINGS: dict[str, object] = {
     "clip.quick_gelu": None, "clip.same_as": None,
     "evaluation.judges": [], "evaluation.suite": None,
     "reward.normalise": None,
+    "checkpoint_minutes": None, "keep_best": None,
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = {"captions_without_spread", "effective_images", "images_replayed", "replay_kl"}

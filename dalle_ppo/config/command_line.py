@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
+from dalle_ppo.base.halving import is_out_of_memory
 from dalle_ppo.base.run_format import FORMAT, check_format
+from dalle_ppo.base.stopping import Stopped
 from dalle_ppo.base.team import launched
 from dalle_ppo.config.objective import Objective, find_objective, objective_names
 from dalle_ppo.config.renamed import explain_old
@@ -189,8 +191,9 @@ class OneLineParser(argparse.ArgumentParser):
 def run_main(main: Callable[[list[str] | None], int]) -> None:
     """Runs a command line: a user's error or an unusable file becomes one line and exit code 2.
 
-    A warning becomes one line too. Started in several processes, it ends with exit code 2, and the first
-    process alone says why: they would all do the same work and write the same files.
+    So does a signal, with exit code 143 or 130, and a lack of memory. A warning becomes one line too. Started
+    in several processes, it ends with exit code 2, and the first process alone says why: they would all do
+    the same work and write the same files.
     """
     rank, size = launched(os.environ)
     if size > 1:
@@ -203,6 +206,18 @@ def run_main(main: Callable[[list[str] | None], int]) -> None:
             sys.exit(main(None))
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except Stopped as stopped:
+            print(f"\n{stopped}", file=sys.stderr)
+            sys.exit(stopped.exit_code)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())
+            print(
+                f"error: out of memory: {reason}; use smaller batches, a smaller model or another device",
+                file=sys.stderr,
+            )
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.rl.kl import kl_k1, kl_k3
 from dalle_ppo.rl.records import Experience
@@ -28,9 +30,12 @@ class Networks:
     critic: nn.Module | None = None
 
 
-@torch.no_grad()
 def score_passes(
-    networks: Networks, experience: Experience, microbatch_size: int, keep_reference: bool = False
+    networks: Networks,
+    experience: Experience,
+    microbatch_size: int,
+    keep_reference: bool = False,
+    halving: Halving | None = None,
 ) -> Experience:
     """Computes old and reference log-probs of the drawn tokens, exact KL, entropy and values, [B, T] each.
 
@@ -41,12 +46,19 @@ def score_passes(
         experience: drawn.
         microbatch_size: images per forward pass.
         keep_reference: also keep the reference's states, for an exact KL in the loss.
+        halving: remembers how many images fit into memory.
 
     Returns:
         The experience with these columns.
     """
+    work = partial(_score, networks, experience, keep_reference)
+    return (halving or Halving()).run("scoring", "update.microbatch_size", microbatch_size, work)
+
+
+@torch.no_grad()
+def _score(networks: Networks, experience: Experience, keep_reference: bool, size: int) -> Experience:
     family, columns, kept = networks.family, defaultdict(list), []
-    for index in torch.arange(len(experience), device=experience.tokens.device).split(microbatch_size):
+    for index in torch.arange(len(experience), device=experience.tokens.device).split(size):
         rows = experience.select(index)
         states = family.remember(networks.reference, rows)
         rows = replace(rows, reference_states=states)

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dalle_ppo.base.halving import Halving, OutOfMemory
+from dalle_ppo.base.stopping import StopSignals
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource
 from dalle_ppo.config.settings import Config
 from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
 from dalle_ppo.rewards.base import Reward, RewardResult, check_result, metadata_of
+from dalle_ppo.rewards.in_parts import score_in_parts
 from dalle_ppo.rl.adaptive_kl import AdaptiveKL
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.records import Experience
@@ -23,12 +26,8 @@ from dalle_ppo.runs.metric_table import ITERATION_METRICS
 from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, first_metrics
 from dalle_ppo.runs.pictures import blur_unsafe, save_first_and_newest, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
-from dalle_ppo.training.checkpointing import (
-    learner_state,
-    restore_learners,
-    restored_progress,
-    settings_state,
-)
+from dalle_ppo.training.best import check_metric
+from dalle_ppo.training.checkpointing import restore_learners, restored_progress, run_state
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.guards import broken_updates, check_collapse
 from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, score_metrics
@@ -38,6 +37,7 @@ from dalle_ppo.training.progress import Progress
 from dalle_ppo.training.progress_bar import ProgressBar
 from dalle_ppo.training.replay import ReplayBuffer, joined, replay_metrics, with_credit
 from dalle_ppo.training.scoring import Networks, policy_metrics, score_passes
+from dalle_ppo.training.stopping import Clock, saved_if_it_ends
 from dalle_ppo.training.term_scales import normalised_sum
 from dalle_ppo.training.update import Step, run_update
 
@@ -88,41 +88,48 @@ class Trainer:
         self.progress = Progress(credit=state)
         self.buffer = ReplayBuffer()
         self.after_phase = lambda seconds, images: None
+        self.signals, self.halving, self.clock = StopSignals(), Halving(), Clock(config.checkpoint_minutes)
+        check_metric(config.keep_best)
 
     def run(self) -> None:
         """Trains to `num_iterations`, from the current iteration.
 
         Raises:
-            ValueError: a reward is not usable, the policy has collapsed or updates are not finite; what was
-                learned up to then is saved first.
+            ValueError: a reward is not usable, the policy has collapsed, updates are not finite or memory is
+                short; what was learned up to then is saved first.
+            Stopped: a signal came; likewise.
         """
         start, networks = self.progress.iteration, 3 if self.critic else 2
         earlier = first_metrics(self.run_dir / METRICS_FILE, start)
         bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks)
         self.after_phase = bar.after_phase
         with MetricsWriter(self.run_dir, start) as writer, bar:
+            # A kill may have come between this checkpoint and its samples.
+            if start > 0 and self.is_due(start):
+                self.check_policy(self.draw_samples(writer))
             while self.progress.iteration < self.config.num_iterations:
-                before = self.captions.state_dict(), self.progress.to_dict()
-                try:
+                with saved_if_it_ends(self):
+                    self.signals.check()
                     if self.progress.iteration == 0:
                         self.draw_samples(writer)
                     metrics = self.iterate(writer)
-                except ValueError:
-                    # Nothing has been learned from this batch: the checkpoint holds the state before it.
-                    self.captions.load_state_dict(before[0])
-                    self.progress = Progress.from_dict(before[1])
-                    self.save(spare=1)
-                    raise
                 writer.write(metrics)
+                self.progress.best = self.progress.best.after(metrics, self.config.keep_best)
                 bar.finished(metrics)
                 broken = broken_updates(metrics, self.config)
                 if broken is not None:
                     self.save(spare=1)
                     raise ValueError(broken)
-                done = self.progress.iteration
-                if done % self.config.checkpoint_every == 0 or done == self.config.num_iterations:
+                if self.is_due(self.progress.iteration):
                     with bar.writing_checkpoint():
                         self.checkpoint(writer)
+                elif self.clock.due():
+                    writer.flush()
+                    self.save(spare=1)
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether a checkpoint is due after so many iterations."""
+        return iteration % self.config.checkpoint_every == 0 or iteration == self.config.num_iterations
 
     def checkpoint(self, writer: MetricsWriter) -> None:
         """Saves, draws samples and checks the policy on them.
@@ -131,9 +138,12 @@ class Trainer:
             ValueError: the policy has collapsed, or the samples have no usable reward. It is saved
                 anyway, without replacing an earlier checkpoint.
         """
+        progress = self.progress
+        progress.best = progress.best.at_checkpoint(progress.iteration, self.config.keep_best)
+        writer.flush()  # a resumed run does not write again what is older than its checkpoint
         self.save(spare=1)
         self.check_policy(self.draw_samples(writer))
-        prune_checkpoints(self.run_dir, self.progress.iteration, self.config.keep_checkpoints)
+        prune_checkpoints(self.run_dir, progress.iteration, self.config.keep_checkpoints)
 
     def check_policy(self, drawn: Experience) -> None:
         """Raises if the policy has collapsed, judging by images it has just drawn.
@@ -141,22 +151,22 @@ class Trainer:
         Raises:
             ValueError: the policy has collapsed.
         """
-        networks = replace(self.networks, critic=None)
-        scored = score_passes(networks, drawn, self.config.update.microbatch_size)
+        networks, size = replace(self.networks, critic=None), self.config.update.microbatch_size
+        scored = score_passes(networks, drawn, size, halving=self.halving)
         check_collapse(policy_metrics(scored), self.config, self.progress.iteration)
 
     def iterate(self, writer: MetricsWriter) -> dict[str, Any]:
         """One iteration; returns its metrics."""
         config, progress, iteration = self.config, self.progress, self.progress.iteration
         watch = self.stopwatch(config.rollout.rollout_batch_size)
-        with watch.phase("rollout"):
+        with watch.phase("rollout"), self.signals.interruptible():
             experience = self.collect()
         progress.captions_truncated += experience.num_truncated
-        with watch.phase("reward"):
+        with watch.phase("reward"), self.signals.interruptible():
             result = self.score(experience)
         if result is None:
             return self._leave_out(experience, watch)
-        with watch.phase("scoring"):
+        with watch.phase("scoring"), self.signals.interruptible():
             experience = replace(experience, scores=result.total, reward_parts=result.parts)
             experience = self.score_passes(experience)
             described = policy_metrics(experience, self.draws_from_reference)
@@ -213,13 +223,13 @@ class Trainer:
         drawer = self.networks.reference if self.draws_from_reference else self.actor.module
         weights = self.family.sampler_weights(drawer, rollout.dtype)
         samples = rollout.samples_per_caption
-        return collect(self.family, weights, records, samples, noise, rollout.memory_gb)
+        return collect(self.family, weights, records, samples, noise, rollout.memory_gb, self.halving)
 
     def score_passes(self, experience: Experience) -> Experience:
         """Scores the images with actor, reference and critic."""
         kl, size = self.config.kl, self.config.update.microbatch_size
         keep_reference = kl.placement == "loss" and kl.estimator == "exact"
-        return score_passes(self.networks, experience, size, keep_reference)
+        return score_passes(self.networks, experience, size, keep_reference, self.halving)
 
     def reference_changes(self) -> int:
         """How many tensors of the reference have changed since the start, bit for bit."""
@@ -244,11 +254,13 @@ class Trainer:
         """
         try:
             metadata = metadata_of(experience.tags, experience.caption_ids)
-            result = self.reward(as_float(experience.images), list(experience.captions), metadata)
+            images, captions = as_float(experience.images), experience.captions
+            result = score_in_parts(self.reward, images, captions, metadata, self.halving)
             return check_result(result, len(experience), "of this run")
         except ValueError as error:
             left_out = self.progress.left_out + 1
-            if self.config.reward.bad_result == "stop" or left_out >= MAX_BATCHES_LEFT_OUT:
+            stop = self.config.reward.bad_result == "stop" or isinstance(error, OutOfMemory)
+            if stop or left_out >= MAX_BATCHES_LEFT_OUT:
                 raise
             warnings.warn(f"iteration {self.progress.iteration}: batch left out: {error}", stacklevel=2)
             return None
@@ -283,6 +295,8 @@ class Trainer:
             self.progress.credit.kl_coef,
             iteration >= self.first_actor_iteration,
             torch.Generator().manual_seed(config.seed * 1_000_003 + iteration),
+            self.signals,
+            self.halving,
         )
         return rates | run_update(self.networks, experience, self.objective, config, step)
 
@@ -323,9 +337,9 @@ class Trainer:
         noise, memory_gb = NoiseSource(self.config.seed, "samples"), self.config.rollout.memory_gb
         weights = self.family.sampler_weights(self.actor.module)
         watch = self.stopwatch(len(self.sample_captions))
-        with watch.phase("rollout"):
-            drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb)
-        with watch.phase("reward"):
+        with watch.phase("rollout"), self.signals.interruptible():
+            drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb, self.halving)
+        with watch.phase("reward"), self.signals.interruptible():
             result = self.score(drawn)
         if result is None:
             return drawn
@@ -349,18 +363,12 @@ class Trainer:
             spare: how many to keep beyond `keep_checkpoints`, so that the last one of a run that went wrong
                 does not replace a good one.
         """
-        tensors, optimizers = learner_state(self.actor, self.critic)
-        state = {
-            "progress": self.progress.to_dict(),
-            "captions": self.captions.state_dict(),
-            "reference_sha256": self.reference_sha256,
-            **settings_state(self.config),
-            **optimizers,
-        }
-        if len(self.buffer):
-            tensors["replay"], state["replay"] = self.buffer.tensors, self.buffer.texts
-        keep = self.config.keep_checkpoints + spare
-        return save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
+        tensors, state = run_state(self)
+        path = save_checkpoint(
+            self.run_dir, self.progress.iteration, tensors, state, self.config.keep_checkpoints + spare
+        )
+        self.clock.restart()
+        return path
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Restores what `save` wrote, with the current settings, even where the checkpoint records others.

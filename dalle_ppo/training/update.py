@@ -4,12 +4,17 @@ Losses are summed over microbatches and divided by the minibatch's tokens, so th
 the memory but not the update.
 """
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from dalle_ppo.base.halving import Halving
+from dalle_ppo.base.stopping import StopSignals
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import TokenScores
 from dalle_ppo.rl.kl import kl_k2
@@ -31,6 +36,8 @@ class Step:
         kl_coef: current weight of the KL.
         train_actor: False while the critic warms up.
         generator: draws the order of the images.
+        signals: may end the updates before the first step.
+        halving: remembers how many images fit into memory.
     """
 
     actor: Learner
@@ -38,6 +45,8 @@ class Step:
     kl_coef: float
     train_actor: bool
     generator: torch.Generator
+    signals: StopSignals = field(default_factory=StopSignals)
+    halving: Halving = field(default_factory=Halving)
 
 
 def policy_terms(
@@ -81,17 +90,29 @@ def run_update(
     Returns:
         Metrics of the updates.
     """
-    log, train_actor, settings = UpdateLog(), step.train_actor, config.update
-    for minibatch in minibatches(experience, objective.compares_images, config, step.generator):
+    settings = config.update
+
+    def gradients(minibatch: Tensor, sofar: UpdateLog, train_actor: bool, size: int) -> tuple:
+        """Gradients of a minibatch, `size` images at a time; returns the log with it, and both losses."""
+        log, actor_loss, critic_loss = copy.deepcopy(sofar), 0.0, 0.0
+        clear_gradients(step)  # of an attempt that ran out of memory
         num_tokens = len(minibatch) * experience.tokens.shape[1]
-        actor_loss, critic_loss = 0.0, 0.0
-        for index in minibatch.split(settings.microbatch_size):
+        for index in minibatch.split(size):
             rows = experience.select(index)
             if train_actor:
                 terms = _actor_backward(networks, rows, objective, config, step, num_tokens)
                 actor_loss += log.add_policy(terms, num_tokens)
             if step.critic is not None:
                 critic_loss += _critic_backward(networks, rows, config, step.critic, num_tokens)
+        return log, actor_loss, critic_loss
+
+    log, train_actor = UpdateLog(), step.train_actor
+    for minibatch in minibatches(experience, objective.compares_images, config, step.generator):
+        work = partial(gradients, minibatch, log, train_actor)
+        with nullcontext() if log.minibatches else step.signals.interruptible():
+            log, actor_loss, critic_loss = step.halving.run(
+                "computing gradients of", "update.microbatch_size", settings.microbatch_size, work
+            )
         log.end_minibatch(train_actor)
         if train_actor and log.actor_minibatches > 1 and past(settings.target_kl, log.last_approx_kl):
             step.actor.optimizer.zero_grad(set_to_none=True)
@@ -104,6 +125,13 @@ def run_update(
         if (log.skipped and settings.bad_step == "stop") or (step.critic is None and not train_actor):
             break
     return log.metrics()
+
+
+def clear_gradients(step: Step) -> None:
+    """Frees the gradients of all networks that are trained."""
+    for learner in (step.actor, step.critic):
+        if learner is not None:
+            learner.optimizer.zero_grad(set_to_none=True)
 
 
 def minibatches(
