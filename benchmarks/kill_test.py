@@ -3,7 +3,7 @@
     python benchmarks/kill_test.py [--kills 60]
 
 Each kill is a SIGKILL from outside, at a random moment of a random phase of a tiny run of the built-in world:
-rollout, reward, update, the writing of a checkpoint, evaluation or report. After up to three kills a run is
+rollout, reward, update, the writing of a checkpoint, evaluation or report. After up to five kills a run is
 resumed until it is done. Then its weights, optimisers, metrics.jsonl, TensorBoard (scalars, histograms and
 pictures, as a reader sees them), samples and evaluation must equal those of a run that was left alone; times
 and memory are set aside. The settings change from run to run: see `VARIANTS`.
@@ -59,7 +59,7 @@ PHASES = {
 }
 """Where a function's beginning and end are reported to the killer."""
 UNTIMED = ("seconds", "images_per_second", "memory_gb")
-KILLS_PER_RUN = 3
+KILLS_PER_RUN = 5
 LIMIT = 600.0
 
 
@@ -275,20 +275,23 @@ def differences(alone: dict[str, object], killed: dict[str, object]) -> list[str
 
 
 def draw_kills(rng: random.Random, entered: Counter, count: int) -> list[Kill]:
-    """Random moments: every phase as often as any other, whatever time it takes."""
-    kills = []
-    for _ in range(count):
-        phase = rng.choice(sorted(entered))
-        # A resumed process enters each phase less often than the first did.
-        kills.append(Kill(phase, rng.randint(1, max(1, entered[phase] // 2)), rng.random()))
-    return kills
+    """Random moments: every phase as often as any other, whatever time it takes.
+
+    In the order of the phases, as a run that has got to its evaluation does not train again.
+    """
+    phases = sorted(rng.choices(sorted(entered), k=count), key=list(PHASES).index)
+    # A resumed process enters each phase less often than the first did.
+    most = [entered[phase] // 2 if number == 0 else 1 for number, phase in enumerate(phases)]
+    return [
+        Kill(phase, rng.randint(1, max(1, limit)), rng.random())
+        for phase, limit in zip(phases, most, strict=True)
+    ]
 
 
 @contextlib.contextmanager
 def captions_hub(folder: Path) -> Iterator[None]:
-    """Serves the captions of the variant "hub" on this machine, to the real client."""
+    """Serves the captions of the variant "hub" here, to the real client; call it before that is imported."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import huggingface_hub
     import pyarrow as pa
     import pyarrow.parquet as pq
     from fake_hub import FakeHub
@@ -298,8 +301,7 @@ def captions_hub(folder: Path) -> Iterator[None]:
         texts = [f"a red boat number {number} {i}" for i in range(60)]
         pq.write_table(pa.table({"caption": texts}), folder / f"{number}.parquet")
     hub = FakeHub(folder, "our/captions")
-    huggingface_hub.constants.ENDPOINT = hub.url
-    os.environ["HF_ENDPOINT"] = hub.url
+    os.environ |= {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "0"}
     try:
         yield
     finally:
@@ -359,12 +361,12 @@ def main() -> int:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="which of them, separated by commas")
     parser.add_argument("--keep", type=Path, help="a folder for the runs; runs that differ stay there")
     args = parser.parse_args()
-    warm_up()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         hub = captions_hub(folder / "hub") if "hub" in args.variants else contextlib.nullcontext()
         with hub:
+            warm_up()
             done, faults, landed = kill_and_compare(args.kills, args.seed, folder, args.variants.split(","))
     print("\n".join(faults))
     print(f"{done} kills: {', '.join(f'{count} in {name}' for name, count in sorted(landed.items()))}")

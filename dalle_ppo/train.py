@@ -61,7 +61,10 @@ def main(argv: list[str] | None) -> int:
         print(plan(config), flush=True)
         print(memory_plan, flush=True)
         print(tried, flush=True)
-        trainer.run()
+        try:
+            trainer.run()
+        except OSError as error:  # the disk is full, or the folder is gone
+            raise ValueError(f"run_dir: {error}; {how_to_go_on(run_dir)}") from error
         if trainer.progress.captions_truncated:
             print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
         if config.evaluation.at_end:
@@ -150,7 +153,7 @@ def check_unsaved(run_dir: Path, checkpoint_every: int) -> None:
     from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
 
     done = len(read_metrics(run_dir / METRICS_FILE))
-    if done >= checkpoint_every:
+    if done > checkpoint_every:  # not at it: a kill may have come while the first one was being written
         raise ValueError(
             f"run_dir: {run_dir} has {done} iterations in metrics.jsonl but no checkpoint; restore one from "
             "a copy, or start over with --overwrite"

@@ -67,8 +67,8 @@ class Halving:
 
 
 def _release() -> None:
-    """Gives memory back that is no longer used."""
-    gc.collect()
+    """Gives a GPU's memory back that is no longer used; on a CPU, that has happened already."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

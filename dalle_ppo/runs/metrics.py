@@ -63,8 +63,7 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Wait until all written so far is on disk, as a checkpoint must not be ahead of its metrics."""
-        if self.path.exists():
-            flush(self.path)
+        flush(self.path)  # fails if somebody has removed the run: nothing may be saved beside missing metrics
         if self._board is not None:
             self._board.writer.flush()
 

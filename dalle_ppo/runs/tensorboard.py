@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,15 @@ def open_board(run_dir: Path, purge_step: int | None = None, suffix: str = ""):
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     from torch.utils.tensorboard import SummaryWriter
 
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _hook
     return SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=purge_step, filename_suffix=suffix)
+
+
+def _hook(args: threading.ExceptHookArgs) -> None:
+    """Prints no trace of a disk that fails under TensorBoard's thread: the next write raises the error."""
+    if not (type(args.thread).__module__.startswith("tensorboard") and isinstance(args.exc_value, OSError)):
+        threading.__excepthook__(args)
 
 
 def _order_files(folder: Path) -> None:
