@@ -22,7 +22,7 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
 
 
 def stop_when(process: subprocess.Popen, text: str, number: int) -> tuple[int, str, float]:
-    """Sends a signal once the process has printed a text; returns exit code, output and seconds to the end."""
+    """Sends a signal once the process has printed a text; returns exit code, output and seconds."""
     printed = b""
     while text.encode() not in printed:
         printed += process.stderr.read1(4096)
