@@ -238,3 +238,13 @@ def test_a_caption_shard_that_vanishes(tmp_path, monkeypatch):
         load_checkpoint(latest_checkpoint(tmp_path / name)).tensors["policy"] for name in ("run", "alone")
     ]
     assert all(policies[0][name].equal(value) for name, value in policies[1].items())
+
+
+def test_a_kill_while_the_first_checkpoint_is_written(tmp_path):
+    """Promise: the run starts over. One that must have had a checkpoint is refused instead."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}\n')
+    train.check_unsaved(tmp_path, checkpoint_every=2)
+    path.write_text(path.read_text() + '{"iteration": 2}\n')
+    with pytest.raises(ValueError, match="3 iterations in metrics.jsonl but no checkpoint"):
+        train.check_unsaved(tmp_path, checkpoint_every=2)
