@@ -246,5 +246,5 @@ def test_a_kill_while_the_first_checkpoint_is_written(tmp_path):
     path.write_text('{"iteration": 0}\n{"iteration": 1}\n')
     train.check_unsaved(tmp_path, checkpoint_every=2)
     path.write_text(path.read_text() + '{"iteration": 2}\n')
-    with pytest.raises(ValueError, match="3 iterations in metrics.jsonl but no checkpoint"):
+    with pytest.raises(ValueError, match=r"3 iterations in metrics\.jsonl but no checkpoint"):
         train.check_unsaved(tmp_path, checkpoint_every=2)
