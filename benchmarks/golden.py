@@ -97,6 +97,7 @@ LATER_SETTINGS: dict[str, object] = {
     "critic.adapter": "none", "critic.lora_rank": 8, "critic.lora_alpha": 16.0,
     "update.dtype": "float32", "model.frozen_dtype": "float32",
     "report.hide_captions": False,
+    "checkpoint_minutes": None, "keep_best": None,
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""
 LATER_METRICS: set[str] = {

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from dalle_ppo.base.stopping import StopSignals
 from dalle_ppo.config.captions import READING
 from dalle_ppo.config.command_line import OneLineParser, load_config, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
@@ -56,7 +57,12 @@ def main(argv: list[str] | None) -> int:
         refuse_user_code(config, str(args.run))
     from dalle_ppo.runs.folder import sole_writer
 
-    with sole_writer(args.run, "or evaluate a copy of the folder"):
+    signals = StopSignals()
+    with (
+        sole_writer(args.run, "or evaluate a copy of the folder"),
+        signals.caught(lambda: "what has been drawn is kept; go on with the same command"),
+        signals.interruptible(),
+    ):
         draw_and_write(args, config)
     return 0
 

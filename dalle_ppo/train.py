@@ -1,6 +1,7 @@
 """Fine-tunes a text-to-image model with PPO: `python -m dalle_ppo.train`."""
 
 import dataclasses
+import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -65,20 +66,25 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         measures = build_measures(config, trainer.reward, world, heldout, device)
         try_judges(trainer, measures.judges)
     if not team.is_first:
-        follow(trainer, captions, measures)
+        with trainer.signals.caught(lambda: how_to_go_on(run_dir)):
+            follow(trainer, captions, measures)
         return 0
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
-    with sole_writer(run_dir):
+    with sole_writer(run_dir), trainer.signals.caught(lambda: how_to_go_on(run_dir)):
         prepare(trainer, flags)
         say_what_is_there(trainer.captions.contents, draw_settings(config))
         print(plan(config), flush=True)
         print(memory_plan, flush=True)
         print(tried, flush=True)
-        trainer.run()
+        try:
+            trainer.run()
+        except OSError as error:  # the disk is full, or the folder is gone
+            raise ValueError(f"run_dir: {error}; {how_to_go_on(run_dir)}") from error
         if trainer.progress.captions_truncated:
             print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
         if config.evaluation.at_end:
-            finish(trainer, captions, measures)
+            with trainer.signals.interruptible():
+                finish(trainer, captions, measures)
     return 0
 
 
@@ -147,6 +153,9 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
         first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # raises before anything is changed
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
+    if trainer.progress.iteration == 0 and (run_dir / "tensorboard").is_dir():
+        shutil.rmtree(run_dir / "tensorboard")  # what it shows begins at 0, and would be there twice
+    check_room(trainer)
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
@@ -167,6 +176,34 @@ def follow(trainer, captions: list, measures) -> None:
     trainer.run()
     if trainer.config.evaluation.at_end:
         finish(trainer, captions, measures)
+
+
+def check_room(trainer) -> None:
+    """Looks at the disk before anything is trained.
+
+    Raises:
+        ValueError: not even one checkpoint fits.
+    """
+    from dalle_ppo.runs.checkpoints import checkpoint_folders
+    from dalle_ppo.runs.space import check_space, warn_of_little_space
+    from dalle_ppo.training.checkpointing import expected_bytes
+
+    if trainer.progress.iteration >= trainer.config.num_iterations:
+        return
+    needed = expected_bytes(trainer.actor, trainer.critic)
+    check_space(trainer.run_dir, needed)
+    there = len(checkpoint_folders(trainer.run_dir / "checkpoints"))
+    # One more than are kept: the oldest is removed once the newest is complete.
+    warn_of_little_space(trainer.run_dir, needed, max(1, trainer.config.keep_checkpoints + 1 - there))
+
+
+def how_to_go_on(run_dir: Path) -> str:
+    """What a run that was stopped has kept, and the command that continues it."""
+    from dalle_ppo.runs.checkpoints import checkpoint_folders
+
+    found = max(checkpoint_folders(run_dir / "checkpoints"), default=None)
+    kept = "no checkpoint yet" if found is None else f"the newest checkpoint is {found[1]}"
+    return f"{kept}; go on with: python -m dalle_ppo.train --run_dir {run_dir} --resume"
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
@@ -195,7 +232,7 @@ def check_unsaved(run_dir: Path, checkpoint_every: int) -> None:
     from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
 
     done = len(read_metrics(run_dir / METRICS_FILE))
-    if done >= checkpoint_every:
+    if done > checkpoint_every:  # not at it: a kill may have come while the first one was being written
         raise ValueError(
             f"run_dir: {run_dir} has {done} iterations in metrics.jsonl but no checkpoint; restore one from "
             "a copy, or start over with --overwrite"

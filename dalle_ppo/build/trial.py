@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.policy.rollout import as_float
 from dalle_ppo.rewards.base import check_result, metadata_of
+from dalle_ppo.rewards.in_parts import score_in_parts
 from dalle_ppo.training.trainer import Trainer
 
 NUM_IMAGES = 2
@@ -44,7 +46,8 @@ def try_reward(trainer: Trainer) -> str:
     with random_state_kept(trainer.family.device):
         images = as_float(random_images(trainer))
         try:
-            check_result(trainer.reward(images, captions, metadata), NUM_IMAGES, "of this run")
+            result = score_in_parts(trainer.reward, images, captions, metadata, Halving())
+            check_result(result, NUM_IMAGES, "of this run")
         except ValueError as error:
             message = f"{error}; found on {NUM_IMAGES} images of random codes before training"
             if trainer.config.reward.bad_result == "stop":

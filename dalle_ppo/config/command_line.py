@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
+from dalle_ppo.base.halving import is_out_of_memory
 from dalle_ppo.base.run_format import FORMAT, check_format
+from dalle_ppo.base.stopping import Stopped
 from dalle_ppo.base.team import launched
 from dalle_ppo.config.kinds import kind
 from dalle_ppo.config.objective import Objective, find_objective, objective_names
@@ -249,9 +251,9 @@ class OneLineParser(argparse.ArgumentParser):
 def run_main(main: Callable[..., int], together: bool = False) -> None:
     """Runs a command line: a user's error or an unusable file becomes one line and exit code 2.
 
-    A warning becomes one line too. Started in several processes, a command that does not work in a team ends
-    with exit code 2, and the first process alone says why: they would all do the same work and write the same
-    files.
+    So does a signal, with exit code 143 or 130, and a lack of memory. A warning becomes one line too. Started
+    in several processes, a command that does not work in a team ends with exit code 2, and the first process
+    alone says why: they would all do the same work and write the same files.
 
     Args:
         main: takes the arguments, None for the process's own; of a team, the team too.
@@ -272,6 +274,18 @@ def run_main(main: Callable[..., int], together: bool = False) -> None:
             sys.exit(main(None))
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except Stopped as stopped:
+            print(f"\n{stopped}", file=sys.stderr)
+            sys.exit(stopped.exit_code)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())
+            print(
+                f"error: out of memory: {reason}; use smaller batches, a smaller model or another device",
+                file=sys.stderr,
+            )
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -6,7 +6,7 @@ text below it; `--help` and docs/settings.md show that text."""
 
 from dataclasses import dataclass, field
 
-from dalle_ppo.base.checks import at_least_one, not_negative
+from dalle_ppo.base.checks import at_least_one, not_negative, positive
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.anchor import AnchorConfig
 from dalle_ppo.config.captions import CaptionsConfig
@@ -43,6 +43,15 @@ class Config:
     """Iterations between checkpoints; the last iteration always writes one."""
     keep_checkpoints: int = 2
     """How many checkpoints to keep."""
+    checkpoint_minutes: float | None = None
+    """Minutes after which a checkpoint is written even if `checkpoint_every` is not due, at the end of an
+    iteration. Such a checkpoint draws no samples. Null writes none. Set it when iterations are slow or
+    machines are taken away: it bounds the work that a kill costs."""
+    keep_best: str | None = None
+    """A metric of an iteration, such as "reward_mean" or "unsafe_rate": the checkpoint with the best mean of
+    it since the checkpoint before is kept beside the newest ones. Whether more or less is better is in
+    docs/metrics.md; of metrics without a direction, more. Only checkpoints that `checkpoint_every` wrote
+    compete. Null keeps none."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:0"."""
     objective: str = "ppo"
@@ -96,6 +105,7 @@ class Config:
             raise ValueError(f"run_dir is {self.run_dir!r}; a path holds no NUL: name a folder")
         at_least_one(self, "", "num_iterations", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "", "seed")
+        positive(self, "", "checkpoint_minutes")
         if self.seed >= 2**40:
             raise ValueError(f"seed is {self.seed}; it must be below 2^40")
         check_sections(self)

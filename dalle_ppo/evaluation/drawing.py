@@ -25,7 +25,7 @@ from dalle_ppo.evaluation.files import read_batch, write_batch
 from dalle_ppo.evaluation.measures import POLICY_COLUMNS, Measures, image_columns, policy_columns
 from dalle_ppo.evaluation.statistics import safety_bounds
 from dalle_ppo.models.family import PolicyFamily
-from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.policy.rollout import Means, NoiseSource, collect
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.provenance import weights_sha256
 
@@ -108,7 +108,7 @@ class Setup:
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
         memory_gb = self.config.rollout.memory_gb
         weights = self.family.sampler_weights(decoder)
-        return collect(self.family, weights, captions, samples, noise, memory_gb, remember)
+        return collect(self.family, weights, captions, samples, noise, memory_gb, Means(remember=remember))
 
 
 @torch.no_grad()

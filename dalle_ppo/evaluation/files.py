@@ -33,7 +33,7 @@ def write_batch(path: Path, columns: Columns) -> None:
 
 
 def write_rows(path: Path, sides: Mapping[str, Columns]) -> None:
-    """Writes one parquet row per image and side; missing values become null."""
+    """Writes one parquet row per image and side, atomically; missing values become null."""
     tables = []
     for name, rows in sides.items():
         columns = {"model": pa.array([name] * len(rows["reward"]))}
@@ -42,7 +42,8 @@ def write_rows(path: Path, sides: Mapping[str, Columns]) -> None:
                 values = [None if np.isnan(v) else bool(v) for v in values]
             columns[key] = pa.array(values, from_pandas=True)
         tables.append(pa.table(columns))
-    pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
+    table = pa.concat_tables(tables, promote_options="permissive")
+    atomic_write(path, lambda new: pq.write_table(table, new))
 
 
 def write_thumbnails(
@@ -52,7 +53,7 @@ def write_thumbnails(
     decode: Callable[[str, np.ndarray], np.ndarray],
     num_random: int = 200,
 ) -> None:
-    """Writes the pictures that the report shows, plus a random selection, of both sides.
+    """Writes the pictures that the report shows, plus a random selection, of both sides, atomically.
 
     Args:
         path: the file to write.
@@ -65,4 +66,4 @@ def write_thumbnails(
     picks = np.random.default_rng(0).choice(num, size=min(num, num_random), replace=False)
     rows = np.array(sorted(chosen | set(picks.tolist())))
     sides = {side: decode(side, rows) for side in ("reference", "policy")}
-    np.savez_compressed(path, rows=rows, **sides)
+    atomic_write(path, lambda new: np.savez_compressed(new, rows=rows, **sides))

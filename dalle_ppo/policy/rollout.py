@@ -1,15 +1,18 @@
 """From captions to images: one call draws an `Experience`."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.source import CaptionRecord
-from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.models.family import Drawing, PolicyFamily
 from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.rl.records import Experience
 
@@ -23,6 +26,25 @@ class NoiseSource:
     iteration: int = 0
 
 
+@dataclass(frozen=True)
+class Means:
+    """With what images are drawn.
+
+    Args:
+        team: the processes that draw; all of them get all images, which do not depend on who draws them.
+        halving: remembers how many images fit, where memory runs out.
+        remember: keep what saves work when the same weights score the images, if the family can; for a
+            process on its own.
+    """
+
+    team: Team = ALONE
+    halving: Halving | None = None
+    remember: bool = False
+
+
+ALL_AT_ONCE = Means()
+
+
 @torch.no_grad()
 def collect(
     family: PolicyFamily,
@@ -31,8 +53,7 @@ def collect(
     samples_per_caption: int,
     noise: NoiseSource,
     memory_gb: float | None = None,
-    remember: bool = False,
-    team: Team = ALONE,
+    means: Means = ALL_AT_ONCE,
 ) -> Experience:
     """Draws `samples_per_caption` images for each caption, each process those of its share of the captions.
 
@@ -44,8 +65,7 @@ def collect(
         samples_per_caption: n; the batch has B = M n images, those of a caption side by side.
         noise: source of the sampler's noise.
         memory_gb: for caches and activations; the batch is drawn in parts that fit. None draws it at once.
-        remember: keep what saves work when these weights score the images, if the family can.
-        team: the processes that draw; all of them get all images, which do not depend on who draws them.
+        means: who draws, what is kept, and what happens when memory runs out in spite of `memory_gb`.
 
     Raises:
         ValueError: not even one image fits.
@@ -55,13 +75,21 @@ def collect(
     ids = tuple(caption.id for caption in rows)
     keys = noise_keys(noise.seed, noise.stream, noise.iteration, ids, occurrences(ids)).to(family.device)
     index = torch.arange(len(captions), device=family.device)
+    team = means.team
     mine, own_prompts = team.share(len(captions)), prompts
     if team.size > 1:
         keys = keys[mine.start * samples_per_caption : mine.stop * samples_per_caption]
         own_prompts = prompts if prompts is None else prompts.select(index[mine])
-    plan = None if memory_gb is None else family.plan(weights, len(keys), memory_gb)
-    draw = getattr(family, "draw_and_remember", family.draw) if remember else family.draw
-    drawing = draw(weights, own_prompts, keys, plan)
+    draw = getattr(family, "draw_and_remember", family.draw) if means.remember else family.draw
+
+    def work(size: int) -> Drawing:
+        plan = None if memory_gb is None else family.plan(weights, min(size, len(keys)), memory_gb)
+        if size >= len(keys):
+            return draw(weights, own_prompts, keys, plan)
+        of_part = partial(draw, weights, plan=plan)
+        return draw_in_parts(of_part, own_prompts, keys, samples_per_caption, size)
+
+    drawing = (means.halving or Halving()).run("drawing", "rollout.memory_gb", len(keys), work)
     assert drawing.states is None or team.size == 1, "states are not joined"
     parts = drawing.tokens, drawing.log_probs, drawing.images
     tokens, log_probs, images = (of_all(part, len(captions), team) for part in parts)
@@ -92,6 +120,38 @@ def of_all(part: Tensor, num_captions: int, team: Team) -> Tensor:
         return part
     mine = team.share(num_captions)
     return team.join(part.unflatten(0, (mine.stop - mine.start, -1)), num_captions).flatten(0, 1)
+
+
+def draw_in_parts(
+    draw: Callable[[Any, Tensor], Drawing], prompts: Any, keys: Tensor, per_caption: int, size: int
+) -> Drawing:
+    """Draws at most `size` images at a time; no image depends on where the batch is cut.
+
+    Args:
+        draw: from prompts and keys.
+        prompts: M prompts, as the family read them.
+        keys: noise key of each image, int32 [M n, 2].
+        per_caption: n, images of each caption.
+        size: images at a time.
+    """
+    drawn = []
+    for captions in torch.arange(len(keys) // per_caption, device=keys.device).split(
+        max(1, size // per_caption)
+    ):
+        chosen = None if prompts is None else prompts.select(captions)
+        of_these = keys[captions[0] * per_caption : (captions[-1] + 1) * per_caption]
+        # A part of a caption's images is a batch of that one caption.
+        pieces = of_these.split(size) if len(captions) == 1 else [of_these]
+        drawn += [draw(chosen, piece) for piece in pieces]
+    columns = ([getattr(part, f.name) for part in drawn] for f in fields(Drawing))
+    return Drawing(*map(_cat, columns))
+
+
+def _cat(parts: Sequence[Any]) -> Any:
+    """The rows of tensors, or of records with a `cat`, one after the other; None stays None."""
+    if parts[0] is None:
+        return None
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else type(parts[0]).cat(parts)
 
 
 def occurrences(ids: Sequence[str]) -> list[int]:

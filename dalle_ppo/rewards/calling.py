@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dalle_ppo.base.halving import is_out_of_memory
 from dalle_ppo.rewards.base import RewardFailure, RewardResult, check_result
 
 ACCEPTED = "a tensor, NumPy array, list or tuple of one number per image, (values, extras), or a RewardResult"
@@ -107,6 +108,8 @@ def call(function: Callable, arguments: tuple[Any, ...], label: str) -> RewardRe
     except RewardFailure as error:
         raise ValueError(f"reward {label}: {error}") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # the caller may try with fewer images
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
             f"reward {label} raised {type(error).__name__}: {one_line(error)} "

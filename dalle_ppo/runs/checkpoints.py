@@ -21,6 +21,7 @@ from torch import Tensor
 from dalle_ppo.base.atomic import flush
 from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
 from dalle_ppo.runs.places import CHECKPOINT_NAME, TEMPORARY_NAME
+from dalle_ppo.runs.space import bytes_of, check_space
 
 STATE_FILE = "state.json"
 # What peft's loader reads beside `adapter_model.safetensors`; a copy of the state's entry, which is verified.
@@ -56,17 +57,24 @@ def save_checkpoint(
 
     Args:
         tensors: tensors by NAME; each group becomes `NAME.safetensors`.
-        state: becomes `state.json`; what JSON changes (int keys, tuples) comes back changed.
+        state: becomes `state.json`; what JSON changes (int keys, tuples) comes back changed. If its `best`
+            names an `iteration`, that checkpoint is kept too.
         keep: number of checkpoints to keep, at least 1.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        ValueError: the disk has no room for it; nothing has been written.
+        OSError: it cannot be written; earlier checkpoints are unchanged.
     """
     if keep < 1:
         raise ValueError(f"keep: {keep} would remove the checkpoint just written; use at least 1")
     parent = Path(run_dir) / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
+    put_back(parent)
     _remove_leftovers(parent)
+    check_space(parent, bytes_of(tensors))
     final = parent / f"step_{iteration:06d}"
     temporary = parent / f".{final.name}.new"
     try:
@@ -321,20 +329,39 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints up to `iteration`; damaged ones stay."""
-    whole = []
+    """Remove all but the newest `keep` complete checkpoints up to `iteration`; damaged ones stay.
+
+    The one that the newest calls the best stays too.
+    """
+    whole, best = [], None
     for number, folder in sorted(checkpoint_folders(Path(run_dir) / "checkpoints")):
         try:
-            _read_manifest(folder, verify_hashes=False)
+            manifest = _read_manifest(folder, verify_hashes=False)
         except ValueError:
             continue
         if number <= iteration:
-            whole.append(folder)
-    for folder in whole[:-keep]:
+            whole.append((number, folder))
+            best = (manifest["state"].get("best") or {}).get("iteration")
+    for number, folder in whole[:-keep]:
+        if number == best:
+            continue
         # Renamed first, so that an interrupted removal does not leave a partial checkpoint.
         aside = folder.with_name(f".{folder.name}.old")
         os.replace(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(parent: Path) -> None:
+    """Undoes a replacement that ended between its two renames: the checkpoint gets its name again."""
+    for aside in parent.glob(".step_*.old"):
+        final = aside.with_name(aside.name.removeprefix(".").removesuffix(".old"))
+        if final.exists():
+            continue
+        try:
+            _read_manifest(aside)
+        except ValueError:  # half of it has been removed
+            continue
+        os.replace(aside, final)
 
 
 def _remove_leftovers(parent: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dalle_ppo.base.lock import OTHERWISE, locked, refuse_locked
-from dalle_ppo.runs.checkpoints import checkpoint_folders, latest_checkpoint
+from dalle_ppo.runs.checkpoints import checkpoint_folders, latest_checkpoint, put_back
 from dalle_ppo.runs.places import RUN_ENTRIES, enclosing_run, holds_run, refuse_wrong_path
 
 
@@ -98,6 +98,7 @@ def _refuse_unfit(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _checkpoint_to_resume(folder: Path) -> Path | None:
+    put_back(folder / "checkpoints")
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None and checkpoint_folders(folder / "checkpoints"):
         raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.atomic import atomic_write, flush
 from dalle_ppo.runs.pictures import image_grid
 
 METRICS_FILE = "metrics.jsonl"
@@ -62,7 +62,8 @@ class MetricsWriter:
             self._board.write_grid(iteration, name, image_grid(images, columns))
 
     def flush(self) -> None:
-        """Push buffered TensorBoard events to disk; metrics.jsonl is never buffered."""
+        """Wait until all written so far is on disk, as a checkpoint must not be ahead of its metrics."""
+        flush(self.path)  # fails if somebody has removed the run: nothing may be saved beside missing metrics
         if self._board is not None:
             self._board.writer.flush()
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,9 @@ EVALUATED = sorted(
     (m for m in METRICS.values() if m.board_evaluation is not None), key=lambda m: m.board_evaluation
 )
 """Metrics of an evaluation that are shown, over all captions and in this order."""
+
+EVALUATION_FILE = ".evaluation"
+"""How the names of files end that hold an evaluation."""
 
 
 class Board:
@@ -46,14 +51,44 @@ class Board:
         self.writer.add_image(f"images/{name}", grid, iteration, dataformats="HWC")
 
 
-def open_board(run_dir: Path, purge_step: int | None = None):
-    """A writer of TensorBoard events; events from `purge_step` on are hidden."""
+def open_board(run_dir: Path, purge_step: int | None = None, suffix: str = ""):
+    """A writer of TensorBoard events.
+
+    Args:
+        run_dir: the run's folder.
+        purge_step: earlier files' events of this step and later ones are hidden.
+        suffix: how the name of its file ends.
+    """
+    _order_files(Path(run_dir) / "tensorboard")
     # If tensorflow is installed, TensorBoard imports all of it (seconds, hundreds of MB) unless this module
     # exists; TensorBoard's own file writer works the same way without it.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=purge_step)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _hook
+    return SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=purge_step, filename_suffix=suffix)
+
+
+def _hook(args: threading.ExceptHookArgs) -> None:
+    """Prints no trace of a disk that fails under TensorBoard's thread: the next write raises the error."""
+    if not (type(args.thread).__module__.startswith("tensorboard") and isinstance(args.exc_value, OSError)):
+        threading.__excepthook__(args)
+
+
+def _order_files(folder: Path) -> None:
+    """Makes earlier files sort before new ones.
+
+    TensorBoard reads files in the order of their names, which hold the time. If the clock has been set back,
+    it would read what a resumed run hides after what hides it.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    times = [file.name.split(".")[3] for file in files]
+    if all(text.isdecimal() and int(text) < time.time() for text in times):
+        return
+    for number, file in enumerate(files):
+        prefix, _, rest = file.name.removeprefix("events.out.tfevents.").partition(".")
+        file.rename(folder / f"events.out.tfevents.{number:010d}.{rest or prefix}")
 
 
 def write_settings(run_dir: Path, config_text: str, settings: Mapping[str, object], iteration: int) -> None:
@@ -85,11 +120,15 @@ def write_settings(run_dir: Path, config_text: str, settings: Mapping[str, objec
 def write_evaluation(run_dir: Path, points: Mapping[int, Mapping[str, object]]) -> None:
     """Writes the numbers of an evaluation to TensorBoard and marks the run as finished.
 
+    They take the place of those of an earlier evaluation, which may have been interrupted.
+
     Args:
         run_dir: the run's folder; no other writer may be open.
         points: what `summarise` returns for all captions, by iteration; only `EVALUATED` is written.
     """
-    board = open_board(run_dir)
+    for earlier in (Path(run_dir) / "tensorboard").glob(f"*{EVALUATION_FILE}"):
+        earlier.unlink()
+    board = open_board(run_dir, suffix=EVALUATION_FILE)
     from torch.utils.tensorboard.summary import hparams
 
     for iteration, numbers in points.items():

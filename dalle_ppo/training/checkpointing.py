@@ -10,6 +10,7 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.models.adapters import adapter_config, adapter_state, is_adapted, load_adapter
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.runs.checkpoints import ADAPTER_CONFIG, Checkpoint, flatten_optimizer, restore_optimizer
+from dalle_ppo.runs.space import bytes_of
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.progress import Progress
 
@@ -18,6 +19,23 @@ SECTIONS = {"policy": "actor", "critic": "critic"}
 ADAPTED_GROUPS = {"policy": "adapter_model", "critic": "critic"}
 """What a checkpoint calls a network's tensors if only adapters are saved; the first one is peft's name."""
 ADAPTER_CONFIGS = {"policy": ADAPTER_CONFIG, "critic": "critic_adapter_config"}
+
+
+def run_state(trainer: Any) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Everything needed to resume a Trainer: groups of tensors by name, and the JSON-able rest."""
+    tensors, optimizers = learner_state(trainer.actor, trainer.critic)
+    progress = trainer.progress.to_dict()
+    state = {
+        "progress": progress,
+        "best": progress["best"],
+        "captions": trainer.captions.state_dict(),
+        "reference_sha256": trainer.reference_sha256,
+        **settings_state(trainer.config),
+        **optimizers,
+    }
+    if len(trainer.buffer):
+        tensors["replay"], state["replay"] = trainer.buffer.tensors, trainer.buffer.texts
+    return tensors, state
 
 
 def learner_state(
@@ -35,6 +53,14 @@ def learner_state(
             key = f"{name}_optimizer"
             tensors[key], state[key] = flatten_optimizer(learner.optimizer)
     return tensors, state
+
+
+def expected_bytes(actor: Learner, critic: Learner | None) -> int:
+    """About how large a checkpoint will be: weights, and twice those that are trained for AdamW's moments."""
+    learners = [learner for learner in (actor, critic) if learner is not None]
+    weights = sum(bytes_of({"": learner.module.state_dict()}) for learner in learners)
+    trained = [p for learner in learners for p in learner.module.parameters() if p.requires_grad]
+    return weights + 2 * sum(parameter.nbytes for parameter in trained)
 
 
 def settings_state(config: Config) -> dict[str, Any]:

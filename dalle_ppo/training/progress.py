@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from dalle_ppo.rl.advantages import PromptStatistics, RunningMoments
+from dalle_ppo.training.best import Best
 from dalle_ppo.training.credit import CreditState
 
 
@@ -16,6 +17,7 @@ class Progress:
         credit: running statistics of scores, and the current weight of the KL.
         left_out: how many batches in a row, up to now, had an unusable reward.
         captions_truncated: how many captions so far were longer than the text encoder reads.
+        best: the best checkpoint so far, with `keep_best`.
         term_moments: moments of each reward term's values so far, by label, with `reward.normalise` per_term.
     """
 
@@ -25,6 +27,7 @@ class Progress:
     left_out: int = 0
     captions_truncated: int = 0
     term_moments: dict[str, RunningMoments] = field(default_factory=dict)
+    best: Best = field(default_factory=Best)
 
     def to_dict(self) -> dict:
         credit = self.credit
@@ -39,6 +42,7 @@ class Progress:
             "left_out": self.left_out,
             "captions_truncated": self.captions_truncated,
             "term_moments": {label: asdict(moments) for label, moments in self.term_moments.items()},
+            "best": asdict(self.best),
         }
 
     @classmethod
@@ -50,4 +54,6 @@ class Progress:
         )
         # Checkpoints from before terms could be normalised have none.
         moments = {label: RunningMoments(**kept) for label, kept in saved.get("term_moments", {}).items()}
-        return cls(**(saved | {"credit": credit, "term_moments": moments}))
+        best = saved.get("best", {})
+        best = Best(**(best | {"recent": tuple(best.get("recent", ()))}))
+        return cls(**(saved | {"credit": credit, "term_moments": moments, "best": best}))

@@ -11,6 +11,8 @@ from dalle_ppo.training.forecast import Rates, forecast, rates_of, rough_rates, 
 from dalle_ppo.training.iteration_metrics import progress_line
 
 FORMAT = "{{desc}} {{n_fmt}}/{{total_fmt}} {{bar}} {left}{{postfix}}"
+REMEMBERED = 500
+"""Iterations that the forecast looks at; a run of millions must not look at all of them after each."""
 
 
 class ProgressBar:
@@ -58,6 +60,8 @@ class ProgressBar:
     def finished(self, metrics: Mapping) -> None:
         """Counts an iteration and shows its numbers."""
         self.here.append(metrics)
+        if len(self.here) > REMEMBERED:
+            del self.here[1]  # not the first, which `rates_of` leaves out
         self.iteration += 1
         self.bar.set_postfix_str(progress_line(metrics), refresh=False)
         self.bar.n = self.iteration

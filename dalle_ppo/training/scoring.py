@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.rl.kl import kl_k1, kl_k3
 from dalle_ppo.rl.records import Experience
@@ -34,13 +36,13 @@ class Networks:
     reference_sha256: str | None = None
 
 
-@torch.no_grad()
 def score_passes(
     networks: Networks,
     experience: Experience,
     microbatch_size: int,
     keep_reference: bool = False,
     order: Sequence[Tensor] | None = None,
+    halving: Halving | None = None,
 ) -> Experience:
     """Computes old and reference log-probs of the drawn tokens, exact KL, entropy and values, [B, T] each.
 
@@ -53,13 +55,31 @@ def score_passes(
         microbatch_size: images per forward pass.
         keep_reference: also keep the reference's states, for an exact KL in the loss.
         order: rows of each microbatch, int64, every row once; by default in order, `microbatch_size` each.
+        halving: remembers how many images fit into memory.
 
     Returns:
         The experience with these columns.
     """
+    work = partial(_score, networks, experience, keep_reference, order)
+    return (halving or Halving()).run("scoring", "update.microbatch_size", microbatch_size, work)
+
+
+def chosen_rows(experience: Experience, size: int, order: Sequence[Tensor] | None) -> list[Tensor]:
+    """Rows of each microbatch, at most `size` of them."""
+    in_order = [torch.arange(len(experience), device=experience.tokens.device)]
+    return [part for rows in order or in_order for part in rows.split(size)]
+
+
+@torch.no_grad()
+def _score(
+    networks: Networks,
+    experience: Experience,
+    keep_reference: bool,
+    order: Sequence[Tensor] | None,
+    size: int,
+) -> Experience:
     family, columns, kept = networks.family, defaultdict(list), []
-    in_order = torch.arange(len(experience), device=experience.tokens.device)
-    for index in order or in_order.split(microbatch_size):
+    for index in chosen_rows(experience, size, order):
         rows = experience.select(index)
         states = family.remember(networks.reference, rows)
         rows = replace(rows, reference_states=states)

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.team import Team, check_same
 from dalle_ppo.config.settings import Config
-from dalle_ppo.policy.rollout import as_float
+from dalle_ppo.policy.rollout import Means, as_float
 from dalle_ppo.rewards.base import Reward, RewardResult, metadata_of
 from dalle_ppo.rewards.groups import caption_groups
+from dalle_ppo.rewards.in_parts import score_in_parts
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.scoring import Networks, score_passes
 
@@ -44,7 +46,7 @@ def check_divides(config: Config, team: Team) -> None:
         )
 
 
-def shared_reward(reward: Reward, config: Config, experience: Experience, team: Team) -> RewardResult:
+def shared_reward(reward: Reward, config: Config, experience: Experience, means: Means) -> RewardResult:
     """The reward of all images, each process's share computed there.
 
     A reward that compares images which shares would separate is computed by the first process alone.
@@ -53,16 +55,17 @@ def shared_reward(reward: Reward, config: Config, experience: Experience, team: 
         reward: scores images.
         config: names the reward's terms.
         experience: the whole batch, drawn.
-        team: the processes.
+        means: the processes, and how many images fit.
 
     Raises:
         ValueError: it failed; all processes raise the same error.
     """
     metadata = metadata_of(experience.tags, experience.caption_ids)
-    count, captions = len(experience), list(experience.captions)
+    count, captions, team = len(experience), list(experience.captions), means.team
 
     def score(rows: slice) -> RewardResult:
-        return reward(as_float(experience.images[rows]), captions[rows], metadata[rows])
+        images, halving = as_float(experience.images[rows]), means.halving or Halving()
+        return score_in_parts(reward, images, captions[rows], metadata[rows], halving)
 
     if team.size == 1:
         return score(slice(0, count))
@@ -112,21 +115,23 @@ def shared_score_passes(
     experience: Experience,
     microbatch_size: int,
     keep_reference: bool,
-    team: Team,
+    means: Means,
     order: Sequence[Tensor] | None = None,
 ) -> Experience:
     """`score_passes` of the whole batch, each process's share computed there.
 
     Args:
         networks, experience, microbatch_size, keep_reference: as in `score_passes`.
-        team: the processes.
+        means: the processes, and how many images fit.
         order: as in `score_passes`, for one process; several score their shares in order.
     """
+    team, halving = means.team, means.halving
     if team.size == 1:
-        return score_passes(networks, experience, microbatch_size, keep_reference, order)
+        return score_passes(networks, experience, microbatch_size, keep_reference, order, halving)
     count = len(experience)
     rows = torch.arange(count, device=experience.tokens.device)[team.share(count)]
-    scored = score_passes(networks, experience.select(rows), microbatch_size, keep_reference)
+    own = experience.select(rows)
+    scored = score_passes(networks, own, microbatch_size, keep_reference, None, halving)
     columns = {name: getattr(scored, name) for name in SCORED if getattr(scored, name) is not None}
     whole = {name: team.join(column, count) for name, column in columns.items()}
     states = map_tensors(scored.reference_states, lambda tensor: team.join(tensor, count))

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle_ppo.base.halving import Halving, OutOfMemory
+from dalle_ppo.base.stopping import StopSignals
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource
 from dalle_ppo.config.settings import Config
-from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.policy.rollout import Means, NoiseSource, collect
 from dalle_ppo.rewards.base import Reward, RewardResult, check_result
 from dalle_ppo.rl.adaptive_kl import AdaptiveKL
 from dalle_ppo.rl.advantages import PromptStatistics
@@ -23,12 +25,8 @@ from dalle_ppo.runs.metric_table import ITERATION_METRICS
 from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, SilentWriter, first_metrics
 from dalle_ppo.runs.pictures import blur_unsafe, save_first_and_newest, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
-from dalle_ppo.training.checkpointing import (
-    learner_state,
-    restore_learners,
-    restored_progress,
-    settings_state,
-)
+from dalle_ppo.training.best import check_metric
+from dalle_ppo.training.checkpointing import restore_learners, restored_progress, run_state
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.guards import broken_updates, check_collapse
 from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, score_metrics
@@ -45,6 +43,7 @@ from dalle_ppo.training.sharing import (
     shared_reward,
     shared_score_passes,
 )
+from dalle_ppo.training.stopping import Clock, saved_if_it_ends
 from dalle_ppo.training.term_scales import normalised_sum
 from dalle_ppo.training.update import Step, order_generator, run_update, scoring_order
 
@@ -97,13 +96,17 @@ class Trainer:
         self.progress = Progress(images=drawn, credit=state)
         self.buffer = ReplayBuffer()
         self.after_phase = lambda seconds, images: None
+        self.signals, self.clock = StopSignals(team), Clock(config.checkpoint_minutes)
+        self.means = Means(team, Halving())
+        check_metric(config.keep_best)
 
     def run(self) -> None:
         """Trains to `num_iterations`, from the current iteration.
 
         Raises:
-            ValueError: a reward is not usable, the policy has collapsed or updates are not finite; what was
-                learned up to then is saved first.
+            ValueError: a reward is not usable, the policy has collapsed, updates are not finite or memory is
+                short; what was learned up to then is saved first.
+            Stopped: a signal came; likewise.
         """
         start, networks = self.progress.iteration, 3 if self.critic else 2
         first = self.team.is_first
@@ -111,28 +114,32 @@ class Trainer:
         bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks, shown=first)
         self.after_phase = bar.after_phase
         with MetricsWriter(self.run_dir, start) if first else SilentWriter() as writer, bar:
+            # A kill may have come between this checkpoint and its samples.
+            if start > 0 and self.is_due(start):
+                self.check_policy(self.draw_samples(writer))
             while self.progress.iteration < self.config.num_iterations:
-                before = self.captions.state_dict(), self.progress.to_dict()
-                try:
+                with saved_if_it_ends(self):
+                    self.signals.check_together()
                     if self.progress.iteration == 0:
                         self.draw_samples(writer)
                     metrics = self.iterate(writer)
-                except ValueError:
-                    # Nothing has been learned from this batch: the checkpoint holds the state before it.
-                    self.captions.load_state_dict(before[0])
-                    self.progress = Progress.from_dict(before[1])
-                    self.save(spare=1)
-                    raise
                 writer.write(metrics)
+                self.progress.best = self.progress.best.after(metrics, self.config.keep_best)
                 bar.finished(metrics)
                 broken = broken_updates(metrics, self.config)
                 if broken is not None:
                     self.save(spare=1)
                     raise ValueError(broken)
-                done = self.progress.iteration
-                if done % self.config.checkpoint_every == 0 or done == self.config.num_iterations:
+                if self.is_due(self.progress.iteration):
                     with bar.writing_checkpoint():
                         self.checkpoint(writer)
+                elif self.team.on_first(self.clock.due):
+                    writer.flush()
+                    self.save(spare=1)
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether a checkpoint is due after so many iterations."""
+        return iteration % self.config.checkpoint_every == 0 or iteration == self.config.num_iterations
 
     def checkpoint(self, writer: MetricsWriter) -> None:
         """Saves, draws samples and checks the policy on them.
@@ -141,10 +148,13 @@ class Trainer:
             ValueError: the policy has collapsed, or the samples have no usable reward. It is saved
                 anyway, without replacing an earlier checkpoint.
         """
+        progress = self.progress
+        progress.best = progress.best.at_checkpoint(progress.iteration, self.config.keep_best)
+        writer.flush()  # a resumed run does not write again what is older than its checkpoint
         self.save(spare=1)
         self.check_policy(self.draw_samples(writer))
         if self.team.is_first:
-            prune_checkpoints(self.run_dir, self.progress.iteration, self.config.keep_checkpoints)
+            prune_checkpoints(self.run_dir, progress.iteration, self.config.keep_checkpoints)
 
     def check_policy(self, drawn: Experience) -> None:
         """Raises if the policy has collapsed, judging by images it has just drawn.
@@ -152,22 +162,22 @@ class Trainer:
         Raises:
             ValueError: the policy has collapsed.
         """
-        networks = replace(self.networks, critic=None)
-        scored = shared_score_passes(networks, drawn, self.config.update.microbatch_size, False, self.team)
+        networks, size = replace(self.networks, critic=None), self.config.update.microbatch_size
+        scored = shared_score_passes(networks, drawn, size, False, self.means)
         check_collapse(policy_metrics(scored), self.config, self.progress.iteration)
 
     def iterate(self, writer: MetricsWriter) -> dict[str, Any]:
         """One iteration; returns its metrics."""
         config, progress, iteration = self.config, self.progress, self.progress.iteration
         watch = self.stopwatch(config.rollout.rollout_batch_size)
-        with watch.phase("rollout"):
+        with watch.phase("rollout"), self.signals.interruptible():
             experience = self.collect()
         progress.captions_truncated += experience.num_truncated
-        with watch.phase("reward"):
+        with watch.phase("reward"), self.signals.interruptible():
             result = self.score(experience)
         if result is None:
             return self._leave_out(experience, watch)
-        with watch.phase("scoring"):
+        with watch.phase("scoring"), self.signals.interruptible():
             experience = replace(experience, scores=result.total, reward_parts=result.parts)
             experience = self.score_passes(experience)
             described = policy_metrics(experience, self.draws_from_reference)
@@ -223,14 +233,14 @@ class Trainer:
         drawer = self.networks.reference if self.draws_from_reference else self.actor.module
         weights = self.family.sampler_weights(drawer, rollout.dtype)
         samples = rollout.samples_per_caption
-        return collect(self.family, weights, records, samples, noise, rollout.memory_gb, self.team)
+        return collect(self.family, weights, records, samples, noise, rollout.memory_gb, self.means)
 
     def score_passes(self, experience: Experience) -> Experience:
         """Scores the images with actor, reference and critic."""
         kl, size = self.config.kl, self.config.update.microbatch_size
         keep_reference = kl.placement == "loss" and kl.estimator == "exact"
         order = scoring_order(experience, self.objective, self.config, self.progress.iteration)
-        return shared_score_passes(self.networks, experience, size, keep_reference, self.team, order)
+        return shared_score_passes(self.networks, experience, size, keep_reference, self.means, order)
 
     def reference_changes(self) -> int:
         """How many tensors of the reference have changed since the start, bit for bit."""
@@ -255,11 +265,12 @@ class Trainer:
             ValueError: it is not usable, and the run must stop or has just left out other batches.
         """
         try:
-            result = shared_reward(self.reward, self.config, experience, self.team)
+            result = shared_reward(self.reward, self.config, experience, self.means)
             return check_result(result, len(experience), "of this run")
         except ValueError as error:
             left_out = self.progress.left_out + 1
-            if self.config.reward.bad_result == "stop" or left_out >= MAX_BATCHES_LEFT_OUT:
+            stop = self.config.reward.bad_result == "stop" or isinstance(error, OutOfMemory)
+            if stop or left_out >= MAX_BATCHES_LEFT_OUT:
                 raise
             warnings.warn(f"iteration {self.progress.iteration}: batch left out: {error}", stacklevel=2)
             return None
@@ -294,7 +305,8 @@ class Trainer:
             self.progress.credit.kl_coef,
             iteration >= self.first_actor_iteration,
             order_generator(config.seed, iteration),
-            self.team,
+            self.means,
+            self.signals,
         )
         return rates | run_update(self.networks, experience, self.objective, config, step)
 
@@ -335,9 +347,9 @@ class Trainer:
         noise, memory_gb = NoiseSource(self.config.seed, "samples"), self.config.rollout.memory_gb
         weights = self.family.sampler_weights(self.actor.module)
         watch = self.stopwatch(len(self.sample_captions))
-        with watch.phase("rollout"):
-            drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb, self.team)
-        with watch.phase("reward"):
+        with watch.phase("rollout"), self.signals.interruptible():
+            drawn = collect(self.family, weights, self.sample_captions, 1, noise, memory_gb, self.means)
+        with watch.phase("reward"), self.signals.interruptible():
             result = self.score(drawn)
         if result is None or not self.team.is_first:
             return drawn
@@ -364,19 +376,11 @@ class Trainer:
         check_equal_weights(self.actor.module, self.team)
         written = self._write_checkpoint(spare) if self.team.is_first else None
         self.team.gather(None)
+        self.clock.restart()
         return written
 
     def _write_checkpoint(self, spare: int) -> Path:
-        tensors, optimizers = learner_state(self.actor, self.critic)
-        state = {
-            "progress": self.progress.to_dict(),
-            "captions": self.captions.state_dict(),
-            "reference_sha256": self.reference_sha256,
-            **settings_state(self.config),
-            **optimizers,
-        }
-        if len(self.buffer):
-            tensors["replay"], state["replay"] = self.buffer.tensors, self.buffer.texts
+        tensors, state = run_state(self)
         keep = self.config.keep_checkpoints + spare
         return save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
 

@@ -4,17 +4,22 @@ Losses are summed over microbatches and divided by the minibatch's tokens, so th
 the memory but not the update.
 """
 
+import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from dalle_ppo.base.team import ALONE, Team
+from dalle_ppo.base.halving import Halving
+from dalle_ppo.base.stopping import StopSignals
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import TokenScores
+from dalle_ppo.policy.rollout import ALL_AT_ONCE, Means
 from dalle_ppo.rl.kl import kl_k2
 from dalle_ppo.rl.losses import value_loss
 from dalle_ppo.rl.records import Experience
@@ -24,6 +29,8 @@ from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.sharing import own_rows
 from dalle_ppo.training.update_log import PolicyTerms, UpdateLog
+
+GRADIENTS = "computing gradients of"
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Step:
         kl_coef: current weight of the KL.
         train_actor: False while the critic warms up.
         generator: draws the order of the images.
-        team: the processes that share each minibatch.
+        means: the processes that share each minibatch, and how many images fit.
+        signals: may end the updates before the first step.
     """
 
     actor: Learner
@@ -44,7 +52,8 @@ class Step:
     kl_coef: float
     train_actor: bool
     generator: torch.Generator
-    team: Team = ALONE
+    means: Means = ALL_AT_ONCE
+    signals: StopSignals = field(default_factory=StopSignals)
 
 
 def policy_terms(
@@ -88,12 +97,15 @@ def run_update(
     Returns:
         Metrics of the updates.
     """
-    log, train_actor, settings, team = UpdateLog(), step.train_actor, config.update, step.team
-    for minibatch in minibatches(experience, objective.compares_images, config, step.generator):
+    settings, team, halving = config.update, step.means.team, step.means.halving or Halving()
+
+    def gradients(minibatch: Tensor, sofar: UpdateLog, train_actor: bool, size: int) -> tuple:
+        """Gradients of a minibatch, `size` images at a time; returns the log with it, and both losses."""
+        log, actor_loss, critic_loss = copy.deepcopy(sofar), 0.0, 0.0
+        clear_gradients(step)  # of an attempt that ran out of memory
         num_tokens = len(minibatch) * experience.tokens.shape[1]
-        actor_loss, critic_loss = 0.0, 0.0
         mine = own_rows(minibatch, experience, objective.compares_images, team)
-        for index in mine.split(settings.microbatch_size) if len(mine) else ():
+        for index in mine.split(size) if len(mine) else ():
             rows = experience.select(index)
             if train_actor:
                 terms = _actor_backward(networks, rows, objective, config, step, num_tokens)
@@ -102,12 +114,20 @@ def run_update(
                 critic_loss += _critic_backward(networks, rows, config, step.critic, num_tokens)
         if step.critic is not None:
             log.sums["value_loss"] += critic_loss
-        actor_loss, critic_loss = log.end_minibatch(train_actor, actor_loss, critic_loss, team)
+        return log, actor_loss, critic_loss
+
+    log, train_actor = UpdateLog(), step.train_actor
+    for minibatch in minibatches(experience, objective.compares_images, config, step.generator):
+        work = partial(gradients, minibatch, log, train_actor)
+        with nullcontext() if log.minibatches else step.signals.interruptible():
+            log, *losses = halving.run(GRADIENTS, "update.microbatch_size", settings.microbatch_size, work)
+        actor_loss, critic_loss = log.end_minibatch(train_actor, *losses, team)
         if train_actor and log.actor_minibatches > 1 and past(settings.target_kl, log.last_approx_kl):
             step.actor.optimizer.zero_grad(set_to_none=True)
             train_actor = False
         if train_actor and networks.anchor is not None:
-            policies, size = (step.actor.module, networks.reference), settings.microbatch_size
+            policies = step.actor.module, networks.reference
+            size = halving.sizes.get(GRADIENTS, settings.microbatch_size)
             held = anchor_backward(networks.anchor, networks.family, policies, size, step.generator, team)
             log.anchor_kl.append(held)
         if train_actor:
@@ -117,6 +137,13 @@ def run_update(
         if (log.skipped and settings.bad_step == "stop") or (step.critic is None and not train_actor):
             break
     return log.metrics(team)
+
+
+def clear_gradients(step: Step) -> None:
+    """Frees the gradients of all networks that are trained."""
+    for learner in (step.actor, step.critic):
+        if learner is not None:
+            learner.optimizer.zero_grad(set_to_none=True)
 
 
 def minibatches(

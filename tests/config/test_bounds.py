@@ -7,6 +7,8 @@ REFUSED = [
     ("num_iterations", "0"),
     ("checkpoint_every", "0"),
     ("keep_checkpoints", "0"),
+    ("checkpoint_minutes", "0"),
+    ("checkpoint_minutes", "-1"),
     ("seed", "-1"),
     ("evaluation.seed", "-1"),
     ("evaluation.num_captions", "0"),

@@ -282,3 +282,15 @@ def test_a_checkpoint_of_an_older_format_is_refused_and_not_passed_over(tmp_path
         with pytest.raises(FormatError, match=r"step_000020.* format 1, .* use dalle_ppo 0\.1") as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_a_replacement_that_is_killed_between_its_renames_is_undone(tmp_path):
+    final = save(tmp_path, 10, value=1.0)
+    final.rename(final.with_name(".step_000010.old"))
+    (tmp_path / "checkpoints" / ".step_000010.new").mkdir()
+    checkpoints.put_back(tmp_path / "checkpoints")
+    assert load_checkpoint(latest_checkpoint(tmp_path)).tensors["policy"]["w"].unique().tolist() == [1.0]
+    half = final.rename(final.with_name(".step_000010.old"))
+    (half / "policy.safetensors").unlink()
+    checkpoints.put_back(tmp_path / "checkpoints")
+    assert latest_checkpoint(tmp_path) is None, "what is half removed does not come back"

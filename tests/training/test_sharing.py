@@ -15,6 +15,7 @@ from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.terms import balance
 from dalle_ppo.evaluation.drawing import Setup, in_batches
 from dalle_ppo.evaluation.files import write_batch
+from dalle_ppo.policy.rollout import Means
 from dalle_ppo.rewards.base import RewardResult, Term
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.metrics import SilentWriter
@@ -301,7 +302,7 @@ def test_images_that_a_term_compares_are_not_separated():
         seen.clear()
         batch = Experience(tuple(captions), ("",) * 8, tuple(captions), torch.arange(8), None, None, whole)
         teams, reward = thread_teams(2), reward_of(label)
-        results = together(teams, lambda rank: shared_reward(reward, config, batch, teams[rank]))  # noqa: B023
+        results = together(teams, lambda rank: shared_reward(reward, config, batch, Means(teams[rank])))  # noqa: B023
         assert seen[label] == sizes, (captions, label)
         for result in results:
             assert torch.equal(result.total, whole.flatten() / 255), (captions, label)

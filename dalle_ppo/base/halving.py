@@ -1,0 +1,74 @@
+"""Work that runs out of memory is done again with half as many images at a time."""
+
+import gc
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+CPU_FAILURES = ("can't allocate memory", "not enough memory")
+"""How torch says it on a CPU, on Linux and on Windows, where its error has no type of its own."""
+
+
+class OutOfMemory(ValueError):
+    """Not even one image fits; the message names the setting and what helps."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out: torch's on a GPU or a CPU, or Python's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_FAILURES)
+
+
+class Halving:
+    """How many images at a time have proved to fit, by kind of work; a run has one of these."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+
+    def run(self, what: str, setting: str, size: int, work: Callable[[int], Result]) -> Result:
+        """Does work, with fewer images at a time until it fits; the number is kept for the next time.
+
+        Args:
+            what: the kind of work, as in "out of memory while scoring".
+            setting: the setting that makes it need less.
+            size: images at a time, as the settings say.
+            work: does all of it with as many images at a time as it is told; the result must not depend on
+                that, and a failed attempt must leave nothing behind.
+
+        Raises:
+            OutOfMemory: one image at a time does not fit either.
+        """
+        size = min(size, self.sizes.get(what, size))
+        while True:
+            try:
+                return work(size)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+            # Only here are the frames gone that held the failed attempt's tensors.
+            _release()
+            if size == 1:
+                raise OutOfMemory(
+                    f"out of memory while {what} one image at a time ({reason}); lower {setting}, or use a "
+                    "smaller model or a device with more memory, and go on with --resume"
+                )
+            self.sizes[what] = half = size // 2
+            warnings.warn(
+                f"out of memory while {what} {size} images at a time ({reason}); going on with {half}. "
+                f"A lower {setting} avoids this",
+                stacklevel=2,
+            )
+            size = half
+
+
+def _release() -> None:
+    """Gives a GPU's memory back that is no longer used; on a CPU, that has happened already."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

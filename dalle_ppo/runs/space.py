@@ -1,0 +1,52 @@
+"""Whether the disk has room for checkpoints, before they are written."""
+
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+STATE_BYTES = 1 << 20
+"""Room for `state.json` and the heads of the files; with it, a check passes only if the rest fits too."""
+
+
+def bytes_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """The size of a checkpoint that holds these groups of tensors."""
+    return STATE_BYTES + sum(t.nbytes for group in tensors.values() for t in group.values())
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuses to write what does not fit.
+
+    Args:
+        folder: where a checkpoint is to be written; it exists.
+        needed: bytes.
+
+    Raises:
+        ValueError: the disk has less.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder}: a checkpoint needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB of the disk "
+            "are free; free some, then go on with --resume"
+        )
+
+
+def warn_of_little_space(folder: Path, needed: int, more: int) -> None:
+    """Warns if the next checkpoints will not fit, while there is time to do something.
+
+    Args:
+        folder: where they will be written; it exists.
+        needed: bytes of one.
+        more: how many will be added before the first is removed.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed * more:
+        count = "the next checkpoint needs" if more == 1 else f"the next {more} checkpoints need"
+        warnings.warn(
+            f"{folder}: {count} {needed * more / 1e6:.0f} MB, but only {free / 1e6:.0f} MB of the disk are "
+            "free; free some, or the run will end there",
+            stacklevel=2,
+        )

@@ -1,0 +1,66 @@
+"""Work is done again with half as many images at a time, and only if memory has run out."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from dalle_ppo.base.halving import Halving, OutOfMemory, is_out_of_memory
+
+
+def fits(limit: int, tried: list[int], error=torch.OutOfMemoryError):
+    def work(size: int) -> int:
+        tried.append(size)
+        if size > limit:
+            raise error("tried to allocate\n2 GiB")
+        return size
+
+    return work
+
+
+def test_the_size_is_halved_until_it_fits_and_is_kept():
+    halving, tried = Halving(), []
+    with pytest.warns(UserWarning, match=r"while scoring 24 images .*going on with 12.*x\.size") as warned:
+        assert halving.run("scoring", "x.size", 24, fits(5, tried)) == 3
+    assert tried == [24, 12, 6, 3] and len(warned) == 3
+    assert all("\n" not in str(w.message) for w in warned)
+    assert halving.run("scoring", "x.size", 24, fits(5, tried)) == 3 and len(tried) == 5
+    assert halving.run("scoring", "x.size", 2, fits(5, tried)) == 2
+    assert halving.run("drawing", "x.size", 4, fits(5, tried)) == 4
+
+
+def test_below_one_image_the_setting_is_named():
+    with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match=r"one image.*lower x\.size") as caught:
+        Halving().run("scoring", "x.size", 2, fits(0, []))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_attempt_holds_no_memory():
+    alive = []
+
+    def work(size: int) -> int:
+        gc.disable()
+        assert all(reference() is None for reference in alive)
+        large = torch.zeros(3)
+        alive.append(weakref.ref(large))
+        if size > 1:
+            raise torch.OutOfMemoryError("no")
+        return size
+
+    try:
+        with pytest.warns(UserWarning):
+            assert Halving().run("scoring", "x.size", 4, work) == 1
+    finally:
+        gc.enable()
+    assert len(alive) == 3
+
+
+def test_what_counts_as_out_of_memory():
+    with pytest.raises(RuntimeError) as of_cpu:
+        torch.empty(2**55)
+    assert is_out_of_memory(of_cpu.value), "torch's own error on a CPU, which has no type of its own"
+    assert is_out_of_memory(torch.OutOfMemoryError()) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit")) and not is_out_of_memory(ValueError())
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        Halving().run("scoring", "x.size", 4, lambda size: torch.zeros(2).reshape(3))
