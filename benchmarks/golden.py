@@ -92,6 +92,8 @@ LATER_SETTINGS: dict[str, object] = {
     "clip.quick_gelu": None, "clip.same_as": None,
     "evaluation.judges": [], "evaluation.suite": None,
     "reward.normalise": None,
+    "update.gradient_checkpointing": False, "update.logits_chunk": None,
+    "actor.optimizer": "adamw", "critic.optimizer": "adamw",
     "anchor.coef": 0.0, "anchor.num_images": 384, "anchor.minibatch_size": 24, "anchor.shares": None,
 }  # fmt: skip
 """Settings that came later, or that combine several of `FIRST` in one value."""

@@ -15,8 +15,10 @@ from dalle_ppo.build.models import LoadedModel, choose_device, load_model, pinne
 from dalle_ppo.build.rewards import build_reward
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
+from dalle_ppo.models.dalle.checkpointing import set_checkpointing
 from dalle_ppo.training.anchor import draw_anchor
 from dalle_ppo.training.credit import ESTIMATORS
+from dalle_ppo.training.eight_bit import check_optimizers
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
@@ -28,6 +30,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
         A trainer; its `config` names the commit of any weights that came from the hub.
     """
     device = choose_device(config.device)
+    check_optimizers(config, device)
     loaded = load_model(config.model.path, device, config.model.revision)
     config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
@@ -53,7 +56,8 @@ def with_anchor(config: Config, networks: Networks) -> Networks:
 
 def build_networks(config: Config, loaded: LoadedModel) -> Networks:
     """The loaded model as a frozen reference, a trainable copy, and a critic if the advantages need one."""
-    family = replace(loaded.family(config.policy), stores_kept=True)
+    update = config.update
+    family = replace(loaded.family(config.policy), stores_kept=True, logits_chunk=update.logits_chunk)
     reference = loaded.decoder.eval().requires_grad_(False)
     actor = copy.deepcopy(reference)
     for name, parameter in actor.named_parameters():
@@ -61,4 +65,7 @@ def build_networks(config: Config, loaded: LoadedModel) -> Networks:
     critic = None
     if ESTIMATORS[config.credit.advantage].needs_critic:
         critic = family.new_critic(reference).requires_grad_(True)
+    for network in (actor, critic):
+        if network is not None:
+            set_checkpointing(network, update.gradient_checkpointing)
     return Networks(family, actor, reference, critic)
