@@ -296,7 +296,8 @@ class BartDecoder(nn.Module):
         inputs = F.pad(tokens[:, :-1], (1, 0), value=start)
         x = self.embed_tokens(inputs) + self.embed_positions.weight[: inputs.shape[1]]
         x = self.layernorm_embedding(x)
-        return self.final_ln(run_layers(self, x, cross))
+        x = run_layers(self.layers, x, cross.keys_values, cross.mask, self.checkpointing)
+        return self.final_ln(x)
 
     def new_cache(self, num_images: int, num_branches: int) -> list[GrowingCache]:
         """Empty self-attention caches, one per layer.

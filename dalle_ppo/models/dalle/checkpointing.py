@@ -1,38 +1,41 @@
 """Gradient checkpointing: a decoder layer's activations are computed again rather than kept."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from dalle_ppo.models.dalle.bart import BartDecoder, CrossStates
 
-
-def run_layers(decoder: "BartDecoder", x: Tensor, cross: "CrossStates") -> Tensor:
+def run_layers(
+    layers: nn.ModuleList,
+    x: Tensor,
+    keys_values: tuple[tuple[Tensor, Tensor], ...],
+    mask: Tensor,
+    checkpointing: bool,
+) -> Tensor:
     """All layers of a decoder, one after the other.
 
-    Where the decoder's `checkpointing` is on and there is a gradient, only the input of each layer is kept,
-    and the backward pass computes the layer again: the same numbers, for a third more time.
+    With checkpointing, where there is a gradient, only the input of each layer is kept, and the backward pass
+    computes the layer again: the same numbers, for a third more time.
 
     Args:
-        decoder: supplies layers.
+        layers: the decoder's.
         x: embedded tokens, [N, T, D].
-        cross: what they attend to.
+        keys_values: what each layer reads of the captions.
+        mask: of the captions.
+        checkpointing: whether it is on.
 
     Returns:
         [N, T, D], before the final norm.
 
     Source: https://arxiv.org/abs/1604.06174; https://docs.pytorch.org/docs/stable/checkpoint.html
     """
-    recompute = decoder.checkpointing and torch.is_grad_enabled()
-    for layer, keys_values in zip(decoder.layers, cross.keys_values, strict=True):
+    recompute = checkpointing and torch.is_grad_enabled()
+    for layer, of_layer in zip(layers, keys_values, strict=True):
         if recompute:
             # There is no dropout, so there is no random state to restore.
-            x = checkpoint(layer, x, keys_values, cross.mask, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(layer, x, of_layer, mask, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = layer(x, keys_values, cross.mask)
+            x = layer(x, of_layer, mask)
     return x
 
 
