@@ -15,6 +15,7 @@ built-in world's model on this machine, in minutes."""
 FLAGS = {
     "resume": "continue the run in run_dir from its newest checkpoint",
     "overwrite": "replace the run in run_dir",
+    "dry_run": "check everything, predict disk space and memory, and stop before training; writes nothing",
 }
 
 
@@ -53,6 +54,9 @@ def main(argv: list[str] | None) -> int:
         world = find_world(config.model.path)
         measures = build_measures(config, trainer.reward, world, heldout, device)
         try_judges(trainer, measures.judges)
+    if flags["dry_run"]:
+        dry(trainer, tried, flags["resume"])
+        return 0
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
     with sole_writer(run_dir):
         prepare(trainer, flags)
@@ -66,6 +70,24 @@ def main(argv: list[str] | None) -> int:
         if config.evaluation.at_end:
             finish(trainer, captions, measures)
     return 0
+
+
+def dry(trainer, tried: str, resume: bool) -> None:
+    """Prints what the run would do and need.
+
+    Raises:
+        ValueError: something does not fit, such as the checkpoint to resume from.
+    """
+    from dalle_ppo.build.captions import draw_settings, say_what_is_there
+    from dalle_ppo.build.dry_run import dry_run
+    from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
+
+    checkpoint = latest_checkpoint(trainer.run_dir) if resume else None
+    if checkpoint is not None:
+        trainer.load(load_checkpoint(checkpoint))
+    say_what_is_there(trainer.captions.contents, draw_settings(trainer.config))
+    print(plan(trainer.config), trainer.memory_plan(), tried, dry_run(trainer), sep="\n")
+    print("dry run: nothing was trained or written")
 
 
 def prepare(trainer, flags: dict[str, bool]) -> None:
