@@ -30,6 +30,7 @@ from dalle_ppo.models.dalle.sampling import Prompts
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.records import Experience
+from dalle_ppo.training.eight_bit import state_bytes
 from dalle_ppo.training.iteration_metrics import peak_memory_gb
 from dalle_ppo.training.memory import MemoryForecast, gb, predict_memory
 from dalle_ppo.training.objective import find_objective
@@ -42,6 +43,11 @@ CASES = ("1", "2", "2 checkpointing", "2 chunks", "2 checkpointing chunks")
 CHUNK = 64
 """Tokens; few enough that a chunk is small beside one image's 256."""
 GIGABYTES = (16, 24, 48, 80)
+MICROBATCHES = (16, 8, 4, 2, 1)
+IMAGES, DRAWING_BYTES = 32, 4e9
+"""Images of an iteration, and `rollout.memory_gb` in bytes, in the table of what fits."""
+SPARE = 0.05
+"""Share of the memory that is left for what an allocator wastes."""
 CLIP_BYTES = 1_700_000_000
 """OpenAI's ViT-L/14 in float32, the largest part of most rewards."""
 
@@ -87,7 +93,7 @@ def predicted(model: str, config: Config, whole: bool = False) -> MemoryForecast
         networks.family.parts.vqgan,
         networks.family.settings,
         config.rollout.rollout_batch_size,
-        float("inf"),
+        DRAWING_BYTES,
         getattr(torch, config.rollout.dtype),
         "cuda",
     )
@@ -135,31 +141,39 @@ def row(model: str, case: str, trainable: str, device: str) -> str:
     return f"| {case} | {forecast:.2f} | {measured:.2f} | {forecast / measured - 1:+.0%} |"
 
 
-def what_fits(model: str, trainable: str, optimizer: str, dtype: str) -> str:
-    """One row of the table of what fits: the largest microbatch, up to 16, for each size of memory."""
-    cells = []
-    for gigabytes in GIGABYTES:
-        found = "no"
-        for case in ("16", "8", "4", "2", "1", "1 checkpointing chunks"):
-            config = settings(case, trainable, optimizer, images=32)
-            config = replace(config, rollout=replace(config.rollout, dtype=dtype))
-            forecast = _forecast(model, case, config)
-            if forecast.peak < 0.95 * gigabytes * 1e9:
-                found = case
-                break
-        cells.append(found)
-    smallest = gb(_forecast(model, "1 checkpointing chunks", config).peak)
-    return f"| {model} | {trainable} | {optimizer} | {smallest} | {' | '.join(cells)} |"
+def what_fits(model: str, trainable: str) -> list[str]:
+    """Rows of the table of what fits: the largest microbatch for each optimiser and size of memory.
+
+    One image is traced, and activations and logits grow with their number.
+    """
+    cases = {case: settings(case, trainable, images=IMAGES) for case in ("1", "1 checkpointing chunks")}
+    plain, low = (predicted(model, config, whole=True) for config in cases.values())
+    networks = networks_of(model, cases["1"], "meta")
+    learned = {"actor": networks.actor, "critic": networks.critic}
+    rows = []
+    for optimizer in ("adamw", "adamw_8bit"):
+        states = {
+            n: state_bytes([p for p in m.parameters() if p.requires_grad], optimizer)
+            for n, m in learned.items()
+        }
+        choices = [(str(count), of_images(plain, count)) for count in MICROBATCHES]
+        choices += [(f"{count}, low", of_images(low, count)) for count in MICROBATCHES]
+        choices = [(name, replace(forecast, optimiser=states).peak) for name, forecast in choices]
+        cells = [
+            next((name for name, peak in choices if peak < (1 - SPARE) * size * 1e9), "no")
+            for size in GIGABYTES
+        ]
+        smallest, largest = gb(choices[-1][1]), gb(choices[0][1])
+        rows.append(
+            f"| {model} | {trainable} | {optimizer} | {smallest} to {largest} | {' | '.join(cells)} |"
+        )
+    return rows
 
 
-_KNOWN: dict[tuple, MemoryForecast] = {}
-
-
-def _forecast(model: str, case: str, config: Config) -> MemoryForecast:
-    key = model, case, config.actor.trainable, config.actor.optimizer, config.rollout.dtype
-    if key not in _KNOWN:
-        _KNOWN[key] = predicted(model, config, whole=True)
-    return _KNOWN[key]
+def of_images(forecast: MemoryForecast, count: int) -> MemoryForecast:
+    """The forecast of a microbatch of one image as that of `count` images."""
+    update = {name: count * size for name, size in forecast.update.items()}
+    return replace(forecast, scoring=count * forecast.scoring, update=update, logits=count * forecast.logits)
 
 
 def main() -> None:
@@ -180,9 +194,8 @@ def main() -> None:
     elif a.predict:
         print(predicted(a.model, settings(a.predict, a.trainable)))
     elif a.what_fits:
-        for optimizer in ("adamw", "adamw_8bit"):
-            for trainable in ("cross_keys_values", "all"):
-                print(what_fits(a.model, trainable, optimizer, "float32"), flush=True)
+        for trainable in ("cross_keys_values", "all"):
+            print("\n".join(what_fits(a.model, trainable)), flush=True)
     else:
         print("| microbatch | predicted, GB | measured, GB | difference |\n|---|---|---|---|", flush=True)
         for case in a.cases:

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dalle_ppo.config.settings import Config
-from dalle_ppo.models.dalle.bart import TextStates
+from dalle_ppo.models.dalle.blank import backward_without_head, blank_images
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan
-from dalle_ppo.models.dalle.presets import BartConfig
-from dalle_ppo.models.dalle.sampling import Prompts, hidden_of_tokens
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.eight_bit import state_bytes
 from dalle_ppo.training.scoring import Networks
@@ -137,42 +135,9 @@ def frozen_of(networks: Networks) -> dict[str, nn.Module]:
     return {name: module for name, module in parts.items() if isinstance(module, nn.Module)}
 
 
-@dataclass(frozen=True)
-class LongestPrompts:
-    """Takes the place of `Prompts` where there is no data: every caption is as long as captions can be."""
-
-    sizes: BartConfig
-    guided: bool
-
-    def select(self, index: Tensor) -> Prompts:
-        """A caption for each image."""
-        unconditional = self._text(1) if self.guided else None
-        return Prompts(self._text(len(index)), unconditional)
-
-    def _text(self, count: int) -> TextStates:
-        shape = count, self.sizes.num_text_tokens
-        return TextStates(torch.zeros(*shape, self.sizes.width), torch.ones(shape, dtype=torch.bool))
-
-
 def _images(networks: Networks, count: int) -> Experience:
     """Images without data; call it where tensors are fake."""
-    settings, sizes = networks.family.settings, networks.reference.config
-    tokens = torch.zeros(count, sizes.num_image_tokens, dtype=torch.int64)
-    kept = None
-    if settings.top_k is not None:
-        kept = torch.zeros(*tokens.shape, min(settings.top_k, sizes.num_codes), dtype=torch.int16)
-    names = ("",) * count
-    return Experience(
-        captions=names,
-        tags=names,
-        caption_ids=names,
-        caption_index=torch.zeros(count, dtype=torch.int64),
-        tokens=tokens,
-        sampler_log_probs=torch.zeros(tokens.shape),
-        images=tokens,
-        prompts=LongestPrompts(sizes, settings.guided),
-        kept=kept,
-    )
+    return blank_images(networks.reference.config, networks.family.settings, count)
 
 
 def _microbatch(config: Config) -> int:
@@ -187,10 +152,7 @@ def _actor_bytes(config: Config, networks: Networks) -> tuple[int, int]:
     in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
 
     def body(modules: list[nn.Module]) -> None:
-        rows = _images(networks, count)
-        prompts = rows.prompts.select(rows.caption_index)
-        states = hidden_of_tokens(modules[0], rows.tokens, prompts, family.settings)
-        sum(s.sum() for s in (states.conditional, states.unconditional) if s is not None).backward()
+        backward_without_head(modules[0], _images(networks, count), family.settings)
 
     def all_of_it(modules: list[nn.Module]) -> None:
         actor, reference = modules
