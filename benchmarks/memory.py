@@ -153,20 +153,18 @@ def what_fits(model: str, trainable: str) -> list[str]:
     rows = []
     for optimizer in ("adamw", "adamw_8bit"):
         states = {
-            n: state_bytes([p for p in m.parameters() if p.requires_grad], optimizer)
-            for n, m in learned.items()
+            name: state_bytes([p for p in module.parameters() if p.requires_grad], optimizer)
+            for name, module in learned.items()
         }
-        choices = [(str(count), of_images(plain, count)) for count in MICROBATCHES]
+        choices = [(f"{count}", of_images(plain, count)) for count in MICROBATCHES]
         choices += [(f"{count}, low", of_images(low, count)) for count in MICROBATCHES]
-        choices = [(name, replace(forecast, optimiser=states).peak) for name, forecast in choices]
+        peaks = {name: replace(forecast, optimiser=states).peak for name, forecast in choices}
         cells = [
-            next((name for name, peak in choices if peak < (1 - SPARE) * size * 1e9), "no")
+            next((name for name, peak in peaks.items() if peak < (1 - SPARE) * size * 1e9), "no")
             for size in GIGABYTES
         ]
-        smallest, largest = gb(choices[-1][1]), gb(choices[0][1])
-        rows.append(
-            f"| {model} | {trainable} | {optimizer} | {smallest} to {largest} | {' | '.join(cells)} |"
-        )
+        least = gb(min(peaks.values()))
+        rows.append(f"| {model} | {trainable} | {optimizer} | {least} | {' | '.join(cells)} |")
     return rows
 
 

@@ -29,7 +29,7 @@ def dry_run(trainer: Trainer) -> str:
     records = trainer.captions.next_batch(trainer.config.captions_per_iteration)
     first = records[0].text if len(records[0].text) <= 60 else records[0].text[:57] + "..."
     memory = predict_memory(
-        trainer.config, trainer.networks, trainer.memory_plan(), {"reward and judges": other_bytes(trainer)}
+        trainer.config, trainer.networks, trainer.memory_plan(), {"rewards": other_bytes(trainer)}
     )
     lines = [f"captions: read {len(records)}, such as {first!r}", disk_space(trainer), str(memory)]
     available = memory_of(trainer.family.device)

@@ -1,5 +1,6 @@
 """Predicts the memory that a run needs at its worst, by part, before anything is trained."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -82,7 +83,8 @@ class MemoryForecast:
         lines = [f"predicted peak of memory: {gb(self.peak)} GB, in {worst}"]
         for name, (size, parts) in rows.items():
             listed = ", ".join(f"{part} {gb(of_part)}" for part, of_part in parts.items())
-            lines.append(f"  {name:<12}{gb(size):>7}  {listed}".rstrip())
+            line = f"  {name:<12}{gb(size):>7}  {listed}".rstrip()
+            lines.append(textwrap.fill(line, 100, subsequent_indent=" " * 23, drop_whitespace=True))
         return "\n".join(lines)
 
 

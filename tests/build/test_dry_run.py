@@ -27,7 +27,7 @@ def test_it_prints_what_the_run_needs_and_writes_nothing(tmp_path, capsys):
         "captions: read 8, such as '",
         "disk: checkpoints need 0.",
         "predicted peak of memory: ",
-        "reward and judges 0.01",
+        "rewards 0.01",
         "dry run: nothing was trained or written",
     ):
         assert part in out
