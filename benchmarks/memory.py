@@ -123,6 +123,10 @@ def measure(model: str, config: Config, device: str) -> float:
     """The peak in 10^9 bytes of scoring and one update."""
     networks = networks_of(model, config, device)
     actor, critic = make_learner(networks.actor, config.actor), make_learner(networks.critic, config.critic)
+    for learner in (actor, critic):  # an optimiser has its statistics from the second step on
+        for p in learner.module.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        learner.step(0.0)
     rows = images(networks, config.rollout.rollout_batch_size, device)
     rows = score_passes(networks, rows, config.update.microbatch_size, keep_reference=True)
     credit = torch.randn(rows.tokens.shape, device=device)

@@ -55,7 +55,7 @@ def main(argv: list[str] | None) -> int:
         measures = build_measures(config, trainer.reward, world, heldout, device)
         try_judges(trainer, measures.judges)
     if flags["dry_run"]:
-        dry(trainer, tried, flags["resume"])
+        dry(trainer, measures, tried, flags["resume"])
         return 0
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
     with sole_writer(run_dir):
@@ -72,7 +72,7 @@ def main(argv: list[str] | None) -> int:
     return 0
 
 
-def dry(trainer, tried: str, resume: bool) -> None:
+def dry(trainer, measures, tried: str, resume: bool) -> None:
     """Prints what the run would do and need.
 
     Raises:
@@ -86,7 +86,7 @@ def dry(trainer, tried: str, resume: bool) -> None:
     if checkpoint is not None:
         trainer.load(load_checkpoint(checkpoint))
     say_what_is_there(trainer.captions.contents, draw_settings(trainer.config))
-    print(plan(trainer.config), trainer.memory_plan(), tried, dry_run(trainer), sep="\n")
+    print(plan(trainer.config), trainer.memory_plan(), tried, dry_run(trainer, measures), sep="\n")
     print("dry run: nothing was trained or written")
 
 

@@ -1,24 +1,27 @@
 """What `train --dry_run` looks at beyond what every run checks: captions, disk space and memory."""
 
-import gc
 import os
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import CellType, FunctionType, MethodType, ModuleType
 
 import torch
 from torch import nn
 
 from dalle_ppo.training.checkpointing import learner_state
 from dalle_ppo.training.eight_bit import state_bytes
-from dalle_ppo.training.memory import frozen_of, gb, predict_memory
+from dalle_ppo.training.memory import gb, predict_memory
 from dalle_ppo.training.trainer import Trainer
 
 
-def dry_run(trainer: Trainer) -> str:
+def dry_run(trainer: Trainer, measures: object = None) -> str:
     """Reads a batch of captions, and predicts disk space and memory; trains and writes nothing.
 
     Args:
         trainer: ready to run; its captions move on by a batch.
+        measures: of the evaluation; only the networks that they hold count.
 
     Returns:
         Lines for the user.
@@ -29,7 +32,10 @@ def dry_run(trainer: Trainer) -> str:
     records = trainer.captions.next_batch(trainer.config.captions_per_iteration)
     first = records[0].text if len(records[0].text) <= 60 else records[0].text[:57] + "..."
     memory = predict_memory(
-        trainer.config, trainer.networks, trainer.memory_plan(), {"rewards": other_bytes(trainer)}
+        trainer.config,
+        trainer.networks,
+        trainer.memory_plan(),
+        {"rewards": network_bytes([trainer.reward, measures])},
     )
     lines = [f"captions: read {len(records)}, such as {first!r}", disk_space(trainer), str(memory)]
     available = memory_of(trainer.family.device)
@@ -82,20 +88,38 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def other_bytes(trainer: Trainer) -> int:
-    """Bytes of all networks in this process that the trainer does not hold itself: reward and judges.
+def network_bytes(root: object) -> int:
+    """Bytes of all networks of torch's that an object holds, however deep.
 
-    Found among all objects, because terms are functions and hold their networks as they like. Networks that
-    are not torch's are not seen.
+    Terms of a reward are functions and keep their networks as they like: in attributes, closures or partials.
     """
-    networks = trainer.networks
-    own = [networks.actor, networks.reference, networks.critic, *frozen_of(networks).values()]
-    known = {id(t) for module in own if module is not None for t in module.parameters()}
-    tensors = {}
-    for module in gc.get_objects():
-        if issubclass(type(module), nn.Module):  # asking an object for its class could make it warn
-            tensors |= {id(t): t for t in module.parameters(recurse=False) if id(t) not in known}
+    tensors, seen, left = {}, set(), [root]
+    while left:
+        found = left.pop()
+        if id(found) in seen or isinstance(found, (str, bytes, type, ModuleType)):
+            continue
+        seen.add(id(found))
+        if isinstance(found, nn.Module):
+            tensors |= {id(t): t for t in [*found.parameters(), *found.buffers()]}
+        else:
+            left += held_by(found)
     return sum(t.nbytes for t in tensors.values())
+
+
+def held_by(found: object) -> list[object]:
+    """What an object holds itself; of a function only what it was made with, not its module's globals."""
+    if isinstance(found, Mapping):
+        return list(found.values())
+    if isinstance(found, (list, tuple, set, frozenset)):
+        return list(found)
+    if isinstance(found, partial):
+        return [found.func, *found.args, *found.keywords.values()]
+    if isinstance(found, MethodType):
+        return [found.__self__]
+    if isinstance(found, FunctionType):
+        filled = [cell for cell in found.__closure__ or () if cell != CellType()]
+        return [*(cell.cell_contents for cell in filled), *(found.__defaults__ or ())]
+    return list(getattr(found, "__dict__", {}).values())
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -82,9 +82,12 @@ class MemoryForecast:
         }
         lines = [f"predicted peak of memory: {gb(self.peak)} GB, in {worst}"]
         for name, (size, parts) in rows.items():
-            listed = ", ".join(f"{part} {gb(of_part)}" for part, of_part in parts.items())
+            # A name and its number stay on one line.
+            listed = ", ".join(
+                f"{part} {gb(of_part)}".replace(" ", "\xa0") for part, of_part in parts.items()
+            )
             line = f"  {name:<12}{gb(size):>7}  {listed}".rstrip()
-            lines.append(textwrap.fill(line, 100, subsequent_indent=" " * 23, drop_whitespace=True))
+            lines.append(textwrap.fill(line, 100, subsequent_indent=" " * 23).replace("\xa0", " "))
         return "\n".join(lines)
 
 

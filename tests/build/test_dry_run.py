@@ -2,15 +2,18 @@
 
 import shutil
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import TINY_SETTINGS
 from tiny_trainer import TINY_CONFIG, tiny_trainer
+from torch import nn
 
 from dalle_ppo import train
 from dalle_ppo.build import dry_run
-from dalle_ppo.build.dry_run import checkpoint_bytes, disk_space, existing
+from dalle_ppo.build.dry_run import checkpoint_bytes, disk_space, existing, network_bytes
 
 
 def arguments(run_dir: Path, **settings) -> list[str]:
@@ -56,6 +59,24 @@ def test_the_size_of_a_checkpoint_is_that_of_its_files(tmp_path):
     saved = sum(file.stat().st_size for file in trainer.save().glob("*.safetensors"))
     # Each file also has a header of names and shapes, and each statistic counts its steps.
     assert checkpoint_bytes(trainer) <= saved <= 1.3 * checkpoint_bytes(trainer)
+
+
+def test_networks_are_found_wherever_a_term_keeps_them():
+    layers = [nn.Linear(10, 25, bias=False) for _ in range(5)]  # 1000 bytes each
+    hidden = layers[0]
+
+    class Holder:
+        def __init__(self):
+            self.inside = {"a": [layers[1]]}
+
+        def call(self, images):
+            return images
+
+    def term(images, given=layers[2]):
+        return hidden(images)
+
+    found = [term, Holder().call, partial(torch.add, layers[3]), layers[0], lambda: never]  # noqa: F821
+    assert network_bytes(found) == 4000
 
 
 def test_disk_space_is_that_of_the_nearest_folder(tmp_path):
