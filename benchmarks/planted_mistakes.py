@@ -45,7 +45,7 @@ class Mistake:
 
 RIGHT_RECURRENCE = "running = deltas[:, t] + GAMMA * gae_lambda * running"
 SCORED_TOKENS = "log_probs, ref_log_probs, kl = gather_log_probs(log_pi, tokens), None, None"
-SCORED_LOG_PI = "log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), every)"
+SCORED_LOG_PI = "log_pi, ref_log_pi = log_pi_of_hidden(policy, hidden, every), None"
 NOISE_WORDS = "|{iteration}|{caption}|{sample}"
 PLANTED = (
     Mistake(
@@ -66,8 +66,8 @@ PLANTED = (
     Mistake(
         "temperature forgotten in the reference",
         "models/dalle/family.py",
-        "ref_log_pi = log_pi_of_hidden(reference, states, every)",
-        "ref_log_pi = log_pi_of_hidden(reference, states, replace(every, temperature=1.0))",
+        "ref_log_pi = log_pi_of_hidden(reference, ref_hidden, every)",
+        "ref_log_pi = log_pi_of_hidden(reference, ref_hidden, replace(every, temperature=1.0))",
         "training/test_update.py::test_temperature_forgotten_in_the_reference",
     ),
     Mistake(

@@ -19,6 +19,7 @@ FLAGS = {
     "resume": "continue the run in run_dir from its newest checkpoint",
     "overwrite": "replace the run in run_dir",
     "no_user_code": NO_USER_CODE,
+    "dry_run": "check everything, predict disk space and memory, and stop before training; writes nothing",
 }
 
 
@@ -65,6 +66,10 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         world = find_world(config.model.path)
         measures = build_measures(config, trainer.reward, world, heldout, device)
         try_judges(trainer, measures.judges)
+    if flags["dry_run"]:
+        if team.is_first:
+            dry(trainer, measures, tried, flags["resume"])
+        return 0
     if not team.is_first:
         with trainer.signals.caught(lambda: how_to_go_on(run_dir)):
             follow(trainer, captions, measures)
@@ -130,6 +135,24 @@ def take_own_device(team: Team, config: Config) -> None:
 
     check_divides(config, team)
     take_device(team, config.device)
+
+
+def dry(trainer, measures, tried: str, resume: bool) -> None:
+    """Prints what the run would do and need.
+
+    Raises:
+        ValueError: something does not fit, such as the checkpoint to resume from.
+    """
+    from dalle_ppo.build.captions import draw_settings, say_what_is_there
+    from dalle_ppo.build.dry_run import dry_run
+    from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
+
+    checkpoint = latest_checkpoint(trainer.run_dir) if resume else None
+    if checkpoint is not None:
+        trainer.load(load_checkpoint(checkpoint))
+    say_what_is_there(trainer.captions.contents, draw_settings(trainer.config))
+    print(plan(trainer.config), trainer.memory_plan(), tried, dry_run(trainer, measures), sep="\n")
+    print("dry run: nothing was trained or written")
 
 
 def prepare(trainer, flags: dict[str, bool]) -> None:

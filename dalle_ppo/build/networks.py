@@ -12,6 +12,7 @@ from dalle_ppo.config.critic import CriticConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.adapters import Lora
 from dalle_ppo.models.dalle.adapted import adapted_critic, adapted_decoder
+from dalle_ppo.models.dalle.checkpointing import set_checkpointing
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.models.precision import narrow
 from dalle_ppo.runs.provenance import weights_sha256
@@ -33,6 +34,7 @@ def build_networks(config: Config, loaded: LoadedModel) -> Networks:
     family = replace(
         loaded.family(config.policy),
         stores_kept=True,
+        logits_chunk=config.update.logits_chunk,
         dtype=getattr(torch, config.update.dtype),
         frozen_dtype=getattr(torch, config.model.frozen_dtype),
     )
@@ -53,6 +55,9 @@ def build_networks(config: Config, loaded: LoadedModel) -> Networks:
         actor = adapted_decoder(reference, lora, lambda name: family.trained(name, config.actor.trainable))
     if needs_critic and critic is None:
         critic = adapted_critic(reference, lora_of(config.critic, config.seed + CRITIC_STREAM))
+    for network in (actor, critic):
+        if network is not None:
+            set_checkpointing(network, config.update.gradient_checkpointing)
     return Networks(family, actor, reference, critic, reference_sha256=sha256)
 
 

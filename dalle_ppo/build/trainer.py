@@ -17,6 +17,7 @@ from dalle_ppo.build.rewards import build_reward
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
 from dalle_ppo.training.anchor import draw_anchor
+from dalle_ppo.training.eight_bit import check_optimizers
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
@@ -33,6 +34,7 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE) -> Trainer:
         A trainer; its `config` names the commit of any weights that came from the hub.
     """
     device = choose_device(config.device)
+    check_optimizers(config, device)
     loaded = load_model(config.model.path, device, config.model.revision)
     config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)

@@ -46,6 +46,11 @@ class ActorConfig:
     weight_decay: float = 0.0
     """Weight decay of the actor's AdamW (arXiv 1711.05101). Default 0.0: the KL holds the policy near the
     reference, and decay would pull it towards zero instead. Set it for very long runs."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """The actor's optimiser. "adamw" keeps 8 bytes per trained weight (arXiv 1711.05101). "adamw_8bit" keeps
+    2, in blocks of 256 numbers (arXiv 2110.02861); it needs the package bitsandbytes and a GPU. Default
+    adamw: it is exact. Use adamw_8bit where all weights are trained and memory
+    runs out."""
     adam_eps: float = 1e-5
     """Epsilon of the actor's AdamW. Default 1e-5, detail 3 of
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. Raise it when weights with

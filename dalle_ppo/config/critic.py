@@ -40,6 +40,11 @@ class CriticConfig:
     weight_decay: float = 0.0
     """Weight decay of the critic's AdamW (arXiv 1711.05101). Default 0.0. Set it when the critic memorises
     its batches: `explained_variance` falls and so does `value_loss`."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """The critic's optimiser. "adamw" keeps 8 bytes per trained weight (arXiv 1711.05101). "adamw_8bit" keeps
+    2, in blocks of 256 numbers (arXiv 2110.02861); it needs the package bitsandbytes and a GPU. Default
+    adamw: it is exact. Use adamw_8bit where the critic does not fit
+    otherwise."""
     adam_eps: float = 1e-5
     """Epsilon of the critic's AdamW. Default 1e-5, as for the actor
     (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, detail 3). Raise it when

@@ -25,6 +25,15 @@ class UpdateConfig:
     and log-softmax in float32 (torch's autocast). Default float32, our own: CPUs without bfloat16 products
     are slower with it. Use it on a GPU, with `update.importance_cap` 2: the scores then round differently
     from the sampler's (docs/large_models.md says how much)."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each decoder layer, and compute the rest again in the backward pass (arXiv
+    1604.06174): much less memory, the same numbers, a third more time in the update. Default false, our own.
+    Set it when memory runs out at a `microbatch_size` of 1, or to make microbatches larger."""
+    logits_chunk: int | Literal["auto"] | None = None
+    """Tokens whose logits over all codes exist at a time, in scoring and update; their gradient computes
+    them again. "auto" is as many as make 2^23 logits, 512 tokens with 16384 codes; null is all tokens of a
+    microbatch. Results are equal within rounding. Default null, our own. Set it when memory runs out and the
+    model has many codes; `--dry_run` says what the logits take."""
     recompute_log_probs: bool = True
     """Take the old log-probs from the training forward pass rather than from the sampler, whose cache rounds
     differently. Default true (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo): the
@@ -45,6 +54,8 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "update", "epochs", "minibatch_size", "microbatch_size")
+        if self.logits_chunk != "auto":
+            at_least_one(self, "update", "logits_chunk")
         positive(self, "update", "target_kl", "importance_cap")
         if self.importance_cap is not None and not self.recompute_log_probs:
             raise ValueError(

@@ -135,7 +135,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     """Split an optimiser's state into tensors for a safetensors file and a JSON-able rest.
 
     Returns:
-        (tensors, meta): tensors are named `INDEX.NAME` by the parameter's index, e.g. `3.exp_avg`.
+        (tensors, meta): tensors are named `INDEX.NAME` by the parameter's index, e.g. `3.exp_avg`, and
+            `INDEX.NAME.INNER` where an optimiser keeps them in a dict, as that with 8 bits does.
     """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -144,6 +145,10 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
         for name, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"{index}.{name}"] = value
+            elif isinstance(value, dict):
+                # All parameters share a table of 256 values (`qmap1`), but a file holds no tensor twice.
+                inner = {n: t.clone() if t.numel() <= 256 else t for n, t in value.items()}
+                tensors |= {f"{index}.{name}.{n}": t for n, t in inner.items()}
             else:
                 plain.setdefault(str(index), {})[name] = value
     return tensors, {"plain": plain, "param_groups": state["param_groups"]}
@@ -166,8 +171,12 @@ def restore_optimizer(
         )
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["plain"].items()}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, name, *inner = key.split(".")
+        entries = state.setdefault(int(index), {})
+        if inner:
+            entries.setdefault(name, {})[inner[0]] = value
+            continue
+        entries[name] = value
         if int(index) >= len(parameters) or (value.ndim and value.shape != parameters[int(index)].shape):
             raise ValueError(
                 f"optimiser state {key} of shape {list(value.shape)} does not fit any parameter; "

@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dalle_ppo.base.team import Team
@@ -11,6 +12,7 @@ from dalle_ppo.models.adapters import adapter_config, adapter_state, is_adapted,
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.runs.checkpoints import ADAPTER_CONFIG, Checkpoint, flatten_optimizer, restore_optimizer
 from dalle_ppo.runs.space import bytes_of
+from dalle_ppo.training.eight_bit import EIGHT_BIT
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.progress import Progress
 
@@ -127,12 +129,29 @@ def _restore_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> No
 
 def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
     """Restores a network and its optimiser's state; the optimiser keeps the current settings."""
+    _check_kind(learner, checkpoint, name)
     _restore_weights(learner.module, checkpoint, name)
     settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
     key = f"{name}_optimizer"
     restore_optimizer(learner.optimizer, checkpoint.tensors[key], checkpoint.state[key])
     for group, (weight_decay, eps) in zip(learner.optimizer.param_groups, settings, strict=True):
         group["weight_decay"], group["eps"] = weight_decay, eps
+
+
+def _check_kind(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
+    """Refuses the state of another optimiser.
+
+    Raises:
+        ValueError: the statistics have 8 bits and should not, or the other way round.
+    """
+    names = checkpoint.tensors[f"{name}_optimizer"]
+    saved = EIGHT_BIT if any(key.endswith(".state1") for key in names) else "adamw"
+    now = "adamw" if isinstance(learner.optimizer, torch.optim.AdamW) else EIGHT_BIT
+    if names and saved != now:
+        setting = f"{'actor' if name == 'policy' else name}.optimizer"
+        raise ValueError(
+            f"{setting} is {now}, but the checkpoint is one of {saved}; resume with {setting} {saved}"
+        )
 
 
 def restored_progress(checkpoint: Checkpoint, config: Config) -> Progress:

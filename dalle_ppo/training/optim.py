@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.critic import CriticConfig
+from dalle_ppo.training.eight_bit import EIGHT_BIT, make_adamw_8bit
 
 
 def make_adamw(
@@ -23,12 +25,17 @@ def make_adamw(
         weight_decay: for matrices, embeddings and convolutions.
         options: `betas` and `eps`, if other than torch's defaults.
     """
+    groups = decay_groups(params, weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True, **options)
+
+
+def decay_groups(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices, which decay, and all others."""
     trained = [p for p in params if p.requires_grad]
-    groups = [
+    return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -74,10 +81,14 @@ class Learner:
 
 
 def make_learner(module: nn.Module, settings: ActorConfig | CriticConfig) -> Learner:
-    """A module with AdamW over its trainable parameters, with the settings of the actor or of the critic."""
-    optimizer = make_adamw(
-        module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
-    )
+    """A module with its optimiser over its trainable parameters, by the actor's or critic's settings."""
+    if settings.optimizer == EIGHT_BIT:
+        groups = decay_groups(module.parameters(), settings.weight_decay)
+        optimizer = make_adamw_8bit(groups, settings.learning_rate, eps=settings.adam_eps)
+    else:
+        optimizer = make_adamw(
+            module.parameters(), settings.learning_rate, settings.weight_decay, eps=settings.adam_eps
+        )
     return Learner(module, optimizer, settings.max_grad_norm)
 
 

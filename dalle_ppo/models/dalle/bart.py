@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_ppo.models.dalle.caches import GrowingCache
+from dalle_ppo.models.dalle.checkpointing import run_layers
 from dalle_ppo.models.dalle.linear import Linear, PackedLinear, is_large, linear, onednn_product
 from dalle_ppo.models.dalle.presets import BartConfig
 
@@ -259,6 +260,8 @@ class BartDecoder(nn.Module):
         with_head: False for a critic's trunk, which has no head over the codes.
     """
 
+    checkpointing = False  # see `set_checkpointing`
+
     def __init__(self, config: BartConfig, with_head: bool = True):
         super().__init__()
         self.config = config
@@ -293,8 +296,7 @@ class BartDecoder(nn.Module):
         inputs = F.pad(tokens[:, :-1], (1, 0), value=start)
         x = self.embed_tokens(inputs) + self.embed_positions.weight[: inputs.shape[1]]
         x = self.layernorm_embedding(x)
-        for layer, keys_values in zip(self.layers, cross.keys_values, strict=True):
-            x = layer(x, keys_values, cross.mask)
+        x = run_layers(self.layers, x, cross.keys_values, cross.mask, self.checkpointing)
         return self.final_ln(x)
 
     def new_cache(self, num_images: int, num_branches: int) -> list[GrowingCache]:

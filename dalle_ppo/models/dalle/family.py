@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from dalle_ppo.models.adapters import is_adapted, merged_weights
 from dalle_ppo.models.dalle.adapted import is_narrow, whole_decoder
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, frozen_decoder
+from dalle_ppo.models.dalle.chunks import chunk_tokens, chunked_scores
 from dalle_ppo.models.dalle.critic import Critic
 from dalle_ppo.models.dalle.linear import FEW_ROWS
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan, plan_memory
@@ -23,7 +25,6 @@ from dalle_ppo.models.dalle.sampling import (
     encode_prompts,
     hidden_of_tokens,
     log_pi_of_hidden,
-    log_pi_of_tokens,
     sample,
     sample_branches,
 )
@@ -67,6 +68,7 @@ class DalleFamily:
             memory and the fast sampler on a GPU. Without it, ties are kept as the `min-dalle` package does.
         dtype: of the products in `score`, `remember` and `values`; the head computes in float32 at least.
         frozen_dtype: of the products of text encoder and VQGAN.
+        logits_chunk: tokens whose logits exist at a time in `score`; "auto" to choose, None for all.
     """
 
     parts: FrozenParts
@@ -74,6 +76,7 @@ class DalleFamily:
     stores_kept: bool = False
     dtype: torch.dtype = torch.float32
     frozen_dtype: torch.dtype = torch.float32
+    logits_chunk: int | Literal["auto"] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -151,19 +154,24 @@ class DalleFamily:
         With top-k, all scores are those of the distribution on the codes stored with the tokens. Images drawn
         without storing them, as in an evaluation, are scored on the policy's own k most likely codes.
         """
-        every = replace(self.settings, top_k=None)
-        if experience.policy_states is not None and not torch.is_grad_enabled():
-            log_pi = log_pi_of_hidden(policy, experience.policy_states, every)
-        else:
-            with self._autocast(self.dtype):
-                log_pi = log_pi_of_tokens(policy, experience.tokens, self._text(experience), every)
-        ref_log_pi = None
+        states, ref_states = self._policy_states(policy, experience), None
         if reference is not None:
             with torch.no_grad():
-                states = experience.reference_states or self.remember(reference, experience)
-                ref_log_pi = log_pi_of_hidden(reference, states, every)
-        kept = self._kept(log_pi, experience)
-        return token_scores(log_pi, experience.tokens, ref_log_pi, entropy, extra, kept)
+                ref_states = experience.reference_states or self.remember(reference, experience)
+        every = replace(self.settings, top_k=None)
+
+        def score(hidden, ref_hidden, tokens, kept):
+            log_pi, ref_log_pi = log_pi_of_hidden(policy, hidden, every), None
+            if ref_hidden is not None:
+                with torch.no_grad():
+                    ref_log_pi = log_pi_of_hidden(reference, ref_hidden, every)
+            return token_scores(log_pi, tokens, ref_log_pi, entropy, extra, self._kept(log_pi, tokens, kept))
+
+        drawn, kept = experience.tokens, experience.kept
+        chunk = chunk_tokens(self.logits_chunk, policy.config.num_codes)
+        if chunk is None:
+            return score(states, ref_states, drawn, kept)
+        return chunked_scores(score, (states, ref_states), drawn, kept, chunk)
 
     def new_critic(self, policy: BartDecoder) -> Critic:
         """A copy of the policy's trunk with a value head of zeros."""
@@ -207,10 +215,16 @@ class DalleFamily:
         """Text encoder and VQGAN."""
         return {"encoder": self.parts.encoder, "vqgan": self.parts.vqgan}
 
-    def _kept(self, log_pi: Tensor, experience: Experience) -> Tensor | None:
-        if self.settings.top_k is None or experience.kept is not None:
-            return experience.kept
-        return kept_codes(log_pi.detach(), self.settings.top_k, experience.tokens)
+    def _policy_states(self, policy: BartDecoder, experience: Experience) -> HiddenStates:
+        if experience.policy_states is not None and not torch.is_grad_enabled():
+            return experience.policy_states
+        with self._autocast(self.dtype):
+            return hidden_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+
+    def _kept(self, log_pi: Tensor, tokens: Tensor, kept: Tensor | None) -> Tensor | None:
+        if self.settings.top_k is None or kept is not None:
+            return kept
+        return kept_codes(log_pi.detach(), self.settings.top_k, tokens)
 
     def _autocast(self, dtype: torch.dtype) -> AbstractContextManager:
         return autocast(self.device, dtype)

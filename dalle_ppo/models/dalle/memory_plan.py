@@ -56,6 +56,7 @@ def plan_memory(
     num_images: int,
     budget: float,
     dtype: torch.dtype | None = None,
+    device: str | None = None,
 ) -> MemoryPlan:
     """Splits a batch so that caches and activations fit.
 
@@ -68,6 +69,7 @@ def plan_memory(
         budget: bytes on top of the weights; if it is infinite, a batch is sampled whole and decoded
             `images_at_once` at a time.
         dtype: dtype of the caches; by default that of the decoder's weights.
+        device: "cpu" or "cuda"; by default where the decoder is.
 
     Raises:
         ValueError: not even one image fits.
@@ -77,7 +79,7 @@ def plan_memory(
     item = (dtype or decoder.embed_positions.weight.dtype).itemsize
     cross = config.num_layers * 2 * config.num_text_tokens * config.width * item  # one image per caption
     cache = layers * 2 * config.num_image_tokens * config.width * item
-    device = decoder.embed_positions.weight.device.type
+    device = device or decoder.embed_positions.weight.device.type
     growth = CACHE_GROWTH if device == "cpu" else 1
     # Laid side by side on a GPU: queries, keys and values of self-attention, and the two of the gate.
     numbers = config.num_layers * config.width * (3 * config.width + 2 * config.glu_width)

@@ -1,0 +1,224 @@
+"""Predicts the memory that a run needs at its worst, by part, before anything is trained."""
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from dalle_ppo.config.settings import Config
+from dalle_ppo.models.dalle.blank import backward_without_head, blank_images
+from dalle_ppo.models.dalle.memory_plan import MemoryPlan
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.training.eight_bit import state_bytes
+from dalle_ppo.training.scoring import Networks
+from dalle_ppo.training.traced_memory import peak_bytes
+
+PROCESS = 500_000_000
+"""Bytes of a process that has imported everything, or of a context on a GPU. Measured: 0.4 to 0.6 GB."""
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes, by part.
+
+    Args:
+        weights: of each network, by name.
+        optimiser: statistics of the optimisers, by network.
+        gradients: of the weights that are trained, by network.
+        batch: what is kept of a batch's and the anchor's images.
+        drawing: the sampler's caches, and decoding, which come one after the other.
+        scoring: a microbatch without gradient.
+        update: a microbatch of "actor" and "critic", with activations and all else but the logits.
+        logits: what is on top of it in the actor's update.
+        process: the rest.
+    """
+
+    weights: dict[str, int]
+    optimiser: dict[str, int]
+    gradients: dict[str, int]
+    batch: int
+    drawing: dict[str, int]
+    scoring: int
+    update: dict[str, int]
+    logits: int
+    process: int = PROCESS
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """What each phase needs on top of what is always there."""
+        update = {**self.update, "actor": self.update["actor"] + self.logits}
+        return {
+            "drawing": max(self.drawing.values(), default=0),
+            "scoring": self.scoring,
+            "update": sum(self.gradients.values()) + max(update.values()),
+        }
+
+    @property
+    def always(self) -> int:
+        """Bytes that are there in every phase."""
+        kept = sum(self.weights.values()) + sum(self.optimiser.values())
+        return kept + self.batch + self.process
+
+    @property
+    def peak(self) -> int:
+        """The most that is needed at a time."""
+        return self.always + max(self.phases.values())
+
+    def __str__(self) -> str:
+        worst = max(self.phases, key=self.phases.get)
+        update = {f"gradients of {name}": size for name, size in self.gradients.items()}
+        update |= {f"activations of {name}": size for name, size in self.update.items()}
+        update["logits"] = self.logits
+        rows = {
+            "weights": (sum(self.weights.values()), self.weights),
+            "optimiser": (sum(self.optimiser.values()), self.optimiser),
+            "kept images": (self.batch, {}),
+            "process": (self.process, {}),
+            "drawing": (self.phases["drawing"], self.drawing),
+            "scoring": (self.scoring, {}),
+            "update": (self.phases["update"], update),
+        }
+        lines = [f"predicted peak of memory: {gb(self.peak)} GB, in {worst}"]
+        for name, (size, parts) in rows.items():
+            # A name and its number stay on one line.
+            listed = ", ".join(
+                f"{part} {gb(of_part)}".replace(" ", "\xa0") for part, of_part in parts.items()
+            )
+            line = f"  {name:<12}{gb(size):>7}  {listed}".rstrip()
+            lines.append(textwrap.fill(line, 100, subsequent_indent=" " * 23).replace("\xa0", " "))
+        return "\n".join(lines)
+
+
+def gb(size: float) -> str:
+    """Bytes as 10^9 bytes."""
+    return f"{size / 1e9:.2f}"
+
+
+def predict_memory(
+    config: Config, networks: Networks, plan: MemoryPlan | None, others: Mapping[str, int] | None = None
+) -> MemoryForecast:
+    """The memory of a run.
+
+    Args:
+        config: all settings.
+        networks: on any device, "meta" included; what is trained is what has `requires_grad`.
+        plan: how images are drawn; None leaves drawing out.
+        others: bytes of further networks, by name, such as the reward's.
+    """
+    learned = {"actor": networks.actor, "critic": networks.critic}
+    learned = {name: module for name, module in learned.items() if module is not None}
+    trained = {name: [p for p in m.parameters() if p.requires_grad] for name, m in learned.items()}
+    weights = {name: bytes_of(m) for name, m in {**learned, "reference": networks.reference}.items()}
+    weights |= {name: bytes_of(m) for name, m in frozen_of(networks).items()} | dict(others or {})
+    activations, whole = _actor_bytes(config, networks)
+    update = {"actor": activations}
+    if networks.critic is not None:
+        update["critic"] = _critic_bytes(config, networks)
+    return MemoryForecast(
+        weights=weights,
+        optimiser={n: state_bytes(p, getattr(config, n).optimizer) for n, p in trained.items()},
+        gradients={n: sum(p.numel() * p.element_size() for p in ps) for n, ps in trained.items()},
+        batch=_batch_bytes(config, networks),
+        drawing={} if plan is None else _drawing_bytes(config, networks, plan),
+        scoring=_scoring_bytes(config, networks),
+        update=update,
+        logits=max(0, whole - activations),
+    )
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
+    tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def frozen_of(networks: Networks) -> dict[str, nn.Module]:
+    """The parts that all networks share."""
+    parts = networks.family.frozen() if networks.family.parts is not None else {}
+    return {name: module for name, module in parts.items() if isinstance(module, nn.Module)}
+
+
+def _images(networks: Networks, count: int) -> Experience:
+    """Images without data; call it where tensors are fake."""
+    return blank_images(networks.reference.config, networks.family.settings, count)
+
+
+def _microbatch(config: Config) -> int:
+    """Images of the largest forward pass."""
+    update, batch = config.update, config.rollout.rollout_batch_size
+    return min(update.microbatch_size, update.minibatch_size or batch, batch)
+
+
+def _actor_bytes(config: Config, networks: Networks) -> tuple[int, int]:
+    """The actor's update: activations alone, and with the logits."""
+    family, count = networks.family, _microbatch(config)
+    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
+
+    def body(modules: list[nn.Module]) -> None:
+        backward_without_head(modules[0], _images(networks, count), family.settings)
+
+    def all_of_it(modules: list[nn.Module]) -> None:
+        actor, reference = modules
+        rows = _images(networks, count)
+        if in_loss:
+            rows = replace(rows, reference_states=family.remember(reference, rows))
+        scores = family.score(
+            actor,
+            rows,
+            entropy=bool(config.actor.entropy_coef),
+            reference=reference if in_loss else None,
+        )
+        parts = (scores.log_probs, scores.kl, scores.entropy)
+        sum(part.sum() for part in parts if part is not None).backward()
+
+    networks_used = [networks.actor, networks.reference]
+    return peak_bytes(body, networks_used[:1]), peak_bytes(all_of_it, networks_used)
+
+
+def _critic_bytes(config: Config, networks: Networks) -> int:
+    def compute(modules: list[nn.Module]) -> None:
+        networks.family.values(modules[0], _images(networks, _microbatch(config))).sum().backward()
+
+    return peak_bytes(compute, [networks.critic])
+
+
+def _scoring_bytes(config: Config, networks: Networks) -> int:
+    """What `scoring.score_passes` does with a microbatch."""
+    family = networks.family
+
+    @torch.no_grad()
+    def compute(modules: list[nn.Module]) -> None:
+        actor, reference, *critic = modules
+        rows = _images(networks, _microbatch(config))
+        rows = replace(rows, reference_states=family.remember(reference, rows))
+        scores = family.score(actor, rows, entropy=True, reference=reference)
+        for network in critic:
+            scores = scores, family.values(network, rows)
+
+    used = [networks.actor, networks.reference, networks.critic]
+    return peak_bytes(compute, [module for module in used if module is not None])
+
+
+def _batch_bytes(config: Config, networks: Networks) -> int:
+    """Images, stored codes and, for an exact KL in the loss, the reference's states."""
+    settings, sizes = networks.family.settings, networks.reference.config
+    count = config.rollout.rollout_batch_size
+    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
+    states = 4 * sizes.width * (2 if settings.guided else 1)
+    per_token = 2 * min(settings.top_k or 0, sizes.num_codes) + 8 * 8
+    batch = count * sizes.num_image_tokens * (per_token + (states if in_loss else 0))
+    anchored = config.anchor.num_images if config.anchor.coef else 0
+    return batch + anchored * sizes.num_image_tokens * (per_token + states)
+
+
+def _drawing_bytes(config: Config, networks: Networks, plan: MemoryPlan) -> dict[str, int]:
+    caches = plan.batch_size * plan.image_bytes + plan.weight_bytes
+    if config.rollout.dtype == "bfloat16":
+        named = networks.actor.named_parameters()
+        caches += sum(2 * p.numel() for name, p in named if "lm_head" not in name)
+    return {
+        "sampler": caches + plan.kept_bytes,
+        "decoding": plan.microbatch_size * plan.pixel_bytes + plan.kept_bytes,
+    }
