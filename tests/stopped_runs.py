@@ -67,4 +67,7 @@ def at_call(monkeypatch, owner, name: str, count: int, action, after: bool = Fal
 
 def assert_same(found: dict, wanted: dict) -> None:
     for part, value in wanted.items():
+        if isinstance(value, dict):
+            different = [name for name in value if found[part].get(name) != value[name]]
+            assert not different, (part, different)
         assert found[part] == value, part

@@ -79,12 +79,12 @@ def _hook(args: threading.ExceptHookArgs) -> None:
 def _order_files(folder: Path) -> None:
     """Makes earlier files sort before new ones.
 
-    TensorBoard reads files in the order of their names, which hold the time. If the clock has been set back,
-    it would read what a resumed run hides after what hides it.
+    TensorBoard reads files in the order of their names, which hold the time in seconds. If the clock has been
+    set back, or in the second of a kill, it would read what a resumed run hides after what hides it.
     """
     files = sorted(folder.glob("events.out.tfevents.*"))
     times = [file.name.split(".")[3] for file in files]
-    if all(text.isdecimal() and int(text) < time.time() for text in times):
+    if all(text.isdecimal() and int(text) < int(time.time()) for text in times):
         return
     for number, file in enumerate(files):
         prefix, _, rest = file.name.removeprefix("events.out.tfevents.").partition(".")
