@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from dalle_ppo.models.dalle.sampling import Keep, hidden_of_tokens, log_pi_of_hi
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.rl.records import Experience
+
+ON_CPU = SimpleNamespace(device=torch.device("cpu"))  # all that scoring reads of the frozen parts
 
 SETTINGS = [
     PolicySettings(guidance=3.0),
@@ -70,7 +73,7 @@ def scored(rows, reference=True, **changes):
     )
     experience = dataclasses.replace(experience.select(torch.tensor(rows)), **changes)
     other = tiny_bart(seed=7)[1] if reference else None
-    return DalleFamily(None, settings).score(decoder, experience, entropy=True, reference=other)
+    return DalleFamily(ON_CPU, settings).score(decoder, experience, entropy=True, reference=other)
 
 
 @torch.no_grad()

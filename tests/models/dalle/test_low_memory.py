@@ -1,6 +1,7 @@
 """Gradient checkpointing and logits in chunks: the same numbers with less memory."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from dalle_ppo.models.dalle.family import DalleFamily
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.log_pi import kept_codes
 from dalle_ppo.rl.records import Experience
+
+ON_CPU = SimpleNamespace(device=torch.device("cpu"))  # all that scoring reads of the frozen parts
 
 NUM_IMAGES = 4
 GUIDED = PolicySettings(guidance=3.0, temperature=0.7)
@@ -40,7 +43,7 @@ def setup(settings=GUIDED, dtype=torch.float64):
         prompts=tiny_prompts(encoder, settings, 5, 8),
         kept=kept,
     )
-    return DalleFamily(None, settings), policy, reference, experience
+    return DalleFamily(ON_CPU, settings), policy, reference, experience
 
 
 def scores_and_gradients(family, policy, reference, experience):
