@@ -83,6 +83,9 @@ class SilentWriter(MetricsWriter):
     def write(self, metrics: Mapping[str, object]) -> None:
         """Writes nothing."""
 
+    def flush(self) -> None:
+        """Has nothing to wait for."""
+
 
 def read_metrics(path: Path) -> list[dict]:
     """The iterations in metrics.jsonl; ignores a last line that was cut off; a missing file counts as empty.
