@@ -38,13 +38,10 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
     if flags["no_user_code"]:
         refuse_user_code(config, config.run_dir)
 
-    from dalle_ppo.build.captions import draw_settings, evaluation_captions, say_what_is_there
-    from dalle_ppo.build.judges import try_judges
-    from dalle_ppo.build.measures import build_measures
-    from dalle_ppo.build.models import check_start, choose_device, find_world
+    from dalle_ppo.build.captions import draw_settings, say_what_is_there
+    from dalle_ppo.build.models import check_start
     from dalle_ppo.build.trainer import build_trainer
     from dalle_ppo.build.trial import try_reward
-    from dalle_ppo.evaluation.heldout import load_heldout
     from dalle_ppo.runs.folder import check_run_dir, sole_writer
 
     # All settings are checked before the folder is touched.
@@ -58,14 +55,7 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
     memory_plan = trainer.memory_plan()
     config = trainer.config  # with the commit of the weights if they came from the hub
     tried = try_reward(trainer)
-    captions, measures = [], None
-    if config.evaluation.at_end:
-        captions, e = evaluation_captions(config), config.evaluation
-        device = choose_device(config.device)
-        heldout = load_heldout(e.heldout_clip, e.heldout_detector, device)
-        world = find_world(config.model.path)
-        measures = build_measures(config, trainer.reward, world, heldout, device)
-        try_judges(trainer, measures.judges)
+    captions, measures = evaluation_parts(trainer) if config.evaluation.at_end else ([], None)
     if flags["dry_run"]:
         if team.is_first:
             dry(trainer, measures, tried, flags["resume"])
@@ -91,6 +81,23 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
             with trainer.signals.interruptible():
                 finish(trainer, captions, measures)
     return 0
+
+
+def evaluation_parts(trainer) -> tuple[list, object]:
+    """Captions and measures of the evaluation at the end, tried before anything is trained."""
+    from dalle_ppo.build.captions import evaluation_captions
+    from dalle_ppo.build.judges import try_judges
+    from dalle_ppo.build.measures import build_measures
+    from dalle_ppo.build.models import choose_device, find_world
+    from dalle_ppo.evaluation.heldout import load_heldout
+
+    config = trainer.config
+    e, device = config.evaluation, choose_device(config.device)
+    captions = evaluation_captions(config)
+    heldout = load_heldout(e.heldout_clip, e.heldout_detector, device)
+    measures = build_measures(config, trainer.reward, find_world(config.model.path), heldout, device)
+    try_judges(trainer, measures.judges)
+    return captions, measures
 
 
 def final_settings(
