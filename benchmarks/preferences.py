@@ -1,13 +1,16 @@
 """How much a reward model knows after so many answers of the simulated rater.
 
     python benchmarks/preferences.py
+    python benchmarks/preferences.py --mix risky --seed 1
 
-Draws pairs from the built-in world's model, has them answered with a tenth of errors, fits reward models on
-some of the answers, and asks on other captions how often they agree with the true preference, and how many
-unsafe pictures are left, by the judge, if the better picture of each pair is kept. No policy is trained.
+Draws sets of four from the built-in world's model, has all four or the first two of each answered with a tenth
+of errors, fits reward models on some of the answers, and asks on other captions how often they agree with the
+true preference about two of the four, and how many unsafe pictures are left, by the judge, if the best of each
+set is kept. No policy is trained.
 """
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,42 +27,49 @@ from dalle_ppo.models.heads.preference import features
 from dalle_ppo.policy.rollout import NoiseSource, as_float, collect
 from dalle_ppo.preferences.reward_model.data import Rankings
 from dalle_ppo.preferences.reward_model.network import FitSettings, fit
-from dalle_ppo.preferences.reward_model.quality import margins
 
-ANSWERS, HIDDEN, SEEDS, TEST = (150, 300, 600), (0, 128), range(3), 300
-LABELS_STREAM, BATCH = 3, 100
+# Pictures of a set that are answered, answers, hidden units.
+ROWS = ((2, 600, 128), (4, 150, 128), (4, 300, 128), (4, 600, 128), (4, 600, 0))
+SPLITS, TEST, DRAWN = range(3), 200, 4
+LABELS_STREAM, BATCH = 3, 50
+MIXES = {
+    "plain": {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25},
+    "risky": {"UNLIKELY": 0.2, "UNSURE": 0.4, "NSFW": 0.4},
+}
 
 
-def draw_pairs(num: int) -> tuple[torch.Tensor, list[str]]:
-    """Images uint8 [2 num, 3, 64, 64], pair by pair, and their captions."""
-    config, model = Config(), load_model("builtin", torch.device("cpu"))
+def draw_sets(num: int, mix: str, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Images uint8 [4 num, 3, 64, 64], set by set, and their captions."""
+    config = Config()
+    config = replace(config, captions=replace(config.captions, shares=MIXES[mix]))
+    model = load_model("builtin", torch.device("cpu"))
     family = model.family(config.policy)
-    captions = build_captions(config, 0, LABELS_STREAM, "train").next_batch(num)
+    captions = build_captions(config, seed, LABELS_STREAM, "train").next_batch(num)
     weights, images, texts = family.sampler_weights(model.decoder), [], []
     for start in range(0, num, BATCH):
-        noise = NoiseSource(0, "preferences", start)
-        drawn = collect(family, weights, captions[start : start + BATCH], 2, noise)
+        noise = NoiseSource(seed, "preferences", start)
+        drawn = collect(family, weights, captions[start : start + BATCH], DRAWN, noise)
         images.append(drawn.images)
         texts += drawn.captions
     return torch.cat(images), texts
 
 
-def measure(rankings: Rankings, truth: Rankings, unsafe: np.ndarray, answers: int, hidden: int) -> np.ndarray:
-    """Agreement with the truth, and unsafe share of the kept pictures, [seeds, 2]."""
+def measure(answered: Rankings, truth: Rankings, unsafe: np.ndarray, answers: int, hidden: int) -> np.ndarray:
+    """Of each split: agreement with the truth, likewise where one of two is unsafe, unsafe share of the kept."""
     rows = []
-    for seed in SEEDS:
-        order = np.random.default_rng(seed).permutation(len(rankings))
-        learned, test = order[TEST:][:answers], truth.rows(order[:TEST].tolist())
+    for split in SPLITS:
+        order = np.random.default_rng(split).permutation(len(truth)).tolist()
+        learned, test = order[TEST:][:answers], truth.rows(order[:TEST])
         cut = answers * 4 // 5
-        parts = {
-            "fit": rankings.rows(learned[:cut].tolist()),
-            "validation": rankings.rows(learned[cut:].tolist()),
-        }
-        ensemble = fit(parts, FitSettings(hidden=hidden, seed=seed))
+        parts = {"fit": answered.rows(learned[:cut]), "validation": answered.rows(learned[cut:])}
+        ensemble = fit(parts, FitSettings(hidden=hidden, seed=split))
         with torch.no_grad():
-            scores = ensemble(rankings.features).mean(dim=1)[test.index].numpy()
-        kept = test.index.numpy()[np.arange(TEST), scores.argmax(axis=1)]
-        rows.append([(margins(ensemble, test)[0] > 0).mean(), unsafe[kept].mean()])
+            scores = ensemble(truth.features).mean(dim=1).numpy()
+        winner, loser, _ = test.pairs()
+        right, about_safety = scores[winner] > scores[loser], unsafe[loser] & ~unsafe[winner]
+        index = test.index.numpy()
+        kept = index[np.arange(TEST), scores[index].argmax(axis=1)]
+        rows.append([right.mean(), right[about_safety].mean(), unsafe[kept].mean()])
     return np.array(rows)
 
 
@@ -68,35 +78,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=1000, help="at least 900")
-    num = parser.parse_args().pairs
+    parser.add_argument("--sets", type=int, default=800, help="at least 800; default: 800")
+    parser.add_argument("--mix", choices=tuple(MIXES), default="plain", help="of captions; default: plain")
+    parser.add_argument("--seed", type=int, default=2, help="of captions and noise; default: 2")
+    args = parser.parse_args()
     world = World()
-    images, captions = draw_pairs(num)
+    images, captions = draw_sets(args.sets, args.mix, args.seed)
     rater, clip = open_rater(world), load_clip(str(world.clip), None)
     print(rater_against_judge(world, rater, images).line())
     worths = [seen.worth(caption) for seen, caption in zip(rater.see(images), captions, strict=True)]
-    pairs = [worths[2 * i : 2 * i + 2] for i in range(num)]
-    index, texts = torch.arange(2 * num).view(num, 2), tuple(captions[::2])
+    sets = [worths[i : i + DRAWN] for i in range(0, len(worths), DRAWN)]
+    index, texts = torch.arange(len(images)).view(-1, DRAWN), tuple(captions[::DRAWN])
     read = features(clip.embed_images(as_float(images)), clip.embed_texts(captions))
-    answered = torch.tensor([rater.ranks(pair, str(i)) for i, pair in enumerate(pairs)])
-    true = torch.tensor([true_ranks(pair) for pair in pairs])
-    rankings, truth = (Rankings(read, index, ranks, texts) for ranks in (answered, true))
+    truth = Rankings(read, index, torch.tensor([true_ranks(of_set) for of_set in sets]), texts)
     unsafe = look(load_judge(world.judge), images).unsafe
-    best = index.numpy()[np.arange(num), true.argmin(dim=1).numpy()]
-    print(f"ties: {(true[:, 0] == true[:, 1]).float().mean():.0%} of the pairs")
-    print(f"unsafe by the judge: {unsafe.mean():.1%} of all, {unsafe[best].mean():.1%} of the truly better")
+    print(f"unsafe by the judge: {unsafe.mean():.1%} of all")
     print(
-        "\n| answers | hidden units | agrees with the true preference | unsafe among the kept |\n"
-        "|---|---|---|---|"
+        "\n| pictures | answers | hidden units | agrees | where one is unsafe | unsafe among the kept |\n"
+        "|---|---|---|---|---|---|"
     )
-    for answers in ANSWERS:
-        for hidden in HIDDEN:
-            right, kept = measure(rankings, truth, unsafe, answers, hidden).T
-            print(
-                f"| {answers} | {hidden} | {right.mean():.1%} ({right.min():.1%} to {right.max():.1%}) | "
-                f"{kept.mean():.1%} |",
-                flush=True,
-            )
+    for num, answers, hidden in ROWS:
+        ranks = [rater.ranks(of_set[:num], f"{args.mix}{i}") for i, of_set in enumerate(sets)]
+        answered = Rankings(read, index[:, :num], torch.tensor(ranks), texts)
+        right, safety, kept = measure(answered, truth, unsafe, answers, hidden).T
+        print(
+            f"| {num} | {answers} | {hidden} | {right.mean():.1%} ({right.min():.1%} to {right.max():.1%}) | "
+            f"{safety.mean():.1%} | {kept.mean():.1%} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

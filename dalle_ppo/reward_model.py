@@ -32,10 +32,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
     parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
     parser.add_argument("--hidden", type=int, default=128, help="hidden units; 0 is linear; default: 128")
-    parser.add_argument("--epochs", type=int, default=400, help="steps, at most; default: 400")
-    parser.add_argument("--patience", type=int, default=40, help="steps without progress; default: 40")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="default: 0.001")
-    parser.add_argument("--weight_decay", type=float, default=0.3, help="default: 0.3")
+    parser.add_argument(
+        "--penalties",
+        type=float,
+        nargs="+",
+        default=[0.003, 0.01, 0.03],
+        help="on squared weights; each network keeps the one that is best on the answers to validate with; "
+        "default: 0.003 0.01 0.03",
+    )
+    parser.add_argument("--steps", type=int, default=60, help="of L-BFGS for each penalty; default: 60")
     parser.add_argument("--seed", type=int, default=0, help="of weights and resampling")
     parser.add_argument(
         "--no_curve", action="store_true", help="leave the learning curve out; it takes longest"
@@ -63,8 +68,7 @@ def main(argv: list[str] | None) -> int:
     from dalle_ppo.preferences.reward_model.network import FitSettings
     from dalle_ppo.preferences.reward_model.training import train_reward_model
 
-    names = ("members", "hidden", "epochs", "patience", "learning_rate", "weight_decay", "seed")
-    settings = FitSettings(**{name: getattr(args, name) for name in names})
+    settings = FitSettings(args.members, args.hidden, tuple(args.penalties), args.steps, args.seed)
     find_answers(store)  # an empty store is told before a CLIP is loaded
     device = choose_device(args.device)
     if args.clip_model:

@@ -30,6 +30,8 @@ from dalle_ppo.preferences.store import Answer, Store
 from dalle_ppo.runs.places import holds_run
 from dalle_ppo.runs.provenance import weights_sha256
 
+SETS_AT_ONCE = 25
+
 
 @dataclass(frozen=True)
 class AlignBuild:
@@ -104,8 +106,10 @@ def draw_sets(build: AlignBuild, store: Store, number: int, device: torch.device
         DrawOptions(build.seed, model.iteration or 0, config.rollout.memory_gb or 4.0),
         detect,
     )
-    numbers = range(first, first + build.settings.answers)
-    return [drawer.draw(n) for n in tqdm(numbers, desc=f"draw round {number}", unit="set")]
+    numbers, sets = range(first, first + build.settings.answers), []
+    for start in tqdm(range(0, len(numbers), SETS_AT_ONCE), desc=f"draw round {number}", unit="batch"):
+        sets += drawer.draw_many(numbers[start : start + SETS_AT_ONCE])
+    return sets
 
 
 def check_model(file: Path, store: Store, answers: list[Answer], clip: ClipScorer) -> Accuracy:

@@ -88,11 +88,25 @@ class Drawer:
         Raises:
             ValueError: not even one image fits into memory, or the captions cannot be read.
         """
-        caption, earlier = self._caption(number)
-        name = self.set_id(number)
-        keys = [key for side in self._sides for key in self._draw_side(side, caption, earlier)]
-        order = np.random.default_rng(int(name, 16)).permutation(len(keys))
-        return PictureSet(name, caption.text, tuple(keys[place] for place in order))
+        return self.draw_many([number])[0]
+
+    def draw_many(self, numbers: Sequence[int]) -> list[PictureSet]:
+        """Draws sets at once, which is several times as fast; they are the same as one by one.
+
+        Args:
+            numbers: of the sets, from 0.
+
+        Raises:
+            ValueError: not even one image fits into memory, or the captions cannot be read.
+        """
+        captions = [self._caption(number) for number in numbers]
+        sides = [self._draw_side(side, captions) for side in self._sides]
+        sets = []
+        for number, (caption, _), *parts in zip(numbers, captions, *sides, strict=True):
+            name, keys = self.set_id(number), [key for part in parts for key in part]
+            order = np.random.default_rng(int(name, 16)).permutation(len(keys))
+            sets.append(PictureSet(name, caption.text, tuple(keys[place] for place in order)))
+        return sets
 
     def set_id(self, number: int) -> str:
         """The id of a set, without drawing it."""
@@ -108,15 +122,24 @@ class Drawer:
         return caption, Counter(other.id for other in self._captions[:number])[caption.id]
 
     @torch.no_grad()
-    def _draw_side(self, side: Side, caption: CaptionRecord, earlier: int) -> list[str]:
-        """Keys of a side's pictures."""
-        seed, n = self._options.seed, side.num_images
-        samples = range(earlier * n, (earlier + 1) * n)
-        keys = noise_keys(seed, STREAM, self._options.iteration, [caption.id] * n, samples)
-        prompts, _ = self._family.read([caption.text])
-        plan = self._family.plan(side.weights, n, self._options.memory_gb)
+    def _draw_side(self, side: Side, captions: Sequence[tuple[CaptionRecord, int]]) -> list[list[str]]:
+        """Keys of a side's pictures of each caption."""
+        n = side.num_images
+        samples = [sample for _, earlier in captions for sample in range(earlier * n, (earlier + 1) * n)]
+        ids = [caption.id for caption, _ in captions for _ in range(n)]
+        keys = noise_keys(self._options.seed, STREAM, self._options.iteration, ids, samples)
+        prompts, _ = self._family.read([caption.text for caption, _ in captions])
+        plan = self._family.plan(side.weights, len(ids), self._options.memory_gb)
         images = self._family.draw(side.weights, prompts, keys.to(self._family.device), plan).images.cpu()
-        flagged = self._detect(images, caption.text) if self._detect else [False] * n
+        places = [slice(n * i, n * (i + 1)) for i in range(len(captions))]
+        return [
+            self._keep(side, caption, images[place], samples[place])
+            for (caption, _), place in zip(captions, places, strict=True)
+        ]
+
+    def _keep(self, side: Side, caption: CaptionRecord, images: Tensor, samples: Sequence[int]) -> list[str]:
+        """Puts pictures of one caption into the store; their keys."""
+        flagged = self._detect(images, caption.text) if self._detect else [False] * len(images)
         return [
             self.store.add_image(
                 png_of(pixels),
@@ -124,7 +147,7 @@ class Drawer:
                 side=side.name,
                 weights=side.sha256,
                 noise={
-                    "seed": seed,
+                    "seed": self._options.seed,
                     "stream": STREAM,
                     "iteration": self._options.iteration,
                     "caption_id": caption.id,

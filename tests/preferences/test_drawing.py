@@ -54,6 +54,7 @@ def test_a_set_is_the_same_again_in_whatever_order(tmp_path):
     assert first == [forwards.draw(n) for n in range(3)], "nothing is consumed"
     assert len({picture_set.id for picture_set in first}) == 3
     assert first[0].caption == first[2].caption and not set(first[0].images) & set(first[2].images)
+    assert drawer(tmp_path / "d").draw_many([0, 2, 1]) == [first[0], first[2], first[1]], "at once"
     assert drawer(tmp_path / "c", seed=1).draw(0).images != first[0].images
 
 

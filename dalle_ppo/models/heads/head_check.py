@@ -11,25 +11,25 @@ MAX_TABLE = 4_000_000
 TABLES = ("lower", "upper", "index")
 
 
-def check_chain(specs: list[LayerSpec], dimension: int) -> None:
+def check_chain(specs: list[LayerSpec], width: int) -> None:
     """Runs the layers once on a row of zeros, after a look at their tables.
 
     Args:
         specs: the layers as read from a file.
-        dimension: width of the embedding that the file promises.
+        width: how many numbers the first layer reads, as the file promises.
 
     Raises:
         ValueError: a layer is unknown, a table too large or not a table, or the shapes do not fit together.
     """
     for position, spec in enumerate(specs):
         if spec.type == "category_encoding":
-            _check_tables(position, spec, dimension)
+            _check_tables(position, spec, width)
         if not all(tensor.numel() for tensor in spec.tensors.values()):
             raise ValueError(f"layer {position} is {spec.describe()[:200]}: a tensor is empty")
     layers = build_layers(specs)
     try:
         with torch.no_grad():
-            found = layers(torch.zeros(8, dimension))
+            found = layers(torch.zeros(8, width))
     except Exception as error:  # torch fails in many ways on tensors that do not fit
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(f"its layers do not fit together or the embedding ({reason})") from None

@@ -26,3 +26,8 @@ class HeadInfo:
     source: str = ""
     source_sha256: str = ""
     licence: str = ""
+
+    @property
+    def width(self) -> int:
+        """How many numbers the first layer reads: a reward model's are image, caption and their product."""
+        return self.dimension * (3 if self.output == "preference" else 1)

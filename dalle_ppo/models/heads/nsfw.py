@@ -205,7 +205,7 @@ def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
     if tensors:
         raise ValueError(f"{path}: tensors that do not belong to any layer: {', '.join(sorted(tensors))}")
     try:
-        check_chain(specs, info.dimension)
+        check_chain(specs, info.width)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: {error}; convert the head again") from None
     return specs, info

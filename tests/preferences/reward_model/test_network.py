@@ -1,10 +1,12 @@
 """The ranking loss against independent likelihoods, and what the ensemble learns."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from statsmodels.duration.hazard_regression import PHReg
 
 from dalle_ppo.models.heads.head_layers import build_layers
@@ -70,10 +72,7 @@ def planted(num, weights, seed, noise=0.0):
 def learned():
     weights = torch.tensor([2.0, -1.0, 0.0, 0.0])
     parts = {"fit": planted(300, weights, 1), "validation": planted(80, weights, 2)}
-    return parts, {
-        h: fit(parts, FitSettings(hidden=h, members=3, weight_decay=0.01, epochs=150, learning_rate=0.01))
-        for h in (0, 8)
-    }
+    return parts, {h: fit(parts, FitSettings(hidden=h, members=3, penalties=(0.001, 0.01))) for h in (0, 8)}
 
 
 @pytest.mark.parametrize("hidden", [0, 8])
@@ -99,23 +98,60 @@ def test_the_layers_of_the_head_compute_the_same(learned, hidden):
 def test_members_differ_and_the_same_seed_gives_the_same_ensemble(learned):
     parts, ensembles = learned
     torch.manual_seed(99)
-    again = fit(parts, FitSettings(hidden=8, members=3, weight_decay=0.01, epochs=150, learning_rate=0.01))
+    again = fit(parts, FitSettings(hidden=8, members=3, penalties=(0.001, 0.01)))
     with torch.no_grad():
         first, second = ensembles[8](parts["fit"].features), again(parts["fit"].features)
     torch.testing.assert_close(first, second)
     assert (first.std(dim=1) > 1e-3).all()
 
 
-def test_it_stops_before_it_learns_noise_by_heart():
-    """Coin flips in many dimensions: a model that was never stopped would be sure of itself."""
+def test_a_linear_model_is_the_penalised_logistic_regression():
+    """A pair is a logistic regression of the answer on the difference of the two, without an intercept."""
+    planted_pairs = planted(200, torch.tensor([2.0, -1.0, 0.0, 0.5]), 4, noise=0.1)
+    parts = {"fit": planted_pairs, "validation": planted(50, torch.zeros(4), 5)}
+    found = fit(parts, FitSettings(members=1, hidden=0, penalties=(0.02,)))
+    features = (planted_pairs.features - planted_pairs.features.mean(0)) / planted_pairs.features.std(0)
+    difference = (features[0::2] - features[1::2]).numpy()
+    answers = planted_pairs.ranks[:, 0] == 1
+    # C weighs the sum of the losses against half the squared weights.
+    oracle = LogisticRegression(C=1 / (2 * 0.02 * 200), fit_intercept=False, tol=1e-8).fit(
+        difference, answers
+    )
+    np.testing.assert_allclose(found.weights[0].detach()[0, :, 0], oracle.coef_[0], atol=2e-3)
+
+
+def test_each_member_keeps_the_penalty_that_suits_other_answers_best():
+    """Coin flips in many dimensions: a weak penalty alone makes a model that is sure of itself."""
     coin = {
         name: planted(40, torch.zeros(30), seed, noise=0.5) for name, seed in (("fit", 1), ("validation", 2))
     }
-    stopped = fit(coin, FitSettings(members=2, weight_decay=0.0))
-    endless = fit(coin, FitSettings(members=2, weight_decay=0.0, patience=150, epochs=150))
     with torch.no_grad():
-        held_out = [
-            ranking_losses(e(coin["validation"].features), coin["validation"]).mean()
-            for e in (stopped, endless)
-        ]
-    assert held_out[0] < 0.72 and held_out[1] < 0.72, "the best step is kept, not the last one"
+        weak, chosen = (
+            ranking_losses(
+                fit(coin, FitSettings(2, 8, penalties))(coin["validation"].features), coin["validation"]
+            )
+            for penalties in ((1e-5,), (1e-5, 1.0))
+        )
+    assert (weak.mean(dim=0) > 1).all() and (chosen.mean(dim=0) < 0.72).all()
+
+
+def test_pictures_that_no_ranking_names_change_nothing():
+    parts = {"fit": planted(60, torch.tensor([1.0, -1.0]), 1), "validation": planted(20, torch.ones(2), 2)}
+    widened = {
+        name: replace(
+            part,
+            features=torch.cat([torch.full((1, 2), 1e3), part.features]),
+            index=torch.cat([part.index + 1, torch.zeros(len(part), 1, dtype=torch.int64)], dim=1),
+            ranks=torch.cat([part.ranks, torch.zeros(len(part), 1, dtype=torch.int64)], dim=1),
+        )
+        for name, part in parts.items()
+    }
+    plain, other = (fit(given, FitSettings(members=2, hidden=4)) for given in (parts, widened))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(parts["fit"].features), other(parts["fit"].features))
+
+
+def test_penalties_must_be_numbers_from_zero_up():
+    for penalties in ((), (-0.1,)):
+        with pytest.raises(ValueError, match="penalties is"):
+            FitSettings(penalties=penalties)

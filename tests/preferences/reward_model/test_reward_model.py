@@ -18,7 +18,7 @@ from dalle_ppo.preferences.store import Answer, Store
 from dalle_ppo.rewards import preference
 from dalle_ppo.rewards.shared import Shared
 
-FAST = FitSettings(members=2, hidden=8, learning_rate=0.03, epochs=60)
+FAST = FitSettings(members=2, hidden=8, penalties=(0.01,), steps=20)
 
 
 @pytest.fixture(scope="module")
