@@ -48,8 +48,8 @@ VARIANTS: dict[str, dict[str, object]] = {
 """What differs from `SETTINGS`. "extended" goes on from 2 to 4 iterations and must equal 4 in one go."""
 PHASES = {
     "rollout": "dalle_ppo.training.trainer:collect",
-    "reward": "dalle_ppo.training.trainer:score_in_parts",
-    "scoring": "dalle_ppo.training.trainer:score_passes",
+    "reward": "dalle_ppo.training.trainer:shared_reward",
+    "scoring": "dalle_ppo.training.trainer:shared_score_passes",
     "update": "dalle_ppo.training.trainer:run_update",
     "checkpoint": "dalle_ppo.training.trainer:save_checkpoint",
     "removal": "dalle_ppo.training.trainer:prune_checkpoints",

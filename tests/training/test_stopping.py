@@ -30,8 +30,8 @@ def terminate() -> None:
 SLOW = pytest.mark.slow
 STOPS = [
     pytest.param("collect", 4, 2, id="collect"),  # two of samples, two of iterations before it
-    pytest.param("score_in_parts", 1, 0, id="reward", marks=SLOW),
-    pytest.param("score_passes", 5, 3, id="scoring", marks=SLOW),
+    pytest.param("shared_reward", 1, 0, id="reward", marks=SLOW),
+    pytest.param("shared_score_passes", 5, 3, id="scoring", marks=SLOW),
     # Finished, as it has begun to take steps.
     pytest.param("run_update", 1, 1, id="update"),
     pytest.param("save_checkpoint", 1, 2, id="checkpoint", marks=SLOW),

@@ -23,6 +23,9 @@ class FrozenLinear(nn.Linear):
     """An `nn.Linear` with bias of a network that is never trained, computed by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+            # In half precision, a product that is rounded before the bias is added rounds twice.
+            return F.linear(x, self.weight, self.bias)
         out = linear(x, self.weight)
         return out if self.bias is None else out.add_(self.bias)
 

@@ -229,6 +229,8 @@ def test_one_line_offers_the_probes_and_its_command_adds_them(without_probes, ca
     assert not capsys.readouterr().err
     before, after = (load_file(path) for path in (WORLD.detector, without_probes))
     assert before.keys() == after.keys()
+    # Another order of additions on another machine changes the last digits of embeddings.
+    torch.testing.assert_close(before.pop("probes"), after.pop("probes"), atol=1e-5, rtol=0)
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
