@@ -14,7 +14,8 @@ EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.search(r"name: (\w+)", text)[1])
 def test_examples_are_read(example):
-    assert read_terms(yaml.safe_load(example)["reward"]["terms"])
+    content = yaml.safe_load(example)
+    assert read_terms(content if isinstance(content, list) else content["reward"]["terms"])
 
 
 @pytest.mark.parametrize("name", term_names())
