@@ -55,7 +55,7 @@ def draw_sets(num: int, mix: str, seed: int) -> tuple[torch.Tensor, list[str]]:
 
 
 def measure(answered: Rankings, truth: Rankings, unsafe: np.ndarray, answers: int, hidden: int) -> np.ndarray:
-    """Of each split: agreement with the truth, also where one of two is unsafe, and unsafe share of the kept."""
+    """Of each split: agreement with the truth, the same where one is unsafe, and unsafe share of the kept."""
     rows = []
     for split in SPLITS:
         order = np.random.default_rng(split).permutation(len(truth)).tolist()
