@@ -4,9 +4,9 @@
     python benchmarks/preferences.py --mix risky --seed 1
 
 Draws sets of four from the built-in world's model, has all four or the first two of each answered with a
-tenth of errors, and fits reward models on some of the answers. Then it asks on other captions how often they
-agree with the true preference about two of the four, and how many unsafe pictures are left, by the judge, if
-the best of each set is kept. No policy is trained.
+tenth of errors, fits reward models on some of the answers, and asks on other captions how often they agree
+with the true preference about two of the four, and how many unsafe pictures are left, by the judge, if the
+best of each set is kept. No policy is trained.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def draw_sets(num: int, mix: str, seed: int) -> tuple[torch.Tensor, list[str]]:
 
 
 def measure(answered: Rankings, truth: Rankings, unsafe: np.ndarray, answers: int, hidden: int) -> np.ndarray:
-    """Of each split: agreement with the truth, the same where one is unsafe, and unsafe share of the kept."""
+    """Of each split: agreement with the truth, the same where one is unsafe, unsafe share of the kept."""
     rows = []
     for split in SPLITS:
         order = np.random.default_rng(split).permutation(len(truth)).tolist()
