@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -227,7 +227,7 @@ class DalleFamily:
         return kept_codes(log_pi.detach(), self.settings.top_k, tokens)
 
     def _autocast(self, dtype: torch.dtype) -> AbstractContextManager:
-        return autocast(self.device, dtype)
+        return nullcontext() if dtype == torch.float32 else autocast(self.device, dtype)
 
     def _text(self, experience: Experience) -> Prompts:
         return experience.prompts.select(experience.caption_index)
