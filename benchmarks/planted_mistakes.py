@@ -460,7 +460,16 @@ def catching_test(mistake: Mistake) -> str | None:
     """
     with tempfile.TemporaryDirectory() as folder:
         plant(mistake, Path(folder))
-        call = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", f"tests/{mistake.tests}"]
+        call = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-xq",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            f"tests/{mistake.tests}",
+        ]
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode == 0:

@@ -18,12 +18,15 @@ from dalle_ppo.preferences.store import Answer, Store, find_store
 
 KEYS = [hashlib.sha256(bytes([n])).hexdigest() for n in range(4)]
 WRITER = """
-import sys
+import sys, time
 from dalle_ppo.preferences.store import Answer, Store
 store, name = Store(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
 for n in range(int(sys.argv[3])):
     store.append(Answer("a red boat " * 50, sys.argv[4:], "ranking", name, "person", str(n), (1, 2)))
     print(n, flush=True)
+    time.sleep(0.005)  # lets the other one have the lock
 """
 
 
@@ -41,11 +44,20 @@ def ranking(ranks, rater="ann", images=None, **more):
 def writer(folder, name, n):
     # dalle_ppo.preferences.store imports nothing heavy, so a process starts at once
     command = [sys.executable, "-c", WRITER, str(folder), name, str(n), *KEYS[:2]]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def start(process):
+    process.stdin.write("go\n")
+    process.stdin.close()
 
 
 def test_two_processes_append_at_once_and_every_row_is_whole(tmp_path):
     writers = [writer(tmp_path, name, 60) for name in ("ann", "bob")]
+    for process in writers:
+        start(process)
     assert [process.wait() for process in writers] == [0, 0]
     for process in writers:
         process.stdout.close()
@@ -59,6 +71,7 @@ def test_two_processes_append_at_once_and_every_row_is_whole(tmp_path):
 
 def test_a_kill_loses_at_most_the_row_being_written(tmp_path):
     process = writer(tmp_path, "ann", 100_000)
+    start(process)
     printed = [process.stdout.readline()]
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

@@ -176,9 +176,8 @@ def test_a_picture_that_is_gone_is_not_shown_and_no_more_pictures_is_said(tmp_pa
         drawer.store.image_path(lost["images"][0]).unlink()
         assert lost["set_id"] not in {showing["set_id"] for showing in full(desk, "Bob")["queue"]}
         for _ in range(6):
-            state = desk.state("Ann")
-            desk.answer(body("Ann", state["queue"][0]))
-        state = desk.state("Ann")
+            desk.answer(body("Ann", full(desk, "Ann", 1)["queue"][0]))
+        state = wait_for(lambda: (state := desk.state("Ann"))["error"] and state)
     assert state["queue"] == [] and state["error"] == "set 6: there are no more captions"
 
 
