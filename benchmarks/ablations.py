@@ -132,21 +132,26 @@ def train(trainer: Trainer, config: Config, run_dir: Path) -> str | None:
     return None
 
 
-def run_cell(config: Config, name: str, run_dir: Path) -> dict:
-    """Trains and evaluates one setting with one seed; returns the record to keep."""
-    trainer = build_trainer(config, run_dir)
-    if name == UNGUIDED:
-        score_unguided(trainer)
-    stopped = train(trainer, config, run_dir)
+def subject_of(trainer: Trainer, run_dir: Path) -> Subject:
+    """The policy of the run's last checkpoint, those of earlier ones, and the reference."""
     *earlier, last = folders = choose_checkpoints(run_dir, "all")
     reference = trainer.networks.reference
-    subject = Subject(
+    return Subject(
         policy_of(folders[last], reference),
         reference,
         trainer.family,
         origin=checkpoint_facts(folders[last]),
         earlier={iteration: loader(folders[iteration], reference) for iteration in earlier if iteration},
     )
+
+
+def run_cell(config: Config, name: str, run_dir: Path) -> dict:
+    """Trains and evaluates one setting with one seed; returns the record to keep."""
+    trainer = build_trainer(config, run_dir)
+    if name == UNGUIDED:
+        score_unguided(trainer)
+    stopped = train(trainer, config, run_dir)
+    subject = subject_of(trainer, run_dir)
     measures = build_measures(config, trainer.reward, find_world(config.model.path), None)
     result = evaluate(config, run_dir, subject, measures, evaluation_captions(config))
     metrics = read_metrics(run_dir / "metrics.jsonl")
@@ -268,12 +273,21 @@ Alignment is on UNLIKELY captions. The reward never sees the judge.
 {picture}
 """
     path = folder / "ablations.md"
-    if path.is_file():
-        _, found, written = path.read_text(encoding="utf-8").partition(f"{picture}\n")
-        if not found:
-            raise ValueError(f"{path} has lost its picture line, {picture}: put it back, or remove the file")
-        text += written
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text + written_below(path, picture), encoding="utf-8")
+
+
+def written_below(path: Path, picture: str) -> str:
+    """What people wrote below the picture of a page; nothing if there is no page yet.
+
+    Raises:
+        ValueError: the page has no such picture, so what people wrote cannot be told apart.
+    """
+    if not path.is_file():
+        return ""
+    _, found, written = path.read_text(encoding="utf-8").partition(f"{picture}\n")
+    if not found:
+        raise ValueError(f"{path} has lost its picture line, {picture}: put it back, or remove the file")
+    return written
 
 
 def main(argv: list[str] | None) -> int:

@@ -13,20 +13,17 @@ less than the time that passes.
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from time_to_result import commit_of, worktree
+from time_to_result import commit_of, run_command, worktree
 
 CAPTIONS, RESULT = "evaluation/captions.parquet", "evaluation.json"
 """The first and the last file that an evaluation writes."""
@@ -40,25 +37,8 @@ def call(tree: Path, arguments: list[str], threads: int, log: Path) -> dict[str,
     Raises:
         ValueError: it failed.
     """
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
-    environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    command = [sys.executable, "-m", *arguments]
-    with log.open("w", encoding="utf-8") as out:
-        started = time.monotonic()
-        process = subprocess.Popen(
-            command, cwd=log.parent, env=environment, stdout=out, stderr=subprocess.STDOUT
-        )
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        end = "\n".join(log.read_text("utf-8").splitlines()[-20:])
-        raise ValueError(f"{' '.join(command[1:])} ended with {process.returncode}:\n{end}")
-    return {"cpu": usage.ru_utime + usage.ru_stime, "command": time.monotonic() - started}
+    seconds, usage = run_command(tree, arguments, threads, log)
+    return {"cpu": usage.ru_utime + usage.ru_stime, "command": seconds}
 
 
 def train(tree: Path, run: Path, num_iterations: int, threads: int) -> Path:

@@ -12,6 +12,7 @@ that B has to clear. With `--keep`, finished runs are reused: a killed benchmark
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -89,12 +90,32 @@ def train(tree: Path, folder: Path, arguments: list[str], threads: int) -> dict[
     """
     shutil.rmtree(folder / "run", ignore_errors=True)  # of a benchmark that was killed
     folder.mkdir(parents=True, exist_ok=True)
+    command = ["dalle_ppo.train", "--run_dir", str(folder / "run"), *arguments]
+    seconds, usage = run_command(tree, command, threads, folder / "log.txt")
+    unit = 1 if sys.platform == "darwin" else 1024
+    whole = {"seconds": seconds, "seconds_cpu": usage.ru_utime + usage.ru_stime}
+    return whole | {"memory_gb": usage.ru_maxrss * unit / 1e9} | parts_of_cost(folder / "run")
+
+
+def run_command(
+    tree: Path, arguments: list[str], threads: int, log: Path
+) -> tuple[float, resource.struct_rusage]:
+    """Runs `python -m ARGUMENTS` with the code in `tree`, in the log's folder.
+
+    Returns:
+        Seconds, and what the process used.
+
+    Raises:
+        ValueError: the command failed.
+    """
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    call = [sys.executable, "-m", "dalle_ppo.train", "--run_dir", str(folder / "run"), *arguments]
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+    call = [sys.executable, "-m", *arguments]
+    with log.open("w", encoding="utf-8") as out:
         started = time.monotonic()
-        process = subprocess.Popen(call, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            call, cwd=log.parent, env=environment, stdout=out, stderr=subprocess.STDOUT
+        )
         try:
             # The peak starts at that of this process, which therefore must not load torch.
             _, status, usage = os.wait4(process.pid, 0)
@@ -105,11 +126,9 @@ def train(tree: Path, folder: Path, arguments: list[str], threads: int) -> dict[
         seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        end = "\n".join((folder / "log.txt").read_text("utf-8").splitlines()[-20:])
+        end = "\n".join(log.read_text("utf-8").splitlines()[-20:])
         raise ValueError(f"{' '.join(call[1:])} ended with {process.returncode}:\n{end}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    whole = {"seconds": seconds, "seconds_cpu": usage.ru_utime + usage.ru_stime}
-    return whole | {"memory_gb": usage.ru_maxrss * unit / 1e9} | parts_of_cost(folder / "run")
+    return seconds, usage
 
 
 def parts_of_cost(run: Path) -> dict[str, float]:

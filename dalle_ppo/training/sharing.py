@@ -150,11 +150,8 @@ def check_equal_weights(module: nn.Module, team: Team) -> None:
         ValueError: they do; names the process.
     """
     if team.size > 1:
-        total = sum(
-            int(torch.hash_tensor(tensor).view(torch.int64)) for tensor in module.state_dict().values()
-        )
         advice = "continue from the newest checkpoint with --resume, on GPUs of one kind"
-        check_same(team, {"weights with the hash": total}, advice)
+        check_same(team, {"weights with the hash": sum(fingerprint(module))}, advice)
 
 
 def map_tensors(record: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -3,8 +3,6 @@
 The oracle multiplies probabilities: it knows nothing of log-probs, clipping by minima, or credit.
 """
 
-import itertools
-import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +16,13 @@ from dalle_ppo.models.family import TokenScores
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.objective import find_objective
-from tests.training.test_policy_gradient import World, assert_same, every_group, relative_difference
+from tests.training.test_policy_gradient import (
+    World,
+    assert_same,
+    every_group,
+    normalised_in_groups_of_three,
+    relative_difference,
+)
 
 
 def batch(world: World, rows: Tensor, group_index: Tensor, old_log_probs: Tensor, **columns) -> Experience:
@@ -154,15 +158,7 @@ def test_grpo_without_the_deviation_is_unbiased_but_for_a_factor():
 
 def test_grpo_with_the_deviation():
     world = World(2, 3)
-    p, reward = world.now().tolist(), world.reward.tolist()
-    pushed = torch.zeros(len(p), dtype=torch.float64)
-    for group in itertools.product(range(len(p)), repeat=3):
-        scores = [reward[i] for i in group]
-        for i in group:
-            normalised = (reward[i] - statistics.mean(scores)) / (statistics.stdev(scores) + 1e-4)
-            pushed[i] += p[group[0]] * p[group[1]] * p[group[2]] * normalised / 3
-    oracle = world.gradient((pushed * world.probabilities(*world.parameters).log()).sum())
-    assert_same(expected_over_groups(world, 3, "grpo"), oracle)
+    assert_same(expected_over_groups(world, 3, "grpo"), normalised_in_groups_of_three(world))
 
 
 def test_ddpo_normalises_new_captions_by_their_own_images():

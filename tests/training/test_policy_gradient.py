@@ -250,11 +250,8 @@ def every_group(world: World, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return members.flatten(), group_index, weights.repeat_interleave(size)
 
 
-def test_group_normalised_against_its_own_enumerated_expectation():
-    """Biased by design, so not against the reward gradient but a loop over all groups of three."""
-    world = World(2, 3)
-    rows, group_index, weights = every_group(world, 3)
-    advantages = group_normalised(world.reward[rows], group_index)[:, None].expand(-1, 3)
+def normalised_in_groups_of_three(world: World) -> Tensor:
+    """The gradient that group-normalised scores expect, by a loop over all groups of three images."""
     p, reward = world.now().tolist(), world.reward.tolist()
     pushed = torch.zeros(len(p), dtype=torch.float64)
     for group in itertools.product(range(len(p)), repeat=3):
@@ -262,7 +259,15 @@ def test_group_normalised_against_its_own_enumerated_expectation():
         for i in group:
             normalised = (reward[i] - statistics.mean(scores)) / (statistics.stdev(scores) + 1e-4)
             pushed[i] += p[group[0]] * p[group[1]] * p[group[2]] * normalised / 3
-    oracle = world.gradient((pushed * world.probabilities(*world.parameters).log()).sum())
+    return world.gradient((pushed * world.probabilities(*world.parameters).log()).sum())
+
+
+def test_group_normalised_against_its_own_enumerated_expectation():
+    """Biased by design, so not against the reward gradient but a loop over all groups of three."""
+    world = World(2, 3)
+    rows, group_index, weights = every_group(world, 3)
+    advantages = group_normalised(world.reward[rows], group_index)[:, None].expand(-1, 3)
+    oracle = normalised_in_groups_of_three(world)
     for loss in policy_losses(world.log_probs()[rows], advantages):
         assert_same(-world.gradient((weights[:, None] * loss).sum()), oracle)
     assert relative_difference(oracle, world.reward_gradient()) > 0.1

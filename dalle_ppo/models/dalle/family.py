@@ -137,8 +137,7 @@ class DalleFamily:
     @torch.no_grad()
     def remember(self, policy: BartDecoder, experience: Experience) -> HiddenStates:
         """The decoder's last hidden states: `score` applies only the head to them."""
-        with self._autocast(self.dtype):
-            return hidden_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
+        return self._hidden(policy, experience)
 
     def score(
         self,
@@ -218,6 +217,9 @@ class DalleFamily:
     def _policy_states(self, policy: BartDecoder, experience: Experience) -> HiddenStates:
         if experience.policy_states is not None and not torch.is_grad_enabled():
             return experience.policy_states
+        return self._hidden(policy, experience)
+
+    def _hidden(self, policy: BartDecoder, experience: Experience) -> HiddenStates:
         with self._autocast(self.dtype):
             return hidden_of_tokens(policy, experience.tokens, self._text(experience), self.settings)
 
