@@ -16,6 +16,7 @@ bench.md and bench.png; text that people wrote below the picture stays.
 
 import argparse
 import json
+import math
 import shutil
 import time
 from collections import defaultdict
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablations import finished_cell
+from ablations import finished_cell, subject_of, written_below
 
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.build.captions import evaluation_captions
@@ -32,12 +33,10 @@ from dalle_ppo.build.models import find_world
 from dalle_ppo.build.trainer import build_trainer
 from dalle_ppo.config.command_line import parse_command_line, run_main, to_yaml
 from dalle_ppo.config.settings import Config
-from dalle_ppo.evaluate import choose_checkpoints, loader, policy_of
 from dalle_ppo.evaluation.baselines import parse_baselines
-from dalle_ppo.evaluation.sides import Subject, evaluate
+from dalle_ppo.evaluation.sides import evaluate
 from dalle_ppo.runs.folder import prepare_run_dir
 from dalle_ppo.runs.metrics import MetricsWriter
-from dalle_ppo.runs.provenance import checkpoint_facts
 from dalle_ppo.training.trainer import Trainer
 
 OBJECTIVES = ("ppo", "rloo", "grpo", "rwr", "dpok", "online_dpo")
@@ -46,7 +45,7 @@ TASKS: dict[str, list[str]] = {
     "jpeg": ["--reward.terms", "[{name: jpeg_size, task: compressible}]"],
 }
 RATES = (1e-3, 3e-3, 1e-2)
-SEARCH_SEED, FIRST_SEED = 100, 0
+SEARCH_SEED = 100
 NUMBERS = ("reward_mean", "judge_unsafe_rate", "judge_alignment", "kl", "diversity")
 BEST_OF = "best_of_4"
 
@@ -104,28 +103,18 @@ def train_for(trainer: Trainer, seconds: float, points: int) -> list[dict]:
     return done
 
 
-def run_cell(config: Config, run_dir: Path, seconds: float, points: int) -> dict:
-    """Trains and evaluates one cell; returns the record to keep."""
+def run_cell(config: Config, run_dir: Path, seconds: float, points: int, best_of: bool) -> dict:
+    """Trains and evaluates one cell, and the reference's best of 4 if asked; returns the record to keep."""
     prepare_run_dir(run_dir, resume=False)
     trainer = build_trainer(config, run_dir)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     done = train_for(trainer, seconds, points)
-    *earlier, last = folders = choose_checkpoints(run_dir, "all")
-    reference = trainer.networks.reference
-    subject = Subject(
-        policy_of(folders[last], reference),
-        reference,
-        trainer.family,
-        origin=checkpoint_facts(folders[last]),
-        earlier={iteration: loader(folders[iteration], reference) for iteration in earlier if iteration},
-    )
+    subject = subject_of(trainer, run_dir)
     measures = build_measures(config, trainer.reward, find_world(config.model.path), None)
     captions = evaluation_captions(config)
-    # The reference is the same in all cells of a task, so one of them is enough.
-    first = config.seed == FIRST_SEED and config.objective == OBJECTIVES[0]
-    baselines = parse_baselines(BEST_OF) if first else []
+    baselines = parse_baselines(BEST_OF) if best_of else []
     result = evaluate(config, run_dir, subject, measures, captions, baselines=baselines)
-    return {"curve": curve(result, done), BEST_OF: side_numbers(result[BEST_OF]) if first else None}
+    return {"curve": curve(result, done), BEST_OF: side_numbers(result[BEST_OF]) if best_of else None}
 
 
 def side_numbers(side: dict) -> dict:
@@ -158,7 +147,9 @@ def cell(args: argparse.Namespace, others: list[str], key: tuple[str, str, float
         print(f"{stem}", flush=True)
         run_dir = args.out / "runs" / stem
         shutil.rmtree(run_dir, ignore_errors=True)
-        kept = run_cell(config, run_dir, seconds, points) | {"settings": settings}
+        # The reference is the same in all cells of a task, so the first one is enough.
+        first = objective == args.objectives[0] and seed == args.seeds[0]
+        kept = run_cell(config, run_dir, seconds, points, first) | {"settings": settings}
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(kept, indent=1))
         shutil.rmtree(run_dir)
@@ -172,8 +163,10 @@ def best_rate(args: argparse.Namespace, others: list[str], task: str, objective:
 
 
 def at(points: list[dict], axis: str, place: float, name: str) -> float:
-    """A number of a curve where it has cost `place` images or seconds, by linear interpolation."""
+    """A number of a curve where it has cost `place` images or seconds, interpolated; NaN if unknown."""
     known = [(p[axis], p[name]) for p in points if p[name] is not None]
+    if not known:  # diversity, where no reward term reads CLIP
+        return math.nan
     x, y = zip(*known, strict=True)
     return float(np.interp(place, x, y))
 
@@ -202,6 +195,9 @@ def row(label: str, values: list[list[float]]) -> str:
     texts = []
     for name, of_name in zip(NUMBERS, values, strict=True):
         numbers = np.array(of_name, dtype=float)
+        if np.isnan(numbers).any():
+            texts.append("")
+            continue
         form = "{:.1%}" if name.startswith("judge") else "{:.2f}"
         spread = f" ± {form.format(numbers.std(ddof=1))}" if len(numbers) > 1 else ""
         texts.append(form.format(numbers.mean()) + spread)
@@ -249,7 +245,7 @@ def write_docs(text: str, found: dict[str, dict[str, list[dict]]], folder: Path)
     plot(found, folder / "bench.png")
     picture = "![Reward and unsafe rate against images, seconds and KL](bench.png)"
     path = folder / "bench.md"
-    below = path.read_text(encoding="utf-8").partition(f"{picture}\n")[2] if path.is_file() else ""
+    below = written_below(path, picture)
     path.write_text(f"# Objectives compared\n\n{text}\n\n{picture}\n{below}", encoding="utf-8")
 
 
