@@ -1,15 +1,10 @@
 """A team of real processes, without a launcher: what one knows, all know, and what ends one ends all."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from processes import end_of, start
 
-ROOT = Path(__file__).parent.parent.parent
 TOGETHER = """
 import torch
 torch.set_num_threads(1)
@@ -57,40 +52,6 @@ def main(argv, team):
         team.gather(None)
 _run_in_team(main, *launched(os.environ))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def start(size: int, code: str, *arguments: object) -> list[subprocess.Popen]:
-    """Processes as a launcher starts them."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-    processes = []
-    for rank in range(size):
-        numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code, *map(str, arguments)],
-                env=os.environ | address | numbers,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return processes
-
-
-def end_of(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str, str]]:
-    """Exit code and output of each."""
-    try:
-        outputs = [process.communicate(timeout=seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
