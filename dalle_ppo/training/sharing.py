@@ -7,7 +7,7 @@ rewards, scoring passes and gradients.
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -122,28 +122,33 @@ def shared_score_passes(
     microbatch_size: int,
     keep_reference: bool,
     means: Means,
-    order: Sequence[Tensor] | None = None,
+    order: Sequence[Sequence[Tensor]] | None = None,
 ) -> Experience:
     """`score_passes` of the whole batch, each process's share computed there.
 
     Args:
         networks, experience, microbatch_size, keep_reference: as in `score_passes`.
         means: the processes, and how many images fit.
-        order: as in `score_passes`, for one process; several score their shares in order.
+        order: of each process, as in `score_passes`, equally many rows; by default shares in order.
     """
     team, halving = means.team, means.halving
     if team.size == 1:
-        return score_passes(networks, experience, microbatch_size, keep_reference, order, halving)
-    count = len(experience)
-    rows = torch.arange(count, device=experience.tokens.device)[team.share(count)]
+        own_order = order[0] if order else None
+        return score_passes(networks, experience, microbatch_size, keep_reference, own_order, halving)
+    count, own_order, back = len(experience), None, slice(None)
+    every = torch.arange(count, device=experience.tokens.device)
+    rows = every[team.share(count)]
+    if order:
+        rows, back = torch.cat(list(order[team.rank])), torch.cat([*chain(*order)]).argsort()
+        own_order = every[: len(rows)].split([len(part) for part in order[team.rank]])
     kept = len(rows)
     if is_sharded(networks.reference) and count >= team.size:  # equally many passes everywhere
         rows = torch.cat([rows, rows[-1:].expand(-(-count // team.size) - kept)])
     own = experience.select(rows)
-    scored = score_passes(networks, own, microbatch_size, keep_reference, None, halving)
+    scored = score_passes(networks, own, microbatch_size, keep_reference, own_order, halving)
     columns = {name: getattr(scored, name) for name in SCORED if getattr(scored, name) is not None}
-    whole = {name: team.join(column[:kept], count) for name, column in columns.items()}
-    states = map_tensors(scored.reference_states, lambda tensor: team.join(tensor[:kept], count))
+    whole = {name: team.join(column[:kept], count)[back] for name, column in columns.items()}
+    states = map_tensors(scored.reference_states, lambda tensor: team.join(tensor[:kept], count)[back])
     return replace(experience, reference_states=states, **whole)
 
 

@@ -240,7 +240,7 @@ class Trainer:
         """Scores the images with actor, reference and critic."""
         kl, size = self.config.kl, self.config.update.microbatch_size
         keep_reference = kl.placement == "loss" and kl.estimator == "exact"
-        order = scoring_order(experience, self.objective, self.config, self.progress.iteration)
+        order = scoring_order(experience, self.objective, self.config, self.progress.iteration, self.team)
         return shared_score_passes(self.networks, experience, size, keep_reference, self.means, order)
 
     def reference_changes(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.stopping import StopSignals
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import TokenScores
 from dalle_ppo.models.sharding import is_sharded
@@ -185,20 +186,28 @@ def order_generator(seed: int, iteration: int) -> torch.Generator:
 
 
 def scoring_order(
-    experience: Experience, objective: Objective, config: Config, iteration: int
-) -> list[Tensor] | None:
-    """The microbatches in which a batch is scored before its updates; None if they do not matter.
+    experience: Experience, objective: Objective, config: Config, iteration: int, team: Team = ALONE
+) -> list[list[Tensor]] | None:
+    """The microbatches in which each process scores a batch before its updates; None if they do not matter.
 
     In bfloat16 they do: rounding depends on what is computed together. So scoring takes the microbatches of
-    the first epoch, and the first ratio is 1.
+    the first epoch, and the first ratio is 1. Where the processes' shares of the epoch differ in size, they
+    take shares of equal size instead, and the first ratio is 1 up to rounding only.
     """
     if config.update.dtype == "float32":
         return None
     generator, settings = order_generator(config.seed, iteration), config.update
     size = settings.minibatch_size or len(experience)
     first = minibatches(experience, objective.compares_images, config, generator)
-    epoch = islice(first, math.ceil(len(experience) / size))
-    return [rows for minibatch in epoch for rows in minibatch.split(settings.microbatch_size)]
+    epoch = list(islice(first, math.ceil(len(experience) / size)))
+    orders = []
+    for rank in range(team.size):
+        member = Team(rank, team.size)
+        shares = [own_rows(rows, experience, objective.compares_images, member) for rows in epoch]
+        if team.size * sum(map(len, shares)) != len(experience):
+            return None
+        orders.append([rows for share in shares for rows in share.split(settings.microbatch_size)])
+    return orders
 
 
 def past(target_kl: float | None, approx_kl: float) -> bool:
