@@ -5,7 +5,8 @@
 
 Each way runs in a process of its own, on one CPU thread unless OMP_NUM_THREADS says otherwise. All draw the
 same number of images, without guidance, and learn from them in as many epochs and minibatches, with a critic
-of its own, all weights trained, float32, and a reward that costs nothing. Pixels are decoded by none.
+of its own, all weights trained (ours: `--trainable`), float32, and a reward that costs nothing. Pixels are
+decoded by none.
 
 - ours: `Trainer.iterate`, text encoder included.
 - obvious: the same decoder without a cache. Every token is drawn by a pass over all tokens before it, and
@@ -49,6 +50,7 @@ from dalle_ppo.models.dalle.presets import BART_PRESETS, BartConfig
 from dalle_ppo.models.dalle.tokenizer import TextTokens
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rewards.base import RewardResult
+from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.metrics import SilentWriter
 from dalle_ppo.training.trainer import Trainer
 
@@ -78,12 +80,14 @@ class Measured:
         wall, cpu: seconds.
         peak_gb: the process's peak of resident memory, 10^9 bytes.
         parameters: of the policy.
+        drawing: CPU seconds of drawing tokens.
     """
 
     wall: float
     cpu: float
     peak_gb: float
     parameters: int
+    drawing: float
 
 
 class Tokens:
@@ -127,11 +131,11 @@ def nothing(images: Tensor, captions: list[str]) -> RewardResult:
 
 
 def settings(a: argparse.Namespace) -> Config:
-    """PPO with a critic and all weights trained, as TRL has it."""
+    """PPO with a critic, the KL in the reward and no entropy term, as TRL has it."""
     return Config(
         policy=PolicySettings(guidance=1.0),
         rollout=RolloutConfig(rollout_batch_size=a.images),
-        actor=ActorConfig(trainable="all", entropy_coef=0.0, min_entropy=None, learning_rate=1e-5),
+        actor=ActorConfig(trainable=a.trainable, entropy_coef=0.0, min_entropy=None, learning_rate=1e-5),
         kl=KlConfig(placement="reward", estimator="k1"),
         reward=RewardConfig(terms=({"name": "iteration:nothing"},)),
         update=UpdateConfig(epochs=a.epochs, minibatch_size=a.minibatch, microbatch_size=a.images),
@@ -152,9 +156,17 @@ def trainer_of(a: argparse.Namespace) -> Trainer:
 def of_ours(a: argparse.Namespace) -> Measured:
     """Our iteration."""
     trainer = trainer_of(a)
-    writer = SilentWriter()
+    writer, collect, drawing = SilentWriter(), trainer.collect, []
+
+    def timed_collect() -> Experience:
+        began = time.process_time()
+        drawn = collect()
+        drawing.append(time.process_time() - began)
+        return drawn
+
+    trainer.collect = timed_collect
     wall, cpu = timed(lambda: trainer.iterate(writer))
-    return Measured(wall, cpu, peak_gb(), parameters_of(trainer.networks.reference))
+    return Measured(wall, cpu, peak_gb(), parameters_of(trainer.networks.reference), sum(drawing))
 
 
 def of_obvious(a: argparse.Namespace) -> Measured:
@@ -168,20 +180,19 @@ def of_obvious(a: argparse.Namespace) -> Measured:
         ).log_softmax(-1),
         "critic": lambda drawn: networks.critic(drawn, networks.critic.cross_states(text))[:, -1],
     }
-    wall = cpu = 0.0
+    wall = cpu = drawing = 0.0
     count = sizes.num_image_tokens
     for name, compute in both.items():
-        # The actor draws, and the reference, which is as large, scores; the critic values.
-        passes = 2 if name == "actor" else 1
         for length in (count // 4, 3 * count // 4):
             drawn = tokens[:, :length]
-            for seconds, times in (
-                (timed(lambda: torch.no_grad()(compute)(drawn)), passes),  # noqa: B023
-                (timed(lambda: compute(drawn).sum().backward()), a.epochs),  # noqa: B023
-            ):
-                wall += seconds[0] * times * count / 2
-                cpu += seconds[1] * times * count / 2
-    return Measured(wall, cpu, peak_gb(), parameters_of(networks.reference))
+            forward = timed(lambda: torch.no_grad()(compute)(drawn))  # noqa: B023
+            learned = timed(lambda: compute(drawn).sum().backward())  # noqa: B023
+            # The actor draws, and the reference, which is as large, scores; the critic values.
+            passes = 2 if name == "actor" else 1
+            wall += (passes * forward[0] + a.epochs * learned[0]) * count / 2
+            cpu += (passes * forward[1] + a.epochs * learned[1]) * count / 2
+            drawing += forward[1] * count / 2 if name == "actor" else 0.0
+    return Measured(wall, cpu, peak_gb(), parameters_of(networks.reference), drawing)
 
 
 def of_trl(a: argparse.Namespace) -> Measured:
@@ -256,14 +267,16 @@ def table(measured: dict[str, Measured], a: argparse.Namespace) -> list[str]:
         f"{a.images} images of {sizes.num_image_tokens} tokens, {a.epochs} epochs, minibatches of "
         f"{a.minibatch}, OMP_NUM_THREADS {os.environ['OMP_NUM_THREADS']}, {platform.machine()}, "
         f"torch {torch.__version__}",
-        "| way | parameters, millions | CPU s per image | wall s per image | peak, GB | times ours | bar |",
-        "|---|---|---|---|---|---|---|",
+        "| way | parameters, millions | CPU s per image | of which drawing | wall s per image | peak, GB "
+        "| times ours | bar |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, m in measured.items():
         ratio = f"{m.cpu / ours.cpu:.1f}" if ours else ""
         label = f"{name}, scaled from parts" if name == "obvious" else name
         lines.append(
-            f"| {label} | {m.parameters / 1e6:.1f} | {m.cpu / a.images:.3g} | {m.wall / a.images:.3g} "
+            f"| {label} | {m.parameters / 1e6:.1f} | {m.cpu / a.images:.3g} | {m.drawing / a.images:.3g} "
+            f"| {m.wall / a.images:.3g} "
             f"| {m.peak_gb:.2f} | {ratio} | {BARS.get(name, '')} |"
         )
     return lines
@@ -279,6 +292,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--minibatch", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--trainable", default="all", help="of ours; TRL trains all weights")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--measure", choices=WAYS, help="measure one way in this process, and print JSON")
     a = parser.parse_args()
@@ -287,7 +301,7 @@ def main() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         print(json.dumps(asdict(WAYS[a.measure](a))))
         return
-    given = [text for name in ("size", "folder", "images", "minibatch", "epochs")
+    given = [text for name in ("size", "folder", "images", "minibatch", "epochs", "trainable")
              for text in (f"--{name}", str(getattr(a, name)))]  # fmt: skip
     measured = {}
     for way in a.ways:

@@ -34,7 +34,7 @@ def test_two_lengths_stand_for_all(scripts, monkeypatch):
     iteration, _ = scripts
     sizes = replace(TINY, num_image_tokens=TOKENS, num_text_tokens=64, text_vocab_count=64)
     monkeypatch.setitem(iteration.SIZES, "tiny", sizes)
-    a = Namespace(size="tiny", images=2, minibatch=1, epochs=1)
+    a = Namespace(size="tiny", images=2, minibatch=1, epochs=1, trainable="all")
     with monkeypatch.context() as patch:
         patch.setattr(iteration, "timed", flops)
         scaled = iteration.of_obvious(a).wall
@@ -58,7 +58,7 @@ def test_ours_draws_and_learns_from_as_many_images_as_asked_for(scripts, monkeyp
     iteration, _ = scripts
     sizes = replace(TINY, num_image_tokens=4, num_text_tokens=64, text_vocab_count=64)
     monkeypatch.setitem(iteration.SIZES, "tiny", sizes)
-    trainer = iteration.trainer_of(Namespace(size="tiny", images=4, minibatch=2, epochs=3))
+    trainer = iteration.trainer_of(Namespace(size="tiny", images=4, minibatch=2, epochs=3, trainable="all"))
     metrics = trainer.iterate(iteration.SilentWriter())
     assert metrics["images"] == 4 and metrics["skipped_updates"] == 0
     assert {int(entry["step"]) for entry in trainer.actor.optimizer.state.values()} == {6}
