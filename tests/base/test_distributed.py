@@ -1,9 +1,12 @@
 """A team of real processes, without a launcher: what one knows, all know, and what ends one ends all."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from processes import end_of, start
+
+from dalle_ppo.base.distributed import ProcessTeam
 
 TOGETHER = """
 import torch
@@ -80,3 +83,18 @@ def test_an_error_of_one_process_is_said_once_by_the_first():
     ended = end_of(start(3, REFUSED))
     assert [code for code, _, _ in ended] == [2, 2, 2]
     assert ended[0][2].strip() == "error: only this process knows" and ended[1][2] == ended[2][2] == ""
+
+
+@pytest.mark.parametrize(
+    "error, waits",
+    [
+        (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("no gloo here"), False),
+    ],
+)
+def test_only_an_error_of_a_lost_connection_waits_for_the_watch(error, waits):
+    """Which then says the one line; FSDP2's exchanges raise what the team does not see."""
+    joined = []
+    ProcessTeam(1, 2, SimpleNamespace(join=joined.append)).end_if_lost(error)
+    assert bool(joined) == waits
