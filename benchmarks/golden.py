@@ -97,6 +97,7 @@ LATER_SETTINGS: dict[str, object] = {
     "anchor.coef": 0.0, "anchor.num_images": 384, "anchor.minibatch_size": 24, "anchor.shares": None,
     "actor.adapter": "none", "actor.lora_rank": 8, "actor.lora_alpha": 16.0,
     "critic.adapter": "none", "critic.lora_rank": 8, "critic.lora_alpha": 16.0,
+    "update.shard": "none",
     "update.dtype": "float32", "model.frozen_dtype": "float32",
     "report.hide_captions": False,
     "checkpoint_minutes": None, "keep_best": None,

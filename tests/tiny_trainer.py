@@ -120,10 +120,14 @@ class NoWriter:
 
 
 def tiny_trainer(
-    config: Config, run_dir: Path = Path("unused"), shape: BartConfig = TINY, team: Team = ALONE
+    config: Config,
+    run_dir: Path = Path("unused"),
+    shape: BartConfig = TINY,
+    team: Team = ALONE,
+    dtype: torch.dtype = torch.float32,
 ) -> Trainer:
     """`build_trainer` with a random model, CLIP and detector instead of the built-in world's."""
-    encoder, decoder = tiny_bart(shape)
+    encoder, decoder = tiny_bart(shape, dtype=dtype)
     parts = FrozenParts(TinyTokenizer(), encoder, TinyVqgan(shape.num_codes))
     model = models.LoadedModel(decoder, decoder, parts, None, models.World(models.WEIGHTS))
     with (

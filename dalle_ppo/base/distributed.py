@@ -11,6 +11,7 @@ from dalle_ppo.base.watch import MEETING, SILENCE, Watch, start_watch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
 
 LONGEST_WAIT = timedelta(hours=1)
 """How long a process waits for one that lives: it may be writing a checkpoint, or asking a slow reward."""
@@ -37,6 +38,14 @@ class ProcessTeam(Team):
         import torch.distributed as dist
 
         self.tensors = self._wait(lambda: dist.new_group(backend="nccl", timeout=LONGEST_WAIT))
+
+    def mesh(self) -> "DeviceMesh":
+        """The processes as torch's FSDP2 wants them named."""
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import DeviceMesh
+
+        group = dist.group.WORLD if self.tensors is None else self.tensors
+        return DeviceMesh.from_group(group, "cpu" if self.tensors is None else "cuda")
 
     def gather(self, value: Any) -> list[Any]:
         import torch.distributed as dist
@@ -84,6 +93,13 @@ class ProcessTeam(Team):
             self._wait(lambda flat=flat: dist.broadcast(flat, src=0))
             received[name] = tensor
         return received
+
+    def end_if_lost(self, error: BaseException) -> None:
+        import torch.distributed as dist
+
+        of_backend = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        if isinstance(error, RuntimeError) and of_backend:
+            self.watch.join(SILENCE + 5)
 
     def close(self) -> None:
         import torch.distributed as dist

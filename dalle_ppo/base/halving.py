@@ -24,10 +24,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Halving:
-    """How many images at a time have proved to fit, by kind of work; a run has one of these."""
+    """How many images at a time have proved to fit, by kind of work; a run has one of these.
 
-    def __init__(self) -> None:
+    Args:
+        together: kinds of work in which processes wait for each other within it, so that none can try again.
+    """
+
+    def __init__(self, together: tuple[str, ...] = ()) -> None:
         self.sizes: dict[str, int] = {}
+        self.together = together
 
     def run(self, what: str, setting: str, size: int, work: Callable[[int], Result]) -> Result:
         """Does work, with fewer images at a time until it fits; the number is kept for the next time.
@@ -41,6 +46,7 @@ class Halving:
 
         Raises:
             OutOfMemory: one image at a time does not fit either.
+            RuntimeError: it does not fit, and other processes wait in the middle of the work.
         """
         size = min(size, self.sizes.get(what, size))
         while True:
@@ -52,6 +58,11 @@ class Halving:
                 reason = " ".join(str(error).split())[:200]
             # Only here are the frames gone that held the failed attempt's tensors.
             _release()
+            if what in self.together:
+                raise RuntimeError(
+                    f"out of memory while {what} {size} images at a time ({reason}); processes that share "
+                    f"networks cannot try again with fewer: lower {setting}, and go on with --resume"
+                )
             if size == 1:
                 raise OutOfMemory(
                     f"out of memory while {what} one image at a time ({reason}); lower {setting}, or use a "

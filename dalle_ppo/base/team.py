@@ -101,6 +101,9 @@ class Team:
         """The tensors of the first process, in all processes; what the others give is ignored."""
         return self.gather(tensors)[0]
 
+    def end_if_lost(self, error: BaseException) -> None:
+        """Ends this process, with one line of the first one, if an error comes from the loss of another."""
+
     def close(self) -> None:
         """Ends the working together; processes may go on by themselves."""
 

@@ -36,6 +36,7 @@ def dry_run(trainer: Trainer, measures: object = None) -> str:
         trainer.networks,
         trainer.memory_plan(),
         {"rewards": network_bytes([trainer.reward, measures])},
+        trainer.team.size,
     )
     lines = [f"captions: read {len(records)}, such as {first!r}", disk_space(trainer), str(memory)]
     available = memory_of(trainer.family.device)

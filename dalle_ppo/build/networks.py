@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from dalle_ppo.base.team import Team
 from dalle_ppo.build.models import LoadedModel
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.critic import CriticConfig
@@ -13,6 +14,7 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.models.adapters import Lora
 from dalle_ppo.models.dalle.adapted import adapted_critic, adapted_decoder
 from dalle_ppo.models.dalle.checkpointing import set_checkpointing
+from dalle_ppo.models.dalle.sharded import shard
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.models.precision import narrow
 from dalle_ppo.runs.provenance import weights_sha256
@@ -59,6 +61,16 @@ def build_networks(config: Config, loaded: LoadedModel) -> Networks:
         if network is not None:
             set_checkpointing(network, config.update.gradient_checkpointing)
     return Networks(family, actor, reference, critic, reference_sha256=sha256)
+
+
+def divided(networks: Networks, team: Team) -> Networks:
+    """The networks with actor, reference and critic divided among processes, in place."""
+    sha256 = networks.reference_sha256 or weights_sha256(networks.reference)
+    mesh = team.mesh()
+    for network in (networks.actor, networks.reference, networks.critic):
+        if network is not None:
+            shard(network, mesh)
+    return replace(networks, reference_sha256=sha256)
 
 
 def trainable_copy(reference: nn.Module, family: PolicyFamily, which: str) -> nn.Module:

@@ -12,7 +12,7 @@ from dalle_ppo.build.captions import (
     evaluation_captions,
 )
 from dalle_ppo.build.models import choose_device, load_model, pinned
-from dalle_ppo.build.networks import build_networks
+from dalle_ppo.build.networks import build_networks, divided
 from dalle_ppo.build.rewards import build_reward
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
@@ -22,13 +22,14 @@ from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.trainer import Trainer
 
 
-def build_trainer(config: Config, run_dir: Path, team: Team = ALONE) -> Trainer:
+def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, whole: bool = False) -> Trainer:
     """Builds everything that training needs, without writing anything.
 
     Args:
         config: all settings.
         run_dir: the run's folder.
         team: the processes that train together; each builds everything for its own device.
+        whole: leave networks whole in spite of `update.shard`, for a look at their sizes.
 
     Returns:
         A trainer; its `config` names the commit of any weights that came from the hub.
@@ -38,8 +39,11 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE) -> Trainer:
     loaded = load_model(config.model.path, device, config.model.revision)
     config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
+    in_parts = config.update.shard == "full" and team.size > 1 and not whole
+    if in_parts:
+        loaded.decoder.cpu()  # and its copies: a device need not hold them whole
     networks = build_networks(config, loaded)
-    networks = with_anchor(config, networks)
+    networks = divided(networks, team) if in_parts else with_anchor(config, networks)
     reward = build_reward(config, loaded.world, device, config.model.frozen_dtype)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)

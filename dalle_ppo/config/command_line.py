@@ -325,7 +325,8 @@ def _run_in_team(main: Callable[..., int], rank: int, size: int) -> NoReturn:
             team.watch.end("interrupted", 130)
         except SystemExit as end:
             code = int(end.code or 0)  # of --help
-        except BaseException:
+        except BaseException as error:
+            team.end_if_lost(error)  # FSDP2's own exchanges, which the team does not see
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)  # the watch of the first process sees it; a normal end could wait for a GPU for ever

@@ -132,6 +132,7 @@ def check_sections(config: Config) -> None:
     for check in (
         _check_policy,
         _check_precision,
+        _check_shard,
         _check_advantage,
         _check_images_per_caption,
         _check_images_of_terms,
@@ -157,6 +158,28 @@ def _check_precision(config: Config) -> None:
             f"model.frozen_dtype is {config.model.frozen_dtype}; it needs update.dtype bfloat16, or the "
             "reference would differ from the actor by rounding before anything is learned: set both"
         )
+
+
+def _check_shard(config: Config) -> None:
+    """Holding networks in parts is for training whole networks; what else saves memory does not add to it."""
+    if config.update.shard == "none":
+        return
+    refused = {
+        "actor.adapter": config.actor.adapter == "lora",
+        "critic.adapter": config.critic.adapter == "lora",
+        "actor.optimizer": config.actor.optimizer == "adamw_8bit",
+        "critic.optimizer": config.critic.optimizer == "adamw_8bit",
+        "anchor.coef": config.anchor.coef != 0,
+    }
+    for name, found in refused.items():
+        if found:
+            section, field_name = name.split(".")
+            value = getattr(getattr(config, section), field_name)
+            default = getattr(type(getattr(config, section))(), field_name)
+            raise ValueError(
+                f"update.shard is {config.update.shard} and {name} {value}, which do not go together; set "
+                f"{name} to {default}, or update.shard to none"
+            )
 
 
 def _check_advantage(config: Config) -> None:

@@ -34,6 +34,12 @@ class UpdateConfig:
     them again. "auto" is as many as make 2^23 logits, 512 tokens with 16384 codes; null is all tokens of a
     microbatch. Results are equal within rounding. Default null, our own. Set it when memory runs out and the
     model has many codes; `--dry_run` says what the logits take."""
+    shard: Literal["none", "full"] = "none"
+    """How several processes hold actor, reference and critic. "none": each holds all of them. "full": each
+    holds a part of every matrix, with its gradient and optimiser state, and a decoder layer is put together
+    while it computes (torch's FSDP2, arXiv 2304.11277); drawing needs one whole copy of the actor besides. A
+    single process holds everything. Default none, our own: it exchanges less. Use full when memory runs
+    out (docs/scaling.md)."""
     recompute_log_probs: bool = True
     """Take the old log-probs from the training forward pass rather than from the sampler, whose cache rounds
     differently. Default true (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo): the

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dalle_ppo.base.team import Team
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.adapters import adapter_config, adapter_state, is_adapted, load_adapter
+from dalle_ppo.models.sharding import divided_statistics, divided_weights, is_sharded, whole
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.runs.checkpoints import ADAPTER_CONFIG, Checkpoint, flatten_optimizer, restore_optimizer
 from dalle_ppo.runs.space import bytes_of
@@ -23,9 +24,18 @@ ADAPTED_GROUPS = {"policy": "adapter_model", "critic": "critic"}
 ADAPTER_CONFIGS = {"policy": ADAPTER_CONFIG, "critic": "critic_adapter_config"}
 
 
-def run_state(trainer: Any) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Everything needed to resume a Trainer: groups of tensors by name, and the JSON-able rest."""
-    tensors, optimizers = learner_state(trainer.actor, trainer.critic)
+LearnerState = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
+"""Groups of tensors by name, and the JSON-able rest."""
+
+
+def run_state(trainer: Any, learners: LearnerState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Everything needed to resume a Trainer: groups of tensors by name, and the JSON-able rest.
+
+    Args:
+        trainer: between two iterations.
+        learners: from `whole_learners`.
+    """
+    tensors, optimizers = learners
     progress = trainer.progress.to_dict()
     state = {
         "progress": progress,
@@ -40,9 +50,23 @@ def run_state(trainer: Any) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any
     return tensors, state
 
 
-def learner_state(
-    actor: Learner, critic: Learner | None
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def whole_learners(actor: Learner, critic: Learner | None, team: Team) -> LearnerState | None:
+    """`learner_state` for the first process to write; None in the others.
+
+    Networks that processes hold in parts are put together in its memory, one tensor after the other.
+    """
+    if not is_sharded(actor.module):
+        return learner_state(actor, critic) if team.is_first else None
+    groups, state = learner_state(actor, critic)
+    for tensors in groups.values():
+        for name in list(tensors):
+            tensor = whole(tensors.pop(name))
+            if team.is_first:
+                tensors[name] = tensor.cpu()
+    return (groups, state) if team.is_first else None
+
+
+def learner_state(actor: Learner, critic: Learner | None) -> LearnerState:
     """Weights and optimisers: groups of tensors by name, and the JSON-serialisable rest of the optimisers."""
     tensors, state = {}, {}
     for name, learner in (("policy", actor), ("critic", critic)):
@@ -124,7 +148,7 @@ def _restore_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> No
     if adapted:
         load_adapter(module, checkpoint.tensors[ADAPTED_GROUPS[name]], config, section)
     else:
-        module.load_state_dict(checkpoint.tensors[name])
+        module.load_state_dict(divided_weights(checkpoint.tensors[name], module))
 
 
 def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
@@ -133,7 +157,9 @@ def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
     _restore_weights(learner.module, checkpoint, name)
     settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
     key = f"{name}_optimizer"
-    restore_optimizer(learner.optimizer, checkpoint.tensors[key], checkpoint.state[key])
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    statistics = divided_statistics(checkpoint.tensors[key], parameters)
+    restore_optimizer(learner.optimizer, statistics, checkpoint.state[key])
     for group, (weight_decay, eps) in zip(learner.optimizer.param_groups, settings, strict=True):
         group["weight_decay"], group["eps"] = weight_decay, eps
 

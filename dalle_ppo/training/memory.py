@@ -97,15 +97,20 @@ def gb(size: float) -> str:
 
 
 def predict_memory(
-    config: Config, networks: Networks, plan: MemoryPlan | None, others: Mapping[str, int] | None = None
+    config: Config,
+    networks: Networks,
+    plan: MemoryPlan | None,
+    others: Mapping[str, int] | None = None,
+    processes: int = 1,
 ) -> MemoryForecast:
-    """The memory of a run.
+    """The memory of a run, in each of its processes.
 
     Args:
         config: all settings.
         networks: on any device, "meta" included; what is trained is what has `requires_grad`.
         plan: how images are drawn; None leaves drawing out.
         others: bytes of further networks, by name, such as the reward's.
+        processes: how many there are; with `update.shard` full they hold networks in parts.
     """
     learned = {"actor": networks.actor, "critic": networks.critic}
     learned = {name: module for name, module in learned.items() if module is not None}
@@ -116,7 +121,7 @@ def predict_memory(
     update = {"actor": activations}
     if networks.critic is not None:
         update["critic"] = _critic_bytes(config, networks)
-    return MemoryForecast(
+    forecast = MemoryForecast(
         weights=weights,
         optimiser={n: state_bytes(p, getattr(config, n).optimizer) for n, p in trained.items()},
         gradients={n: sum(p.numel() * p.element_size() for p in ps) for n, ps in trained.items()},
@@ -125,6 +130,32 @@ def predict_memory(
         scoring=_scoring_bytes(config, networks),
         update=update,
         logits=max(0, whole - activations),
+    )
+    if config.update.shard == "full" and processes > 1:
+        return _in_parts(forecast, config, networks, processes)
+    return forecast
+
+
+def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, processes: int) -> MemoryForecast:
+    """The forecast for processes that hold networks in parts, and what each puts together for a while.
+
+    In a pass, two layers and all that is in no layer are whole, one network at a time. Their gradients are,
+    too. A whole copy of the actor draws.
+    """
+    reference, drawing = networks.reference, dict(forecast.drawing)
+    layers = [bytes_of(layer) for layer in reference.layers]
+    passing = 2 * layers[0] + bytes_of(reference) - sum(layers)
+    own = {*forecast.gradients, "reference"}
+    if "sampler" in drawing:
+        drawing["sampler"] += _whole_copy(config, networks)
+    return replace(
+        forecast,
+        weights={n: size // processes if n in own else size for n, size in forecast.weights.items()},
+        optimiser={n: size // processes for n, size in forecast.optimiser.items()},
+        gradients={n: size // processes for n, size in forecast.gradients.items()},
+        drawing=drawing,
+        scoring=forecast.scoring + passing,
+        update={n: size + 2 * passing for n, size in forecast.update.items()},
     )
 
 
@@ -211,6 +242,13 @@ def _batch_bytes(config: Config, networks: Networks) -> int:
     batch = count * sizes.num_image_tokens * (per_token + (states if in_loss else 0))
     anchored = config.anchor.num_images if config.anchor.coef else 0
     return batch + anchored * sizes.num_image_tokens * (per_token + states)
+
+
+def _whole_copy(config: Config, networks: Networks) -> int:
+    """The actor's copy that draws, where the actor is in parts; `_drawing_bytes` counts one of bfloat16."""
+    named = networks.actor.named_parameters()
+    half = config.rollout.dtype == "bfloat16"
+    return sum(4 * p.numel() for name, p in named if not half or "lm_head" in name)
 
 
 def _drawing_bytes(config: Config, networks: Networks, plan: MemoryPlan) -> dict[str, int]:

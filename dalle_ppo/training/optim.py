@@ -11,6 +11,7 @@ from torch import nn
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.actor import ActorConfig
 from dalle_ppo.config.critic import CriticConfig
+from dalle_ppo.models.sharding import is_sharded, whole
 from dalle_ppo.training.eight_bit import EIGHT_BIT, make_adamw_8bit
 
 
@@ -72,7 +73,7 @@ class Learner:
             The gradient's norm before clipping; None, and no step, if it or the loss is not finite.
         """
         add_gradients(self.module, team)
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm))
         finite = bool(torch.isfinite(norm)) and math.isfinite(loss)
         if finite:
             self.optimizer.step()
@@ -93,8 +94,11 @@ def make_learner(module: nn.Module, settings: ActorConfig | CriticConfig) -> Lea
 
 
 def add_gradients(module: nn.Module, team: Team) -> None:
-    """Replaces each gradient by its sum over all processes; one that no process has stays None."""
-    if team.size == 1:
+    """Replaces each gradient by its sum over all processes; one that no process has stays None.
+
+    In a network that is divided among them, the backward pass has done so.
+    """
+    if team.size == 1 or is_sharded(module):
         return
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     has = [parameter.grad is not None for parameter in trained]

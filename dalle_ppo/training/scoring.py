@@ -14,6 +14,9 @@ from dalle_ppo.rl.kl import kl_k1, kl_k3
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.anchor import Anchor
 
+SCORING, GRADIENTS = "scoring", "computing gradients of"
+"""Kinds of work, as messages name them."""
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -61,7 +64,7 @@ def score_passes(
         The experience with these columns.
     """
     work = partial(_score, networks, experience, keep_reference, order)
-    return (halving or Halving()).run("scoring", "update.microbatch_size", microbatch_size, work)
+    return (halving or Halving()).run(SCORING, "update.microbatch_size", microbatch_size, work)
 
 
 def chosen_rows(experience: Experience, size: int, order: Sequence[Tensor] | None) -> list[Tensor]:

@@ -7,7 +7,7 @@ rewards, scoring passes and gradients.
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.team import Team, check_same
 from dalle_ppo.config.settings import Config
+from dalle_ppo.models.sharding import is_sharded, own_part
 from dalle_ppo.policy.rollout import Means, as_float
 from dalle_ppo.rewards.base import Reward, RewardResult, metadata_of
 from dalle_ppo.rewards.groups import caption_groups
 from dalle_ppo.rewards.in_parts import score_in_parts
 from dalle_ppo.rl.records import Experience
-from dalle_ppo.training.scoring import Networks, score_passes
+from dalle_ppo.training.scoring import GRADIENTS, SCORING, Networks, score_passes
 
 SCORED = ("old_log_probs", "ref_log_probs", "kl", "entropy", "values", "kl_full", "mass_outside")
 
@@ -44,6 +45,11 @@ def check_divides(config: Config, team: Team) -> None:
             f"update.minibatch_size is {minibatch}, which {team.size} processes cannot share evenly; set it "
             f"to a multiple of {team.size}, or start another number of processes"
         )
+
+
+def means_of(networks: Networks, team: Team) -> Means:
+    """With what images are drawn, scored and learned from: the processes, and how many images fit."""
+    return Means(team, Halving((SCORING, GRADIENTS) if is_sharded(networks.actor) else ()))
 
 
 def shared_reward(reward: Reward, config: Config, experience: Experience, means: Means) -> RewardResult:
@@ -116,40 +122,54 @@ def shared_score_passes(
     microbatch_size: int,
     keep_reference: bool,
     means: Means,
-    order: Sequence[Tensor] | None = None,
+    order: Sequence[Sequence[Tensor]] | None = None,
 ) -> Experience:
     """`score_passes` of the whole batch, each process's share computed there.
 
     Args:
         networks, experience, microbatch_size, keep_reference: as in `score_passes`.
         means: the processes, and how many images fit.
-        order: as in `score_passes`, for one process; several score their shares in order.
+        order: of each process, as in `score_passes`, equally many rows; by default shares in order.
     """
     team, halving = means.team, means.halving
     if team.size == 1:
-        return score_passes(networks, experience, microbatch_size, keep_reference, order, halving)
-    count = len(experience)
-    rows = torch.arange(count, device=experience.tokens.device)[team.share(count)]
+        own_order = order[0] if order else None
+        return score_passes(networks, experience, microbatch_size, keep_reference, own_order, halving)
+    count, own_order, back = len(experience), None, slice(None)
+    every = torch.arange(count, device=experience.tokens.device)
+    rows = every[team.share(count)]
+    if order:
+        rows, back = torch.cat(list(order[team.rank])), torch.cat([*chain(*order)]).argsort()
+        own_order = every[: len(rows)].split([len(part) for part in order[team.rank]])
+    kept = len(rows)
+    if is_sharded(networks.reference) and count >= team.size:  # equally many passes everywhere
+        rows = torch.cat([rows, rows[-1:].expand(-(-count // team.size) - kept)])
     own = experience.select(rows)
-    scored = score_passes(networks, own, microbatch_size, keep_reference, None, halving)
+    scored = score_passes(networks, own, microbatch_size, keep_reference, own_order, halving)
     columns = {name: getattr(scored, name) for name in SCORED if getattr(scored, name) is not None}
-    whole = {name: team.join(column, count) for name, column in columns.items()}
-    states = map_tensors(scored.reference_states, lambda tensor: team.join(tensor, count))
+    whole = {name: team.join(column[:kept], count)[back] for name, column in columns.items()}
+    states = map_tensors(scored.reference_states, lambda tensor: team.join(tensor[:kept], count)[back])
     return replace(experience, reference_states=states, **whole)
 
 
 def fingerprint(module: nn.Module) -> list[int]:
-    """A number for each tensor of a module, which changes when any single bit of the tensor does."""
-    return [int(torch.hash_tensor(tensor).view(torch.int64)) for tensor in module.state_dict().values()]
+    """A number for each tensor of a module, which changes when any single bit of the tensor does.
+
+    Of a module that processes hold in parts, for each part that this process holds.
+    """
+    parts = (own_part(tensor) for tensor in module.state_dict().values())
+    return [int(torch.hash_tensor(part).view(torch.int64)) if part.numel() else 0 for part in parts]
 
 
 def check_equal_weights(module: nn.Module, team: Team) -> None:
     """Refuses to go on when processes hold different weights, which nothing else would show.
 
+    Where each holds another part, there is nothing to compare.
+
     Raises:
         ValueError: they do; names the process.
     """
-    if team.size > 1:
+    if team.size > 1 and not is_sharded(module):
         advice = "continue from the newest checkpoint with --resume, on GPUs of one kind"
         check_same(team, {"weights with the hash": sum(fingerprint(module))}, advice)
 
@@ -181,3 +201,19 @@ def own_rows(minibatch: Tensor, experience: Experience, together: bool, team: Te
     captions = torch.arange(len(per_caption)).tensor_split(team.size)[team.rank]
     mine = torch.isin(torch.arange(len(per_caption)).repeat_interleave(per_caption.cpu()), captions)
     return minibatch[mine.to(minibatch.device)]
+
+
+def microbatches(rows: Tensor, size: int, team: Team, together: bool) -> list[Tensor]:
+    """Rows of each forward pass of this process, at most `size` of them.
+
+    Args:
+        rows: of this process, int64; there may be none.
+        size: images per pass.
+        team: the processes.
+        together: give all processes equally many passes, as networks need that they hold in parts; those that
+            run out of rows get empty ones.
+    """
+    parts = list(rows.split(size)) if len(rows) else []
+    if together:
+        parts += [rows[:0]] * (max(team.gather(len(parts))) - len(parts))
+    return parts

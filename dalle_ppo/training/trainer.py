@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle_ppo.base.halving import Halving, OutOfMemory
+from dalle_ppo.base.halving import OutOfMemory
 from dalle_ppo.base.stopping import StopSignals
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.captions.source import CaptionRecord, CaptionSource
 from dalle_ppo.config.settings import Config
-from dalle_ppo.policy.rollout import Means, NoiseSource, collect
+from dalle_ppo.policy.rollout import NoiseSource, collect
 from dalle_ppo.rewards.base import Reward, RewardResult, check_result
 from dalle_ppo.rl.adaptive_kl import AdaptiveKL
 from dalle_ppo.rl.advantages import PromptStatistics
@@ -26,7 +26,7 @@ from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, SilentWriter, fi
 from dalle_ppo.runs.pictures import blur_unsafe, save_first_and_newest, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 from dalle_ppo.training.best import check_metric
-from dalle_ppo.training.checkpointing import restore_learners, restored_progress, run_state
+from dalle_ppo.training.checkpointing import restore_learners, restored_progress, run_state, whole_learners
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.guards import broken_updates, check_collapse
 from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, score_metrics
@@ -40,6 +40,7 @@ from dalle_ppo.training.sharing import (
     check_divides,
     check_equal_weights,
     fingerprint,
+    means_of,
     shared_reward,
     shared_score_passes,
 )
@@ -97,7 +98,7 @@ class Trainer:
         self.buffer = ReplayBuffer()
         self.after_phase = lambda seconds, images: None
         self.signals, self.clock = StopSignals(team), Clock(config.checkpoint_minutes)
-        self.means = Means(team, Halving())
+        self.means = means_of(networks, team)
         check_metric(config.keep_best)
 
     def run(self) -> None:
@@ -239,7 +240,7 @@ class Trainer:
         """Scores the images with actor, reference and critic."""
         kl, size = self.config.kl, self.config.update.microbatch_size
         keep_reference = kl.placement == "loss" and kl.estimator == "exact"
-        order = scoring_order(experience, self.objective, self.config, self.progress.iteration)
+        order = scoring_order(experience, self.objective, self.config, self.progress.iteration, self.team)
         return shared_score_passes(self.networks, experience, size, keep_reference, self.means, order)
 
     def reference_changes(self) -> int:
@@ -374,15 +375,15 @@ class Trainer:
                 does not replace a good one.
         """
         check_equal_weights(self.actor.module, self.team)
-        written = self._write_checkpoint(spare) if self.team.is_first else None
+        learners = whole_learners(self.actor, self.critic, self.team)
+        written = None
+        if learners is not None:
+            tensors, state = run_state(self, learners)
+            keep = self.config.keep_checkpoints + spare
+            written = save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
         self.team.gather(None)
         self.clock.restart()
         return written
-
-    def _write_checkpoint(self, spare: int) -> Path:
-        tensors, state = run_state(self)
-        keep = self.config.keep_checkpoints + spare
-        return save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Restores what `save` wrote, with the current settings, even where the checkpoint records others.

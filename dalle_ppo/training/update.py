@@ -17,8 +17,10 @@ from torch import Tensor
 
 from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.stopping import StopSignals
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import TokenScores
+from dalle_ppo.models.sharding import is_sharded
 from dalle_ppo.policy.rollout import ALL_AT_ONCE, Means
 from dalle_ppo.rl.kl import kl_k2
 from dalle_ppo.rl.losses import value_loss
@@ -26,11 +28,9 @@ from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.anchor import anchor_backward
 from dalle_ppo.training.objective import Objective
 from dalle_ppo.training.optim import Learner
-from dalle_ppo.training.scoring import Networks
-from dalle_ppo.training.sharing import own_rows
+from dalle_ppo.training.scoring import GRADIENTS, Networks
+from dalle_ppo.training.sharing import microbatches, own_rows
 from dalle_ppo.training.update_log import PolicyTerms, UpdateLog
-
-GRADIENTS = "computing gradients of"
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,12 @@ def run_update(
         """Gradients of a minibatch, `size` images at a time; returns the log with it, and both losses."""
         log, actor_loss, critic_loss = copy.deepcopy(sofar), 0.0, 0.0
         clear_gradients(step)  # of an attempt that ran out of memory
-        num_tokens = len(minibatch) * experience.tokens.shape[1]
+        of_minibatch = len(minibatch) * experience.tokens.shape[1]
         mine = own_rows(minibatch, experience, objective.compares_images, team)
-        for index in mine.split(size) if len(mine) else ():
-            rows = experience.select(index)
+        for index in microbatches(mine, size, team, is_sharded(step.actor.module)):
+            rows, num_tokens = experience.select(index), of_minibatch
+            if not len(index):  # a pass that only helps the others: its gradient is 0
+                rows, num_tokens = experience.select(first_caption(minibatch, experience)), math.inf
             if train_actor:
                 terms = _actor_backward(networks, rows, objective, config, step, num_tokens)
                 actor_loss += log.add_policy(terms, num_tokens)
@@ -137,6 +139,12 @@ def run_update(
         if (log.skipped and settings.bad_step == "stop") or (step.critic is None and not train_actor):
             break
     return log.metrics(team)
+
+
+def first_caption(rows: Tensor, experience: Experience) -> Tensor:
+    """Those of `rows`, int64 [b], that show the first one's caption."""
+    captions = experience.caption_index[rows]
+    return rows[captions == captions[0]]
 
 
 def clear_gradients(step: Step) -> None:
@@ -178,20 +186,28 @@ def order_generator(seed: int, iteration: int) -> torch.Generator:
 
 
 def scoring_order(
-    experience: Experience, objective: Objective, config: Config, iteration: int
-) -> list[Tensor] | None:
-    """The microbatches in which a batch is scored before its updates; None if they do not matter.
+    experience: Experience, objective: Objective, config: Config, iteration: int, team: Team = ALONE
+) -> list[list[Tensor]] | None:
+    """The microbatches in which each process scores a batch before its updates; None if they do not matter.
 
     In bfloat16 they do: rounding depends on what is computed together. So scoring takes the microbatches of
-    the first epoch, and the first ratio is 1.
+    the first epoch, and the first ratio is 1. Where the processes' shares of the epoch differ in size, they
+    take shares of equal size instead, and the first ratio is 1 up to rounding only.
     """
     if config.update.dtype == "float32":
         return None
     generator, settings = order_generator(config.seed, iteration), config.update
     size = settings.minibatch_size or len(experience)
     first = minibatches(experience, objective.compares_images, config, generator)
-    epoch = islice(first, math.ceil(len(experience) / size))
-    return [rows for minibatch in epoch for rows in minibatch.split(settings.microbatch_size)]
+    epoch = list(islice(first, math.ceil(len(experience) / size)))
+    orders = []
+    for rank in range(team.size):
+        member = Team(rank, team.size)
+        shares = [own_rows(rows, experience, objective.compares_images, member) for rows in epoch]
+        if team.size * sum(map(len, shares)) != len(experience):
+            return None
+        orders.append([rows for share in shares for rows in share.split(settings.microbatch_size)])
+    return orders
 
 
 def past(target_kl: float | None, approx_kl: float) -> bool:
@@ -200,7 +216,7 @@ def past(target_kl: float | None, approx_kl: float) -> bool:
 
 
 def _actor_backward(
-    networks: Networks, rows: Experience, objective: Objective, config: Config, step: Step, num_tokens: int
+    networks: Networks, rows: Experience, objective: Objective, config: Config, step: Step, num_tokens: float
 ) -> PolicyTerms:
     """Adds the gradient of one microbatch to the actor; returns its losses."""
     in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
@@ -217,7 +233,7 @@ def _actor_backward(
 
 
 def _critic_backward(
-    networks: Networks, rows: Experience, config: Config, critic: Learner, num_tokens: int
+    networks: Networks, rows: Experience, config: Config, critic: Learner, num_tokens: float
 ) -> float:
     """Adds the gradient of one microbatch to the critic; returns its part of the mean loss."""
     values = networks.family.values(critic.module, rows)

@@ -41,7 +41,7 @@ class UpdateLog:
         self.last_approx_kl = 0.0
         self._approx_kl = 0.0
 
-    def add_policy(self, terms: PolicyTerms, num_tokens: int) -> float:
+    def add_policy(self, terms: PolicyTerms, num_tokens: float) -> float:
         """Adds one microbatch of a minibatch of `num_tokens` tokens; returns its part of the mean loss."""
         policy = terms.policy
         for name, part in (("policy", policy.loss), ("kl", terms.kl), ("entropy", terms.entropy)):

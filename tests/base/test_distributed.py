@@ -1,15 +1,13 @@
 """A team of real processes, without a launcher: what one knows, all know, and what ends one ends all."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from processes import end_of, start
 
-ROOT = Path(__file__).parent.parent.parent
+from dalle_ppo.base.distributed import ProcessTeam
+
 TOGETHER = """
 import torch
 torch.set_num_threads(1)
@@ -59,40 +57,6 @@ _run_in_team(main, *launched(os.environ))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def start(size: int, code: str, *arguments: object) -> list[subprocess.Popen]:
-    """Processes as a launcher starts them."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-    processes = []
-    for rank in range(size):
-        numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code, *map(str, arguments)],
-                env=os.environ | address | numbers,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return processes
-
-
-def end_of(processes: list[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str, str]]:
-    """Exit code and output of each."""
-    try:
-        outputs = [process.communicate(timeout=seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
-
-
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_work_together(size):
     for code, out, err in end_of(start(size, TOGETHER)):
@@ -119,3 +83,18 @@ def test_an_error_of_one_process_is_said_once_by_the_first():
     ended = end_of(start(3, REFUSED))
     assert [code for code, _, _ in ended] == [2, 2, 2]
     assert ended[0][2].strip() == "error: only this process knows" and ended[1][2] == ended[2][2] == ""
+
+
+@pytest.mark.parametrize(
+    "error, waits",
+    [
+        (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("no gloo here"), False),
+    ],
+)
+def test_only_an_error_of_a_lost_connection_waits_for_the_watch(error, waits):
+    """Which then says the one line; FSDP2's exchanges raise what the team does not see."""
+    joined = []
+    ProcessTeam(1, 2, SimpleNamespace(join=joined.append)).end_if_lost(error)
+    assert bool(joined) == waits

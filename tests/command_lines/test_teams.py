@@ -46,11 +46,12 @@ def errors(text: str) -> list[str]:
     return [line for line in text.replace("\r", "\n").splitlines() if line.startswith("error: ")]
 
 
-def test_two_processes_resume_what_one_began_and_the_other_way_round(tmp_path):
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_two_processes_resume_what_one_began_and_the_other_way_round(tmp_path, shard):
     straight, mixed = tmp_path / "straight", tmp_path / "mixed"
-    alone = (sys.executable, *TRAIN)
-    assert run(alone, *tiny_arguments(straight, **FEW)).returncode == 0
-    assert run(alone, *tiny_arguments(mixed, **FEW | {"num_iterations": 1})).returncode == 0
+    alone, few = (sys.executable, *TRAIN), FEW | {"update__shard": shard}
+    assert run(alone, *tiny_arguments(straight, **few)).returncode == 0
+    assert run(alone, *tiny_arguments(mixed, **few | {"num_iterations": 1})).returncode == 0
     for command, until in ((torchrun(2), 2), (alone, 3)):
         ended = run(command, "--run_dir", mixed, "--resume", "--num_iterations", until)
         assert ended.returncode == 0, ended.stderr
@@ -63,9 +64,11 @@ def test_two_processes_resume_what_one_began_and_the_other_way_round(tmp_path):
             assert other[name] == pytest.approx(one[name], rel=2e-3, abs=1e-4), (one["iteration"], name)
 
 
-def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path):
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path, shard):
     folder = tmp_path / "run"
-    command = [*torchrun(2), *tiny_arguments(folder, **FEW | {"num_iterations": 1000})]
+    more = {"num_iterations": 1000, "update__shard": shard}
+    command = [*torchrun(2), *tiny_arguments(folder, **FEW | more)]
     # Into a file: workers that outlived the launcher would keep a pipe open.
     with (
         (tmp_path / "err").open("w") as err,
@@ -84,6 +87,7 @@ def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path):
             launcher.terminate()
     lines = errors((tmp_path / "err").read_text())
     assert len(lines) == 1 and "process 1 of 2 has ended" in lines[0] and "--resume" in lines[0]
+    assert f'File "{ROOT}' not in (tmp_path / "err").read_text(), "a traceback that is not the launcher's"
     done = int(latest_checkpoint(folder).name.removeprefix("step_"))
     more = ("--run_dir", folder, "--resume", "--num_iterations", done + 1)
     assert run((sys.executable, *TRAIN), *more).returncode == 0

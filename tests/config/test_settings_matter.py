@@ -132,6 +132,7 @@ EXEMPT = {
     "reward.terms.clip_similarity.quick_gelu": "of such a file; test_clip_terms.py needs it",
     "update.microbatch_size": "changes memory and nothing else, test_update.py holds that",
     "update.gradient_checkpointing": "changes memory and nothing else, test_low_memory.py holds that",
+    "update.shard": "changes memory and nothing else, training/test_sharded.py holds that",
     "update.logits_chunk": "changes memory and nothing else, test_low_memory.py holds that",
     "actor.optimizer": "needs a GPU, test_eight_bit.py holds that it steps",
     "critic.optimizer": "needs a GPU, test_eight_bit.py holds that it steps",

@@ -15,6 +15,7 @@ from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.terms import balance
 from dalle_ppo.evaluation.drawing import Setup, in_batches
 from dalle_ppo.evaluation.files import write_batch
+from dalle_ppo.models.dalle.family import DalleFamily
 from dalle_ppo.policy.rollout import Means
 from dalle_ppo.rewards.base import RewardResult, Term
 from dalle_ppo.rl.records import Experience
@@ -164,6 +165,26 @@ def test_a_run_in_float64_is_that_of_one_process(size):
         for name, value in one.items():
             if isinstance(value, float) and not name.startswith(("seconds", "images_per", "memory")):
                 assert own[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+def test_in_bfloat16_each_process_scores_the_microbatches_that_it_learns_from(monkeypatch):
+    """Rounding depends on what is computed together, so else the first ratio is not 1."""
+    seen: dict[tuple[int, bool], list[list]] = {}
+    original = DalleFamily.score
+
+    def score(self, policy, experience, **options):
+        seen.setdefault((get_ident(), torch.is_grad_enabled()), []).append(experience.tokens.tolist())
+        return original(self, policy, experience, **options)
+
+    monkeypatch.setattr(DalleFamily, "score", score)
+    half = {"update.dtype": "bfloat16", "update.microbatch_size": 2, "rollout.rollout_batch_size": 18}
+    team = trainers(3, half, torch.float32)
+    for of_process in iterations(team, 1):
+        assert of_process[0]["ratio_first_minibatch_max_deviation"] == 0.0
+    scored = [parts for (_, with_gradient), parts in seen.items() if not with_gradient]
+    learned = [parts for (_, with_gradient), parts in seen.items() if with_gradient]
+    assert len(scored) == 3 and [len(parts) for parts in scored] == [3, 3, 3]
+    assert sorted(scored) == sorted(learned)
 
 
 @pytest.mark.slow

@@ -28,11 +28,13 @@ from dalle_ppo.models.dalle.sampling import (
     sample,
     sample_branches,
 )
+from dalle_ppo.models.dalle.sharded import gathered_decoder
 from dalle_ppo.models.dalle.tokenizer import TextTokenizer
 from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.family import Drawing, LogPiFunction, TokenScores, token_scores
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.models.precision import autocast
+from dalle_ppo.models.sharding import is_sharded
 from dalle_ppo.rl.log_pi import kept_codes
 from dalle_ppo.rl.records import Experience
 
@@ -187,7 +189,12 @@ class DalleFamily:
         return any(part in name for part in TRAINABLE[which])
 
     def sampler_weights(self, actor: BartDecoder, dtype: str = "float32") -> BartDecoder:
-        """The actor itself in float32, a copy of half the size in bfloat16; with any adapters merged in."""
+        """The actor itself in float32, a copy of half the size in bfloat16; with any adapters merged in.
+
+        Of an actor that processes hold in parts, always a whole copy; all of them must ask for it.
+        """
+        if is_sharded(actor):
+            return gathered_decoder(actor, None if dtype == "float32" else getattr(torch, dtype))
         if dtype != "float32":
             return half_decoder(actor, getattr(torch, dtype))
         return whole_decoder(actor) if is_adapted(actor) or is_narrow(actor) else actor

@@ -1,0 +1,160 @@
+"""What each process of tests/training/test_sharded.py does: compares networks in parts with whole ones."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
+
+from dalle_ppo.base.distributed import form_team
+from dalle_ppo.base.team import Team
+from dalle_ppo.config.objective import find_objective
+from dalle_ppo.models.sharding import is_divided, own_part, whole
+from dalle_ppo.rl.records import Experience
+from dalle_ppo.runs.checkpoints import load_checkpoint
+from dalle_ppo.runs.metrics import SilentWriter
+from dalle_ppo.training.trainer import Trainer
+
+SETTINGS = {
+    "rollout.rollout_batch_size": 12,
+    "rollout.samples_per_caption": 2,
+    "update.minibatch_size": 6,
+    "update.microbatch_size": 2,
+    "actor.max_grad_norm": 1e9,
+    "checkpoint_every": 100,
+}
+# In bfloat16, rounding depends on what is computed together.
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, "half": 0.05}
+
+
+def trainers(
+    changes: dict, dtype: torch.dtype, team: Team, folder: str = "unused"
+) -> tuple[Trainer, Trainer]:
+    """One that is alone and one of the team, with the same images."""
+    config = changed(TINY_CONFIG, SETTINGS | changes)
+    alone = tiny_trainer(config, Path(f"{folder}_alone_{team.rank}"), dtype=dtype)
+    in_parts = tiny_trainer(
+        changed(config, {"update.shard": "full"}), Path(f"{folder}_team"), team=team, dtype=dtype
+    )
+    return alone, in_parts
+
+
+def same_images(alone: Trainer, in_parts: Trainer) -> None:
+    drawn = alone.collect()
+    for trainer in (alone, in_parts):
+        trainer.collect = lambda: drawn
+
+
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([whole(tensor.detach()).flatten() for tensor in tensors])
+
+
+def first_moments(trainer: Trainer, name: str) -> torch.Tensor:
+    """After one step, a tenth of its gradient."""
+    optimizer = getattr(trainer, name).optimizer
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return flat(optimizer.state[parameter]["exp_avg"] for parameter in parameters)
+
+
+def check_close(own: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
+    assert expected.norm() > 1e-4
+    distance = float((own - expected).norm() / expected.norm())
+    assert distance < bound, distance
+
+
+def check_gradient(changes: dict, dtype: torch.dtype, team: Team) -> None:
+    """One step on the same images, in parts and whole."""
+    alone, in_parts = trainers(
+        {"update.minibatch_size": None, "update.microbatch_size": 4} | changes, dtype, team
+    )
+    same_images(alone, in_parts)
+    bound = BOUNDS["half" if alone.config.update.dtype == "bfloat16" else dtype]
+    if alone.config.objective == "online_dpo":
+        bound = 1e-3  # two steps, and the first one divides by the size of its gradient
+    expected, metrics = (trainer.iterate(SilentWriter()) for trainer in (alone, in_parts))
+    for name in ("actor", "critic") if alone.critic else ("actor",):
+        parameters = [p for p in getattr(in_parts, name).module.parameters() if len(p) >= team.size]
+        assert parameters and all(is_divided(p) and own_part(p).numel() < p.numel() for p in parameters)
+        check_close(first_moments(in_parts, name), first_moments(alone, name), bound)
+    for name in ("kl", "entropy", "policy_loss", "gradient_norm", "ratio_max", "reference_changes"):
+        assert abs(metrics[name] - expected[name]) < max(bound, 1e-5) * (1 + abs(expected[name])), name
+
+
+def check_checkpoints(dtype: torch.dtype, team: Team, folder: str) -> None:
+    """What one process has begun goes on in parts, and the other way round, bit for bit."""
+    alone, in_parts = trainers({"update.epochs": 2}, dtype, team, folder)
+    expected = alone.iterate(SilentWriter())
+    in_parts.iterate(SilentWriter())
+    of_alone = load_checkpoint(alone.save())
+    in_parts.load(of_alone)
+    for name in ("actor", "critic"):
+        one, other = getattr(alone, name), getattr(in_parts, name)
+        assert torch.equal(flat(one.module.parameters()), flat(other.module.parameters()))
+        assert torch.equal(first_moments(alone, name), first_moments(in_parts, name))
+    in_parts.save()
+    of_team = load_checkpoint(in_parts.run_dir / "checkpoints" / f"step_{expected['iteration'] + 1:06d}")
+    assert of_team.tensors.keys() == of_alone.tensors.keys()
+    for group, tensors in of_alone.tensors.items():
+        assert tensors.keys() == of_team.tensors[group].keys()
+        assert all(torch.equal(tensor, of_team.tensors[group][name]) for name, tensor in tensors.items())
+    fresh, _ = trainers({"update.epochs": 2}, dtype, team)
+    fresh.load(of_team)
+    for trainer in (alone, fresh, in_parts):
+        trainer.iterate(SilentWriter())
+    assert torch.equal(flat(alone.actor.module.parameters()), flat(fresh.actor.module.parameters()))
+    check_close(*(flat(t.actor.module.parameters()) for t in (in_parts, alone)), 1e-9)
+
+
+def check_samplers(team: Team) -> None:
+    """The sampler's copy is the actor, whole, in its dtypes."""
+    alone, in_parts = trainers({}, torch.float32, team)
+    for dtype in ("float32", "bfloat16"):
+        one, other = (t.family.sampler_weights(t.actor.module, dtype).state_dict() for t in (alone, in_parts))
+        assert one.keys() == other.keys()
+        assert all(
+            torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
+        )
+    drawn: list[Experience] = [trainer.collect() for trainer in (alone, in_parts)]
+    assert torch.equal(drawn[0].tokens, drawn[1].tokens)
+
+
+CASES = {
+    "all": {},
+    "few": {"actor.trainable": "cross_keys_values", "policy.guidance": 1.0},
+    "low": {"update.gradient_checkpointing": True, "update.logits_chunk": 7},
+    "detached": {"policy.detach_unconditional": True, "actor.trainable": "cross_attention"},
+    "half": {"update.dtype": "bfloat16", "model.frozen_dtype": "bfloat16", "update.microbatch_size": 2},
+    "half_low": {"update.dtype": "bfloat16", "update.gradient_checkpointing": True, "update.logits_chunk": 7},
+    "rloo": {"update.microbatch_size": 1, "credit.advantage": "rloo"},
+    # Three pairs of a minibatch leave one of two processes without rows in the last pass.
+    "pairs": find_objective("online_dpo").defaults
+    | {
+        "objective": "online_dpo",
+        "rollout.rollout_batch_size": 24,
+        "rollout.samples_per_caption": 4,
+        "update.minibatch_size": 6,
+        "update.microbatch_size": 2,
+        "update.epochs": 1,
+    },
+}
+
+
+def main(folder: str, *cases: str) -> None:
+    torch.set_num_threads(1)
+    team = form_team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    for case in cases:
+        if case == "checkpoints":
+            check_checkpoints(torch.float64, team, folder)
+        elif case == "samplers":
+            check_samplers(team)
+        else:
+            name, _, dtype = case.partition(":")
+            check_gradient(CASES[name], getattr(torch, dtype or "float64"), team)
+    team.close()
+    team.watch.leave()
+    print("done")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

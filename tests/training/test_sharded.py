@@ -1,0 +1,84 @@
+"""Networks that processes hold in parts learn what whole ones learn; sharded_process.py is what each runs."""
+
+import warnings
+
+import pytest
+from processes import end_of, start
+from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
+
+from dalle_ppo.base.halving import Halving
+from dalle_ppo.models.sharding import is_sharded
+from dalle_ppo.training.memory import predict_memory
+from dalle_ppo.training.scoring import GRADIENTS, SCORING
+
+WORK = "import sys, sharded_process; sharded_process.main(*sys.argv[1:])"
+
+
+def check(size: int, folder, *cases: str) -> None:
+    for code, out, err in end_of(start(size, WORK, folder / "run", *cases)):
+        assert code == 0 and out == "done\n" and "Warning" not in err, err
+
+
+def test_two_processes_learn_in_parts_what_one_learns(tmp_path):
+    check(2, tmp_path, "all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_checkpoint_does_not_know_that_networks_were_in_parts(size, tmp_path):
+    check(size, tmp_path, "checkpoints", "samplers")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_gradient_is_that_of_whole_networks(size, tmp_path):
+    check(size, tmp_path, "all", "few", "low", "detached", "rloo")
+    check(size, tmp_path, "all:float32", "few:float32", "half:float32", "half_low:float32", "pairs:float32")
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"actor.adapter": "lora"}, "actor.adapter lora"),
+        ({"critic.adapter": "lora"}, "critic.adapter lora"),
+        ({"actor.optimizer": "adamw_8bit"}, "actor.optimizer adamw_8bit"),
+        ({"critic.optimizer": "adamw_8bit"}, "critic.optimizer adamw_8bit"),
+        ({"anchor.coef": 0.5}, "anchor.coef 0.5"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, named):
+    with pytest.raises(
+        ValueError, match=f"update.shard is full and {named}, which .*; set .* or update.shard"
+    ):
+        changed(TINY_CONFIG, {"update.shard": "full", **changes})
+
+
+def test_a_single_process_holds_everything():
+    trainer = tiny_trainer(changed(TINY_CONFIG, {"update.shard": "full"}))
+    assert not is_sharded(trainer.networks.actor) and not trainer.means.halving.together
+
+
+def test_memory_that_runs_out_where_others_wait_is_not_tried_again():
+    def work(size: int) -> int:
+        raise MemoryError("full")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(
+            RuntimeError, match=r"out of memory while scoring 8 .* lower update.microbatch_size"
+        ):
+            Halving((SCORING, GRADIENTS)).run(SCORING, "update.microbatch_size", 8, work)
+
+
+def test_predicted_memory_falls_with_the_number_of_processes():
+    trainer = tiny_trainer(changed(TINY_CONFIG, {"update.shard": "full"}))
+    one, two = (
+        predict_memory(trainer.config, trainer.networks, None, {"rewards": 8}, processes)
+        for processes in (1, 2)
+    )
+    for part in ("optimiser", "gradients"):
+        sizes = [sum(getattr(forecast, part).values()) for forecast in (one, two)]
+        assert sizes[0] == pytest.approx(2 * sizes[1], abs=4)
+    assert two.weights["actor"] == one.weights["actor"] // 2
+    assert two.weights["rewards"] == 8 and two.weights["encoder"] == one.weights["encoder"]
+    assert two.scoring > one.scoring and two.update["critic"] > one.update["critic"]
