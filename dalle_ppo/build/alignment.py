@@ -12,20 +12,18 @@ from tqdm import tqdm
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.build.captions import build_captions
 from dalle_ppo.build.label_steps import LabelStep
-from dalle_ppo.build.labels import LABELS_STREAM
+from dalle_ppo.build.labels import LABELS_STREAM, load_head
 from dalle_ppo.build.models import choose_device, find_world, load_model
 from dalle_ppo.build.rewards import load_run_clip
 from dalle_ppo.build.unsafe import unsafe_detector
 from dalle_ppo.config.command_line import to_yaml
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.clip_scorer import ClipScorer
-from dalle_ppo.models.heads.binding import bind_clip
-from dalle_ppo.models.heads.preference import PreferenceHead, load_preference
 from dalle_ppo.preferences.aligning import MODEL_FILE, ROUNDS_FOLDER, Accuracy, AlignSettings, Steps
 from dalle_ppo.preferences.answer import PictureSet
-from dalle_ppo.preferences.choosing import CANDIDATES, TAKEN, Disagreement
+from dalle_ppo.preferences.choosing import Disagreement
+from dalle_ppo.preferences.chosen_sets import ChosenSets
 from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
-from dalle_ppo.preferences.page.ahead import Choose
 from dalle_ppo.preferences.reward_model.network import FitSettings
 from dalle_ppo.preferences.reward_model.training import accuracy_on, train_reward_model
 from dalle_ppo.preferences.store import Answer, Store
@@ -46,7 +44,8 @@ class AlignBuild:
         num_images: pictures in a set.
         seed: of captions and noise of the sets.
         for_people: flag unsafe pictures, which the page blurs.
-        choose: from the second round on, show sets where the last reward model's members disagree.
+        choose: from the second round on, three of four sets are chosen where the last reward model's members
+            disagree.
     """
 
     config: Config
@@ -92,29 +91,15 @@ def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
 
 def draw_sets(build: AlignBuild, store: Store, number: int, clip: ClipScorer) -> list[PictureSet]:
     """The sets of a round, from the newest policy of the run; in the first round from the start model."""
-    drawer = open_drawer(build, store, number, clip.device)
-    answers = build.settings.answers
+    drawer, answers = open_drawer(build, store, number, clip.device), build.settings.answers
     if build.choose and number:
         last = build.run_dir / ROUNDS_FOLDER / f"round_{number - 1:03d}" / MODEL_FILE
-        return choose_sets(drawer, Disagreement(load_head(last, clip), store, clip), answers, number)
+        choose = Disagreement(load_head(last, clip), store, clip)
+        drawer = ChosenSets(drawer, choose, choose.by)
     numbers, sets = range(number * answers, (number + 1) * answers), []
     for start in tqdm(range(0, answers, SETS_AT_ONCE), desc=f"draw round {number}", unit="batch"):
         sets += drawer.draw_many(numbers[start : start + SETS_AT_ONCE])
     return sets
-
-
-def choose_sets(drawer: Drawer, choose: Choose, answers: int, number: int) -> list[PictureSet]:
-    """The sets of a later round: of each sixteen the first, whatever it shows, and three that are chosen.
-
-    The first ones are a fair sample of what the policy draws, which the check of the last reward model needs.
-    """
-    groups, sets = -(-answers // TAKEN), []
-    first = answers + (number - 1) * groups * CANDIDATES
-    for group in tqdm(range(groups), desc=f"draw round {number}, choose", unit="batch"):
-        start = first + group * CANDIDATES
-        fair, *others = drawer.draw_many(range(start, start + CANDIDATES))
-        sets += [fair, *(replace(others[i], chosen=True) for i in choose(others)[: TAKEN - 1])]
-    return sets[:answers]
 
 
 def open_drawer(build: AlignBuild, store: Store, number: int, device: torch.device) -> Drawer:
@@ -147,17 +132,6 @@ def check_model(file: Path, store: Store, answers: list[Answer], clip: ClipScore
     """
     found = accuracy_on(load_head(file, clip), store, answers, clip)
     return Accuracy(found.value, found.low, found.high)
-
-
-def load_head(file: str | Path, clip: ClipScorer) -> PreferenceHead:
-    """A reward model on its CLIP's device.
-
-    Raises:
-        ValueError: the file is no reward model, or it belongs to another CLIP.
-    """
-    head = load_preference(file).to(clip.device)
-    bind_clip(head, clip)
-    return head
 
 
 def train_policy(build: AlignBuild, file: Path, iterations: int) -> None:

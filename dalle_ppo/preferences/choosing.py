@@ -18,9 +18,6 @@ from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.reward_model.data import image_embeddings
 from dalle_ppo.preferences.store import Store
 
-CANDIDATES, TAKEN = 16, 4
-"""Sets that are drawn together, and how many of them are shown."""
-
 
 def disagreement(scores: Tensor) -> float:
     """How much an answer would tell about which member is right.
@@ -49,6 +46,7 @@ class Disagreement:
     """
 
     def __init__(self, head: PreferenceHead, store: Store, clip: ClipScorer):
+        self.by = head.info.source_sha256
         self._head, self._store, self._clip = head, store, clip
         with torch.no_grad():
             members = head.layers(torch.zeros(1, 3 * head.info.dimension, device=clip.device)).shape[1]
