@@ -43,6 +43,13 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
         help="stop when the reward model agrees with fewer of the new policy's answers; default: 0.6",
     )
     parser.add_argument("--num_images", type=int, default=2, help="pictures in a set; default: 2")
+    parser.add_argument(
+        "--choose",
+        choices=("random", "disagreement"),
+        default="random",
+        help="from the second round on: sets as they come, or three of four where the last reward model's "
+        "members disagree; default: random",
+    )
     parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
     parser.add_argument("--label_seed", type=int, default=0, help="of sets, errors and reward models")
     return parser.parse_known_args(argv)
@@ -55,6 +62,8 @@ def main(argv: list[str] | None) -> int:
         raise ValueError("--by and --model belong together; give both, or none")
     if args.num_images < 2:
         raise ValueError(f"--num_images is {args.num_images}; a set has at least 2 pictures")
+    if args.choose == "disagreement" and args.members < 2:
+        raise ValueError(f"--members is {args.members}; --choose disagreement needs at least 2")
     given = (["--config", args.config] if args.config else []) + rest
     config, _ = parse_command_line(given, "python -m dalle_ppo.align", "")
     if config.run_dir is None:
@@ -70,7 +79,8 @@ def main(argv: list[str] | None) -> int:
     settings = AlignSettings(args.rounds, args.answers, args.iterations, args.min_accuracy)
     fit = FitSettings(members=args.members, seed=args.label_seed)
     for_people = args.by is None and args.rater == "page"
-    build = AlignBuild(config, settings, fit, args.num_images, args.label_seed, for_people)
+    choose = args.choose == "disagreement"
+    build = AlignBuild(config, settings, fit, args.num_images, args.label_seed, for_people, choose)
     label = choose_label_step(args, config)
     if default_reward(config):
         print("reward.terms has no term preference: the reward is that term alone", flush=True)

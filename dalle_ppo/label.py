@@ -2,6 +2,7 @@
 
     python -m dalle_ppo.label RUN
     python -m dalle_ppo.label RUN --by http://localhost:8000/v1 --model NAME
+    python -m dalle_ppo.label RUN --choose disagreement --reward_model rm.safetensors
 
 Answers and pictures go into RUN/preferences. A model's key is read from OPENAI_API_KEY.
 """
@@ -24,6 +25,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     pictures = parser.add_argument_group("pictures")
     pictures.add_argument("--num_images", type=int, default=2, help="pictures in a set; default: 2")
     pictures.add_argument("--reference", action="store_true", help="the reference draws half of them")
+    pictures.add_argument(
+        "--choose",
+        choices=("random", "disagreement"),
+        default="random",
+        help="which sets are shown: as they come, or three of four where a reward model's members disagree "
+        "about the best picture; default: random",
+    )
+    pictures.add_argument("--reward_model", metavar="FILE", default="", help="for --choose disagreement")
     pictures.add_argument("--seed", type=int, default=0, help="of captions, noise and order")
     pictures.add_argument("--device", default="auto")
     pictures.add_argument("--memory_gb", type=float, default=4.0, help="for caches and activations")
@@ -69,9 +78,13 @@ def main(argv: list[str] | None) -> int:
     if (args.by is None) != (args.model is None):
         raise ValueError("--by and --model belong together; give both, or none for the page")
 
+    check_choice(args)
+
     from dalle_ppo.build.labels import LabelOptions, store_of
 
-    options = LabelOptions(args.num_images, args.reference, args.seed, args.device, args.memory_gb)
+    options = LabelOptions(
+        args.num_images, args.reference, args.seed, args.device, args.memory_gb, args.reward_model
+    )
     store = store_of(args.run)
 
     def open_drawer():
@@ -80,6 +93,26 @@ def main(argv: list[str] | None) -> int:
         return open_drawer(args.run, store, options)
 
     return dispatch(args, store, open_drawer)
+
+
+def check_choice(args: argparse.Namespace) -> None:
+    """Refuses options about the choice of sets that do not go together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if (args.choose == "disagreement") != bool(args.reward_model):
+        raise ValueError(
+            "--choose disagreement and --reward_model belong together; give the file that "
+            "python -m dalle_ppo.reward_model wrote, or none of them"
+        )
+    if args.reward_model and args.labelled:
+        raise ValueError("--labelled draws nothing, so there is nothing to choose; leave out --choose")
+    if args.reward_model and not Path(args.reward_model).is_file():
+        raise ValueError(
+            f"--reward_model is {args.reward_model}, which is no file; write it with "
+            "python -m dalle_ppo.reward_model RUN --out FILE"
+        )
 
 
 def dispatch(args: argparse.Namespace, store, open_drawer: Callable) -> int:

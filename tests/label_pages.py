@@ -61,9 +61,9 @@ def wait_for(condition, seconds: float = 10.0):
 
 
 @contextmanager
-def desk_of(drawer, repeat: float = 0.0, goal: int = 20, choose=None):
+def desk_of(drawer, repeat: float = 0.0, goal: int = 20):
     """A desk whose thread draws; waits until a full queue is there."""
-    ahead = Ahead(drawer, choose)
+    ahead = Ahead(drawer)
     ahead.start()
     try:
         yield Desk(drawer.store, ahead, repeat, goal)

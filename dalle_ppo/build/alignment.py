@@ -12,17 +12,17 @@ from tqdm import tqdm
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.build.captions import build_captions
 from dalle_ppo.build.label_steps import LabelStep
-from dalle_ppo.build.labels import LABELS_STREAM
+from dalle_ppo.build.labels import LABELS_STREAM, load_head
 from dalle_ppo.build.models import choose_device, find_world, load_model
 from dalle_ppo.build.rewards import load_run_clip
 from dalle_ppo.build.unsafe import unsafe_detector
 from dalle_ppo.config.command_line import to_yaml
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.clip_scorer import ClipScorer
-from dalle_ppo.models.heads.binding import bind_clip
-from dalle_ppo.models.heads.preference import load_preference
-from dalle_ppo.preferences.aligning import Accuracy, AlignSettings, Steps
+from dalle_ppo.preferences.aligning import MODEL_FILE, ROUNDS_FOLDER, Accuracy, AlignSettings, Steps
 from dalle_ppo.preferences.answer import PictureSet
+from dalle_ppo.preferences.choosing import Disagreement
+from dalle_ppo.preferences.chosen_sets import ChosenSets
 from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
 from dalle_ppo.preferences.reward_model.network import FitSettings
 from dalle_ppo.preferences.reward_model.training import accuracy_on, train_reward_model
@@ -44,6 +44,8 @@ class AlignBuild:
         num_images: pictures in a set.
         seed: of captions and noise of the sets.
         for_people: flag unsafe pictures, which the page blurs.
+        choose: from the second round on, three of four sets are chosen where the last reward model's members
+            disagree.
     """
 
     config: Config
@@ -52,6 +54,7 @@ class AlignBuild:
     num_images: int = 2
     seed: int = 0
     for_people: bool = False
+    choose: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -78,7 +81,7 @@ def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
         return report.accuracy.value
 
     return Steps(
-        draw=lambda store, number: draw_sets(build, store, number, device),
+        draw=lambda store, number: draw_sets(build, store, number, clip),
         label=label,
         refit=refit,
         check=lambda file, store, answers: check_model(file, store, answers, clip),
@@ -86,9 +89,22 @@ def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
     )
 
 
-def draw_sets(build: AlignBuild, store: Store, number: int, device: torch.device) -> list[PictureSet]:
+def draw_sets(build: AlignBuild, store: Store, number: int, clip: ClipScorer) -> list[PictureSet]:
     """The sets of a round, from the newest policy of the run; in the first round from the start model."""
-    config, first = build.config, number * build.settings.answers
+    drawer, answers = open_drawer(build, store, number, clip.device), build.settings.answers
+    if build.choose and number:
+        last = build.run_dir / ROUNDS_FOLDER / f"round_{number - 1:03d}" / MODEL_FILE
+        choose = Disagreement(load_head(last, clip), store, clip)
+        drawer = ChosenSets(drawer, choose, choose.by)
+    numbers, sets = range(number * answers, (number + 1) * answers), []
+    for start in tqdm(range(0, answers, SETS_AT_ONCE), desc=f"draw round {number}", unit="batch"):
+        sets += drawer.draw_many(numbers[start : start + SETS_AT_ONCE])
+    return sets
+
+
+def open_drawer(build: AlignBuild, store: Store, number: int, device: torch.device) -> Drawer:
+    """What draws the sets of a round."""
+    config = build.config
     start = config.model.path if number == 0 else config.run_dir
     model = load_model(start, device, config.model.revision if number == 0 else None)
     family = model.family(config.policy)
@@ -98,7 +114,7 @@ def draw_sets(build: AlignBuild, store: Store, number: int, device: torch.device
     detect = None
     if build.for_people:
         detect = unsafe_detector("builtin" if model.world else start, model.world, device)
-    drawer = Drawer(
+    return Drawer(
         family,
         [side],
         build_captions(config, build.seed, LABELS_STREAM, "train").next_batch,
@@ -106,10 +122,6 @@ def draw_sets(build: AlignBuild, store: Store, number: int, device: torch.device
         DrawOptions(build.seed, model.iteration or 0, config.rollout.memory_gb or 4.0),
         detect,
     )
-    numbers, sets = range(first, first + build.settings.answers), []
-    for start in tqdm(range(0, len(numbers), SETS_AT_ONCE), desc=f"draw round {number}", unit="batch"):
-        sets += drawer.draw_many(numbers[start : start + SETS_AT_ONCE])
-    return sets
 
 
 def check_model(file: Path, store: Store, answers: list[Answer], clip: ClipScorer) -> Accuracy:
@@ -118,9 +130,7 @@ def check_model(file: Path, store: Store, answers: list[Answer], clip: ClipScore
     Raises:
         ValueError: it belongs to another CLIP, or the answers decide nothing.
     """
-    head = load_preference(file).to(clip.device)
-    bind_clip(head, clip)
-    found = accuracy_on(head, store, answers, clip)
+    found = accuracy_on(load_head(file, clip), store, answers, clip)
     return Accuracy(found.value, found.low, found.high)
 
 

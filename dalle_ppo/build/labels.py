@@ -5,8 +5,14 @@ from pathlib import Path
 
 from dalle_ppo.build.captions import build_captions
 from dalle_ppo.build.models import choose_device, is_run, load_model
+from dalle_ppo.build.rewards import load_run_clip
 from dalle_ppo.build.unsafe import unsafe_detector
 from dalle_ppo.config.command_line import load_config
+from dalle_ppo.models.clip_scorer import ClipScorer
+from dalle_ppo.models.heads.binding import bind_clip
+from dalle_ppo.models.heads.preference import PreferenceHead, load_preference
+from dalle_ppo.preferences.choosing import Disagreement
+from dalle_ppo.preferences.chosen_sets import ChosenSets
 from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
 from dalle_ppo.preferences.store import Store
 from dalle_ppo.runs.places import refuse_wrong_path
@@ -26,6 +32,7 @@ class LabelOptions:
         seed: of captions, noise and order.
         device: as in the setting.
         memory_gb: for caches and activations.
+        reward_model: its members' disagreement chooses the sets; "" shows them as they come.
     """
 
     num_images: int = 2
@@ -33,6 +40,7 @@ class LabelOptions:
     seed: int = 0
     device: str = "auto"
     memory_gb: float = 4.0
+    reward_model: str = ""
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
@@ -56,11 +64,12 @@ def store_of(run: str | Path) -> Store:
     return Store(Path(run) / "preferences")
 
 
-def open_drawer(run: str | Path, store: Store, options: LabelOptions) -> Drawer:
+def open_drawer(run: str | Path, store: Store, options: LabelOptions) -> Drawer | ChosenSets:
     """Draws with the newest policy of a run, for captions that it trains on.
 
     Raises:
-        ValueError: the run has no checkpoint, or its captions cannot be read.
+        ValueError: the run has no checkpoint, its captions cannot be read, or the reward model belongs to
+            another CLIP or has one member.
     """
     config, device = load_config(Path(run) / "config.yaml"), choose_device(options.device)
     model = load_model(str(run), device)
@@ -72,11 +81,29 @@ def open_drawer(run: str | Path, store: Store, options: LabelOptions) -> Drawer:
         Side(name, family.sampler_weights(decoder), weights_sha256(decoder), each)
         for name, decoder in decoders.items()
     ]
-    return Drawer(
+    # A run that learns from answers alone has no detector, but people label its pictures too.
+    has_own = model.world is None or config.reward.settings_of("nsfw") is not None
+    drawer = Drawer(
         family,
         sides,
         build_captions(config, options.seed, LABELS_STREAM, "train").next_batch,
         store,
         DrawOptions(options.seed, model.iteration or 0, options.memory_gb),
-        unsafe_detector(str(run), model.world, device),
+        unsafe_detector(str(run) if has_own else "builtin", model.world, device),
     )
+    if not options.reward_model:
+        return drawer
+    clip = load_run_clip(config.clip, model.world, device)
+    choose = Disagreement(load_head(options.reward_model, clip), store, clip)
+    return ChosenSets(drawer, choose, choose.by)
+
+
+def load_head(file: str | Path, clip: ClipScorer) -> PreferenceHead:
+    """A reward model on its CLIP's device.
+
+    Raises:
+        ValueError: the file is no reward model, or it belongs to another CLIP.
+    """
+    head = load_preference(file).to(clip.device)
+    bind_clip(head, clip)
+    return head

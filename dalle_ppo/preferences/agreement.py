@@ -175,8 +175,11 @@ def _habits(rater: str, answers: list[Answer]) -> Habits:
 
 
 def _labels(answer: Answer) -> list[tuple[Pair, int]]:
-    """Each pair of an answer's pictures, in order of their hashes, and what it says about it."""
-    ranked = sorted(zip(answer.images, answer.ranks or (), strict=False))
+    """Each pair of an answer's pictures, in order of their hashes, and what it says about it.
+
+    Of a picture that was drawn twice in a set, the first place counts: it is not judged against itself.
+    """
+    ranked = sorted(dict(zip(answer.images[::-1], (answer.ranks or ())[::-1], strict=False)).items())
     return [((a, b), _sign(second - first)) for (a, first), (b, second) in combinations(ranked, 2)]
 
 

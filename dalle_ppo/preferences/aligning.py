@@ -162,7 +162,9 @@ def _run_round(folder: Path, store: Store, settings: AlignSettings, steps: Steps
     old = None
     if number:
         previous = folder.with_name(f"round_{number - 1:03d}") / MODEL_FILE
-        old = steps.check(previous, store, answers)
+        # Sets chosen because the model's members disagree are harder than what it is used on.
+        plain = {shown.id for shown in sets if not shown.chosen}
+        old = steps.check(previous, store, [a for a in answers if a.set_id in plain] or answers)
         if old.value < settings.min_accuracy:
             return _facts(number, sets, answers, old, settings, stopped=_why(old, settings))
     new = steps.refit(store, folder / MODEL_FILE)
@@ -197,7 +199,10 @@ def _sets(folder: Path, store: Store, steps: Steps, number: int) -> list[Picture
     path = folder / SETS_FILE
     if path.is_file():
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [PictureSet(row["id"], row["caption"], tuple(row["images"])) for row in rows]
+        return [
+            PictureSet(row["id"], row["caption"], tuple(row["images"]), row.get("chosen", False))
+            for row in rows
+        ]
     sets = steps.draw(store, number)
     atomic_write(path, json.dumps([asdict(shown) for shown in sets], indent=1) + "\n")
     return sets

@@ -53,11 +53,13 @@ class PictureSet:
         id: depends on the caption, the weights and the noise alone.
         caption: what they shall show.
         images: keys in the store, in the order of a first showing.
+        chosen: it was picked from several for what an answer would tell, so it is harder than others.
     """
 
     id: str
     caption: str
     images: tuple[str, ...]
+    chosen: bool = False
 
 
 @dataclass(frozen=True)

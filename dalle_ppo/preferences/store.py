@@ -186,7 +186,7 @@ def pairs(answers: Iterable[Answer]) -> list[tuple[str, str, str]]:
     for answer in answers:
         ranked = list(zip(answer.ranks or (), answer.images, strict=False))
         for (rank, key), (other_rank, other) in combinations(ranked, 2):
-            if rank != other_rank:
+            if rank != other_rank and key != other:  # a picture may have been drawn twice
                 found.append((answer.caption, *((key, other) if rank < other_rank else (other, key))))
     return found
 

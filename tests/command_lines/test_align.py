@@ -16,6 +16,7 @@ TINY = {
     "iterations": 1,
     "min_accuracy": 0.0,
     "members": 2,
+    "choose": "disagreement",
     "rollout.rollout_batch_size": 4,
     "update.minibatch_size": 4,
     "update.microbatch_size": 4,
@@ -40,6 +41,9 @@ def test_two_rounds_in_the_built_in_world(tmp_path, cli):
     rounds = [json.loads((run / "align" / f"round_00{n}" / "round.json").read_text()) for n in (0, 1)]
     assert [r["answers"] for r in rounds] == [60, 60] and 0 <= rounds[1]["old_model"] <= 1
     assert [answer.round for answer in find_store(run).answers()] == [0] * 60 + [1] * 60
+    sets = [json.loads((run / "align" / f"round_00{n}" / "sets.json").read_text()) for n in (0, 1)]
+    assert [sum(shown["chosen"] for shown in of_round) for of_round in sets] == [0, 45]
+    assert len((run / "preferences" / "choices.jsonl").read_text().splitlines()) == 60 / 4
     rows = read_metrics(run / "metrics.jsonl")
     assert len(rows) == 2 and "unsafe_rate" not in rows[0]
     assert any("preference_spread" in name for name in rows[0])

@@ -66,6 +66,13 @@ def test_repeats_are_averaged_and_tell_of_consistency():
     assert habit.repeats == 2 and habit.consistent == 0.5
 
 
+def test_a_picture_drawn_twice_is_no_repetition():
+    a, b = KEYS[:2]
+    answer = Answer("a boat", (b, a, a), "ranking", "ann", "model", "set", ranks=(2, 1, 3))
+    assert votes([answer]) == {(a, b): {"ann": 1}} and habits([answer])[0].repeats == 0
+    assert (a, a) not in {pair[1:] for pair in Store.pairs([answer])}
+
+
 def test_one_who_always_answers_1_is_found_out():
     """Half of 12 would be first by chance; 12 of 12 have a chance of 2^-11."""
     always = [pair(n, 1 if n % 2 else -1, "lazy", swapped=not n % 2) for n in range(12)]

@@ -18,8 +18,9 @@ class Killed(Exception):
 class World:
     """Steps that note what they do, and are killed at a given step."""
 
-    def __init__(self, accuracies=(0.9, 0.9), kill_at=None, silent=False):
+    def __init__(self, accuracies=(0.9, 0.9), kill_at=None, silent=False, chosen=()):
         self.done, self.accuracies, self.kill_at, self.silent = [], accuracies, kill_at, silent
+        self.chosen = chosen
 
     def note(self, what):
         if what == self.kill_at:
@@ -29,7 +30,10 @@ class World:
     def draw(self, store, number):
         self.note(f"draw {number}")
         keys = [hashlib.sha256(f"{number} {i}".encode()).hexdigest() for i in range(4)]
-        return [PictureSet(f"{number}-{i}", "a boat", tuple(keys[2 * i : 2 * i + 2])) for i in range(2)]
+        return [
+            PictureSet(f"{number}-{i}", "a boat", tuple(keys[2 * i : 2 * i + 2]), i in self.chosen)
+            for i in range(2)
+        ]
 
     def label(self, store, sets, number):
         done = {answer.set_id for answer in store.answers()}
@@ -104,6 +108,15 @@ def test_it_stops_where_the_model_no_longer_knows_what_raters_like(tmp_path):
     assert "agrees with 55.0%" in last.stopped and "below --min_accuracy 0.6" in last.line()
     again = World()
     assert again.run(tmp_path)[-1].stopped == last.stopped and again.done == []
+
+
+def test_the_check_leaves_out_sets_that_were_chosen_for_being_hard(tmp_path):
+    with pytest.raises(Killed):
+        World(kill_at="label 1-1", chosen=(1,)).run(tmp_path)
+    resumed = World()
+    resumed.run(tmp_path)
+    assert "check round_000 on ['1-0']" in resumed.done, "which ones they were is kept"
+    assert "check round_001 on ['2-0', '2-1']" in resumed.done
 
 
 def test_without_answers_it_says_so_and_goes_on_later(tmp_path):

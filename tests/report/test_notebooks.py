@@ -20,6 +20,7 @@ from dalle_ppo.config.sections import setting_names
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = ("reward_distribution", "training_run", "reward_design")
+STORED = (*NAMES, "preferences")  # the last one is executed by tests of its own
 SMALL = "--num_iterations 20 --checkpoint_every 5 --evaluation.num_captions 200"
 # The steps are far too large, so that after two of them the policy draws something else.
 TINY = (
@@ -370,7 +371,7 @@ def test_the_settings_of_a_design_train_on_it(executed):
 # --- what is stored
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STORED)
 def test_stored_copies_have_clean_outputs(name):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
@@ -392,7 +393,7 @@ def test_stored_copies_are_small():
 
 
 def test_all_begin_alike_and_name_settings_that_exist():
-    notebooks = [nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in NAMES]
+    notebooks = [nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in STORED]
     assert len({code_cells(notebook)[0].source for notebook in notebooks}) == 1
     text = "\n".join(cell.source for notebook in notebooks for cell in notebook.cells)
     named = set(

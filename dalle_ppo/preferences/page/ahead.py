@@ -1,19 +1,11 @@
 """Draws sets ahead of the people who label them, in a thread of its own."""
 
 import threading
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.store import Store
 
-Choose = Callable[[list[PictureSet]], Sequence[int]]
-"""Sorts sets: places in the given list, those that are most worth an answer first."""
-
-CANDIDATES, TAKEN = 16, 4
-"""With a choice: sets that are drawn together, and how many of them are shown."""
-UNKNOWN = 4 * CANDIDATES
-"""With a choice, sets that were passed over have no answer; after so many in a row nothing older is left."""
 PATIENCE = 5.0
 """Seconds to wait for the end of a drawing when the page is closed."""
 SAME = 50
@@ -39,12 +31,10 @@ class Ahead:
 
     Args:
         drawer: draws set after set; only the thread of this object calls it.
-        choose: which of `CANDIDATES` sets are shown; None shows them all, in the order of their captions,
-            which is random.
     """
 
-    def __init__(self, drawer: Draws, choose: Choose | None = None):
-        self._drawer, self._choose = drawer, choose
+    def __init__(self, drawer: Draws):
+        self._drawer = drawer
         self._changed = threading.Condition()
         self._ready: list[PictureSet] = []
         self._known: dict[str, PictureSet] = {}
@@ -78,14 +68,9 @@ class Ahead:
             return list(self._ready)
 
     def _run(self) -> None:
-        reopened = self._choose is None
         while self._wait():
             try:
-                if not reopened:
-                    self._reopen()
-                    reopened = True
-                else:
-                    self._add(self._next_sets())
+                self._add(self._draw_next())
                 self.error = ""
             except Exception as error:  # a thread that dies says nothing: the page has to tell
                 self.error = " ".join(f"{error or type(error).__name__}".split())
@@ -98,18 +83,9 @@ class Ahead:
             self._changed.wait_for(lambda: self._stopped or len(self._ready) < self._wanted)
             return not self._stopped
 
-    def _add(self, sets: Sequence[PictureSet]) -> None:
+    def _add(self, shown: PictureSet) -> None:
         with self._changed:
-            self._ready += sets
-
-    def _next_sets(self) -> list[PictureSet]:
-        if self._choose is None:
-            return [self._draw_next()]
-        sets = [self._draw_next() for _ in range(CANDIDATES)]
-        order = list(self._choose(sets))
-        if sorted(order) != list(range(len(sets))):
-            raise ValueError(f"the choice of sets gave the order {order}; it must hold each place once")
-        return [sets[place] for place in order[:TAKEN]]
+            self._ready.append(shown)
 
     def _draw_next(self) -> PictureSet:
         """The next set with at least two pictures that differ.
@@ -132,14 +108,3 @@ class Ahead:
         known = self._known.get(self._drawer.set_id(number))
         store = self._drawer.store
         return known if known and all(store.image_path(key).is_file() for key in known.images) else None
-
-    def _reopen(self) -> None:
-        """Takes the sets that were chosen and answered before, and goes on behind them."""
-        found, number, last = [], 0, -1
-        while number - last <= UNKNOWN:
-            if known := self._answered(number):
-                found.append(known)
-                last = number
-            number += 1
-        self._number = last + 1
-        self._add(found)

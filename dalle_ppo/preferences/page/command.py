@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from dalle_ppo.preferences.page.ahead import Ahead, Choose, Draws
+from dalle_ppo.preferences.page.ahead import Ahead, Draws
 from dalle_ppo.preferences.page.desk import Desk
 from dalle_ppo.preferences.store import Store
 
@@ -20,16 +20,13 @@ MOST_IMAGES = 4
 MOST_REPEATS = 0.5
 
 
-def serve(
-    args: argparse.Namespace, store: Store, open_drawer: Callable[[], Draws], choose: Choose | None = None
-) -> int:
+def serve(args: argparse.Namespace, store: Store, open_drawer: Callable[[], Draws]) -> int:
     """Serves the page until the command is interrupted.
 
     Args:
         args: of the command.
         store: is filled.
         open_drawer: loads the policy.
-        choose: which sets are shown, see `Ahead`; None for all.
 
     Raises:
         ValueError: an argument is invalid, the port is taken, or a package is missing.
@@ -38,7 +35,7 @@ def serve(
     need_packages()
     listener = listen(args.port)
     try:
-        ahead = Ahead(open_drawer(), choose)
+        ahead = Ahead(open_drawer())
         ahead.start()
         port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
         server = make_server(Desk(store, ahead, args.repeat, args.goal), store, token, port)

@@ -192,7 +192,7 @@ def embed(store: Store, answers: Sequence[Answer], clip: ClipScorer) -> tuple[Ra
         ValueError: no answer is left.
     """
     keys = sorted({key for answer in answers for key in answer.images})
-    images, unreadable = _image_embeddings(store, keys, clip)
+    images, unreadable = image_embeddings(store, keys, clip)
     usable = [answer for answer in answers if all(key in images for key in answer.images)]
     notes = []
     if unreadable:
@@ -213,8 +213,14 @@ def embed(store: Store, answers: Sequence[Answer], clip: ClipScorer) -> tuple[Ra
     return Rankings(both, index, ranks, tuple(answer.caption for answer in usable)), notes
 
 
-def _image_embeddings(store: Store, keys: list[str], clip: ClipScorer) -> tuple[dict[str, Tensor], int]:
-    """The embedding of each picture that can be read, and how many cannot."""
+def image_embeddings(store: Store, keys: list[str], clip: ClipScorer) -> tuple[dict[str, Tensor], int]:
+    """The embedding of each picture that can be read, by its key, and how many cannot be read.
+
+    Args:
+        store: has the pictures.
+        keys: of the pictures.
+        clip: a frozen CLIP.
+    """
     names = [store.image_path(key).relative_to(store.folder).as_posix() for key in keys]
     found, unreadable = {}, 0
     for batch in embed_images(store.folder, names, clip, BATCH):

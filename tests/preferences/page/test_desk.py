@@ -7,7 +7,6 @@ from label_pages import ColourDrawer, body, desk_of, full, wait_for
 
 from dalle_ppo.preferences.answer import Answer, PictureSet
 from dalle_ppo.preferences.page import ahead
-from dalle_ppo.preferences.page import desk as desk_module
 from dalle_ppo.preferences.page.desk import AHEAD, GAP
 from dalle_ppo.preferences.store import Store
 
@@ -130,24 +129,6 @@ def test_raters_see_a_set_in_orders_of_their_own(tmp_path):
     same = [shown["Ann"][name] == images for name, images in shown["Bob"].items()]
     assert len(same) == 8 and 0 < sum(same) < 8
     assert all(sorted(shown["Ann"][name]) == sorted(images) for name, images in shown["Bob"].items())
-
-
-def test_the_choice_decides_what_is_shown(tmp_path, monkeypatch):
-    """A choice that likes high numbers sees 6 sets at a time; 2 of them are shown."""
-    for module, name, value in ((ahead, "CANDIDATES", 6), (ahead, "TAKEN", 2), (desk_module, "AHEAD", 4)):
-        monkeypatch.setattr(module, name, value)
-
-    def choose(sets):
-        return sorted(range(len(sets)), key=lambda place: -int(sets[place].id, 16))
-
-    with desk_of(ColourDrawer(tmp_path), choose=choose) as desk:
-        shown = [int(showing["set_id"], 16) for showing in work(desk, "Ann", 4)]
-    assert shown == [5, 4, 11, 10]
-    drawer = ColourDrawer(tmp_path)
-    with desk_of(drawer, choose=choose) as desk:
-        assert int(work(desk, "Ann", 1)[0]["set_id"], 16) == 17
-        assert {int(showing["set_id"], 16) for showing in work(desk, "Bob", 4)} == set(shown)
-    assert min(drawer.drawn) == 12
 
 
 def test_a_picture_is_shown_once_in_a_set(tmp_path, monkeypatch):
