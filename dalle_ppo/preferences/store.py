@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dalle_ppo.base.append import RowFile
+from dalle_ppo.base.append import Home, RowFile
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.preferences.answer import Answer, Image
 
@@ -68,6 +68,7 @@ class Store:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._home = Home(self.folder)
         self._answers = RowFile(self.folder / "answers.jsonl", Answer)
         self._images = RowFile(self.folder / "images.jsonl", Image)
         self._known: set[str] | None = None
@@ -175,9 +176,18 @@ class Store:
         )
 
     def _keep(self, path: Path, data: bytes) -> None:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            return
+        self._home.ready()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             atomic_write(path, data)
+        except FileNotFoundError:
+            if not path.exists():  # if it does, another process has written it and cleared up
+                raise
+        # What is left of writers that were killed; a living one finds the file written.
+        for left in path.parent.glob(f".{path.stem}.*.new{path.suffix}"):
+            left.unlink(missing_ok=True)
 
 
 def pairs(answers: Iterable[Answer]) -> list[tuple[str, str, str]]:
