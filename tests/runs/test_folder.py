@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle_ppo.runs.checkpoints import save_checkpoint
-from dalle_ppo.runs.folder import prepare_run_dir
+from dalle_ppo.runs.folder import prepare_run_dir, sole_writer
 
 
 def make_run(folder):
@@ -88,3 +88,24 @@ def test_run_dir_that_is_a_file(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="run_dir"):
             prepare_run_dir(path)
+
+
+def test_halves_of_files_that_a_kill_left_are_removed_and_nothing_else(tmp_path):
+    halves = (
+        ".metrics.17.new.jsonl",
+        "samples/.step_000001.17.new.png",
+        "evaluation/batches/a/.000001.17.new.npz",
+    )
+    others = (
+        ".lock",
+        ".gitignore",
+        "notes.new.txt",
+        "samples/x.17.new.png",
+        "preferences/images/.a.17.new.png",
+    )
+    for name in (*halves, *others):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("x")
+    with sole_writer(tmp_path / "run"):
+        left = contents(tmp_path / "run")
+        assert all(name not in left for name in halves) and all(name in left for name in others)
