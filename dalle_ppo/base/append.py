@@ -33,7 +33,7 @@ class Home:
         """Call before each write.
 
         Raises:
-            OSError: the folder was there, and has been moved or removed.
+            OSError: the folder was there, and has been moved or removed; or there is a file in its place.
         """
         if not self.folder.is_dir():
             if self._seen:
@@ -41,6 +41,8 @@ class Home:
                     f"{self.folder} has been moved or removed while it was written to; all answers up to "
                     "now are in it: start the command again, with the place where it is now"
                 )
+            if self.folder.exists():
+                raise OSError(f"{self.folder} is a file, not a folder; name another place, or move it away")
             self.folder.mkdir(parents=True, exist_ok=True)
         self._seen = True
 
@@ -157,6 +159,6 @@ def _separator(descriptor: int) -> bytes:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # also what is not UTF-8
+    except (ValueError, RecursionError):  # also what is not UTF-8
         return None
     return row if isinstance(row, dict) else None
