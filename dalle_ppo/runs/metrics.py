@@ -16,7 +16,7 @@ from dalle_ppo.base.atomic import flush
 from dalle_ppo.runs.pictures import image_grid
 
 METRICS_FILE = "metrics.jsonl"
-NEWEST = 500
+NEWEST = 100
 """Iterations that a resumed run looks at."""
 
 

@@ -11,7 +11,7 @@ from dalle_ppo.training.forecast import Rates, forecast, rates_of, rough_rates, 
 from dalle_ppo.training.iteration_metrics import progress_line
 
 FORMAT = "{{desc}} {{n_fmt}}/{{total_fmt}} {{bar}} {left}{{postfix}}"
-REMEMBERED = 500
+REMEMBERED = 100
 """Iterations that the forecast looks at; a run of millions must not look at all of them after each."""
 
 
