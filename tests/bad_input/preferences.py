@@ -207,6 +207,11 @@ IMPORTS = [
         ),
         ("a.json",),
     ),
+    (
+        "a picture without its path",
+        imported("imagereward", '[{"prompt_id": null}]'),
+        ("a.json", "ImageReward"),
+    ),
     ("JSON for parquet", imported("pickapic", "[]"), ("a.json", "parquet")),
     ("parquet for JSON", imported("hpdv2", b"PAR1\x15\x04\xff"), ("a.json",)),
     ("parquet without pictures", parquet(caption=["a"]), ("a.parquet", "jpg_0")),

@@ -128,9 +128,8 @@ def _imagereward(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
                 pictures = tuple(entry["generations"])
                 yield _row(entry["prompt"], pictures, entry["ranking"], "imagereward", name)
             else:
-                grouped.setdefault(entry["prompt_id"], []).append(
-                    {key: entry[key] for key in ("prompt", "image_path", "rank")}
-                )
+                picture = {key: entry[key] for key in ("prompt", "image_path", "rank")}
+                grouped.setdefault(entry["prompt_id"], []).append(picture)
         except (KeyError, TypeError, AttributeError) as error:
             yield NoAnswer(f"entry {number} is not as in ImageReward ({error!r})")
     for name, rows in grouped.items():
