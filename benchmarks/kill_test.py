@@ -1,6 +1,7 @@
 """Kills runs at random moments, resumes them, and compares them bit for bit with runs that nobody killed.
 
     python benchmarks/kill_test.py [--kills 60] [--variants lora,labelling]
+    python benchmarks/kill_test.py --each_write 1 --variants ppo
 
 Each kill is a SIGKILL from outside, at a random moment of a random phase of a tiny run of the built-in world:
 rollout, reward, update, the writing of a checkpoint, evaluation or report. After up to five kills a run is
@@ -9,6 +10,8 @@ pictures, as a reader sees them), samples and evaluation must equal those of a r
 and memory are set aside. The settings change from run to run: see `VARIANTS`. In "two processes" either one
 is killed, and the other must end by itself within 30 seconds. In "labelling" a model answers into a store of
 preferences; its answers and pictures must be equal, and each kill may cost one question that is asked again.
+`--each_write N` kills before every N-th time that the run opens a file for writing, renames, removes, makes
+or flushes one, instead of at random moments.
 
 Runs are forks of this process, which has imported everything, so that a run starts in a second (Linux).
 """
@@ -30,7 +33,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 from kill_labels import Labelling
-from killing import Command, differences, draw_kills, run_to_the_end, spans_of
+from killing import Command, Writes, differences, draw_kills, run_to_the_end, spans_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -231,6 +234,36 @@ def kill_and_compare(kills: int, seed: int, folder: Path, names: list[str]) -> t
     return landed.total(), faults, landed
 
 
+def kill_before_writes(every: int, folder: Path, variant: str) -> tuple[int, list[str], Counter]:
+    """Kills a run before each of its writes to files; returns the same as `kill_and_compare`."""
+    subject, faults, landed = subject_of(variant, folder), [], Counter()
+
+    def go_on(command: Command) -> Command:
+        return subject.again(replace(command, writes=None))
+
+    def attempt(name: str, number: int) -> tuple[dict[str, object], list[str]]:
+        run_dir, writes = folder / name, folder / f"{name}.writes"
+        first, *others = subject.commands(run_dir, number == 0)
+        commands = [replace(first, writes=Writes(run_dir, number, writes)), *others]
+        starts = run_to_the_end(commands, run_dir.with_suffix(".log"), [], {}, go_on)
+        landed.update(one.killed for one in starts if one.killed)
+        return subject.contents(
+            run_dir, sum(one.killed is not None for one in starts)
+        ), writes.read_text().split("\n")[:-1]
+
+    expected, happened = attempt("alone", 0)
+    for number in range(1, len(happened) + 1, every):
+        name = f"killed_{number}"
+        try:
+            found = differences(expected, attempt(name, number)[0])
+        except RuntimeError as error:
+            found = [str(error)]
+        faults += [f"{variant}, killed before {number} ({happened[number - 1]}): {line}" for line in found]
+        print(f"{number:3} of {len(happened)}, {happened[number - 1]}: {len(found)} differences", flush=True)
+        shutil.rmtree(folder / name, ignore_errors=not found)
+    return landed.total(), faults, landed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -238,6 +271,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", default=",".join(VARIANTS), help="which of them, separated by commas")
+    parser.add_argument("--each_write", type=int, metavar="N", help="kill before every N-th write to a file")
     parser.add_argument("--keep", type=Path, help="a folder for the runs; runs that differ stay there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -246,7 +280,13 @@ def main() -> int:
         hub = captions_hub(folder / "hub") if "hub" in args.variants else contextlib.nullcontext()
         with hub:
             warm_up()
-            done, faults, landed = kill_and_compare(args.kills, args.seed, folder, args.variants.split(","))
+            names = args.variants.split(",")
+            if args.each_write:
+                results = [kill_before_writes(args.each_write, folder, name) for name in names]
+                done, landed = sum(r[0] for r in results), sum((r[2] for r in results), Counter())
+                faults = [line for r in results for line in r[1]]
+            else:
+                done, faults, landed = kill_and_compare(args.kills, args.seed, folder, names)
     print("\n".join(faults))
     print(f"{done} kills: {', '.join(f'{count} in {name}' for name, count in sorted(landed.items()))}")
     print(f"{len(faults)} differences" if faults else "every run equals the one that was left alone")

@@ -41,12 +41,29 @@ class Command:
         argv: its arguments.
         phases: where a function's beginning and end are reported to the killer, by phase.
         size: processes, which form a team.
+        writes: counts what it does to files, and kills it before one of them; None lets it be.
     """
 
     module: str
     argv: tuple[str, ...]
     phases: Mapping[str, str]
     size: int = 1
+    writes: "Writes | None" = None
+
+
+@dataclass(frozen=True)
+class Writes:
+    """Where a process kills itself: before it opens, renames, removes, makes or flushes a file.
+
+    Args:
+        folder: what happens elsewhere does not count.
+        last: before which of them, from 1; 0 for never.
+        log: gets a line for each.
+    """
+
+    folder: Path
+    last: int
+    log: Path
 
 
 @dataclass
@@ -106,6 +123,8 @@ def run_in_fork(command: Command, log: Path, environment: Mapping[str, str], wri
         os.dup2(output, 2)
         if environment.get("RANK", "0") == "0":
             report_phases(command.phases, writer)
+        if command.writes is not None:
+            kill_before(command.writes)
         from dalle_ppo.config.command_line import run_main
 
         main = importlib.import_module(f"dalle_ppo.{command.module}").main
@@ -122,6 +141,39 @@ def run_in_fork(command: Command, log: Path, environment: Mapping[str, str], wri
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def kill_before(writes: Writes) -> None:
+    """Counts the process's writes from now on."""
+    log, folder, count, flush = (
+        os.open(writes.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        str(writes.folder),
+        0,
+        os.fsync,
+    )
+
+    def noted(event: str, path: str) -> None:
+        nonlocal count
+        if not path.startswith(folder):
+            return
+        count += 1
+        os.write(log, f"{event} {path.removeprefix(folder)}\n".encode())
+        if count == writes.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, args: tuple) -> None:
+        changes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+        if event == "open" and isinstance(args[2], int):
+            changes = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if changes and isinstance(args[0], str | bytes | os.PathLike):
+            noted(event, os.fsdecode(args[0]))
+
+    def flushed(descriptor: int) -> None:
+        noted("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    sys.addaudithook(hook)
+    os.fsync = flushed
 
 
 def report_phases(phases: Mapping[str, str], writer: int) -> None:
@@ -191,6 +243,8 @@ def follow(children: Sequence[int], reader: int, kill: Kill | None, spans: Mappi
                 at = time.monotonic() + kill.share * spans.get(phase, 0.05)
     os.close(reader)
     codes = wait_for(children, END_BY_ITSELF if killed else LIMIT)
+    if killed is None and codes[0] == -signal.SIGKILL:
+        killed = where  # by itself, before a write
     alone = 0.0 if since is None or len(children) == 1 else time.monotonic() - since
     return Ended(codes[children.index(victim)] or max(codes), killed, events, alone)
 

@@ -113,7 +113,7 @@ class Store:
         key = hashlib.sha256(png).hexdigest()
         image = Image(key, caption, weights, side, dict(noise) if noise else None, flagged)
         with self._guard:
-            self._keep(self.image_path(key), png)
+            self.keep(self.image_path(key), png)
             self._known = set(self.images()) if self._known is None else self._known
             if key not in self._known:
                 self._images.append([asdict(image)])
@@ -134,7 +134,7 @@ class Store:
         data = text.encode()
         digest = hashlib.sha256(data).hexdigest()
         with self._guard:
-            self._keep(self.folder / "prompts" / f"{digest}.txt", data)
+            self.keep(self.folder / "prompts" / f"{digest}.txt", data)
         return digest
 
     def answers(self, *, undone: bool = False) -> list[Answer]:
@@ -175,7 +175,8 @@ class Store:
             contradictions=sum((loser, winner) in better for winner, loser in better) // 2,
         )
 
-    def _keep(self, path: Path, data: bytes) -> None:
+    def keep(self, path: Path, data: bytes) -> None:
+        """Writes a file of the store, whole or not at all; one that is there stays as it is."""
         if path.exists():
             return
         self._home.ready()
