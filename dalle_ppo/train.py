@@ -186,6 +186,8 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     if trainer.progress.iteration == 0 and (run_dir / "tensorboard").is_dir():
         shutil.rmtree(run_dir / "tensorboard")  # what it shows begins at 0, and would be there twice
     check_room(trainer)
+    # First, because settings beside it make a run that can be resumed, and it alone is an empty folder.
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)

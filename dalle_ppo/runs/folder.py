@@ -73,8 +73,11 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
     _refuse_unfit(folder, resume, overwrite)
     if resume:
         return _checkpoint_to_resume(folder)
+    checkpoints = folder / "checkpoints"
     for name in _occupied(folder):
         _remove(folder / name)
+    if checkpoints.is_dir() and not checkpoints.is_symlink():
+        checkpoints.rmdir()
     _make(folder)
     return None
 
@@ -141,7 +144,14 @@ def _exists(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Removes an entry of a run; of `checkpoints` the contents, as `config.yaml` beside it still makes a run."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink()
+        return
+    for entry in list(path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if path.name != "checkpoints":
+        path.rmdir()
