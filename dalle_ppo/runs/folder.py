@@ -144,7 +144,7 @@ def _exists(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Removes an entry of a run; of `checkpoints` the contents, as `config.yaml` beside it still makes a run."""
+    """Removes an entry of a run; of `checkpoints` its contents, as `config.yaml` with it makes a run."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
