@@ -1,10 +1,12 @@
 """Fuzzes the readers of files that may come from strangers.
 
     python benchmarks/fuzz.py --minutes 10
+    python benchmarks/fuzz.py --minutes 10 --atheris --only jsonl
 
 Each reader gets files that hypothesis makes: noise, and valid files with bytes changed, cut or repeated. It
 must accept the file or raise a one-line ValueError, within 5 s and 1 GB, and leave nothing behind but what it
-was asked to write. Needs the extra [test].
+was asked to write. Needs the extra [test]. With `--atheris`, that package chooses the files of one reader by
+which lines of dalle_ppo they reach.
 """
 
 import io
@@ -27,7 +29,7 @@ from dalle_ppo.config.command_line import OneLineParser, run_main
 SECONDS, BYTES = 5.0, 1 << 30
 NAMES = (
     *("config", "jsonl", "json", "csv", "tsv", "txt", "gzip", "parquet", "checkpoint", "head", "safetensors"),
-    *("keras", "h5", "clip"),
+    *("keras", "h5", "clip", "answers", "rankings"),
 )
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "keras"
 
@@ -163,6 +165,34 @@ def keras_zips() -> st.SearchStrategy[bytes]:
     return st.builds(pack, trees) | damaged((FIXTURES / "keras3.keras").read_bytes())
 
 
+def valid_answer() -> bytes:
+    from dataclasses import asdict
+
+    from dalle_ppo.preferences.answer import Answer
+
+    keys = ("0" * 64, "1" * 64)
+    answer = Answer(
+        "a boat", keys, "ranking", "ann", "person", "s", ranks=(1, 2), harm=(0.5, 1), id="x", time="now"
+    )
+    return json.dumps(asdict(answer)).encode() + b"\n"
+
+
+def answer_rows() -> st.SearchStrategy[bytes]:
+    """Rows of a store: answers of which some fields are anything, and damaged ones."""
+    valid = json.loads(valid_answer())
+    changes = st.dictionaries(st.sampled_from([*valid, "new"]), json_like(LEAVES), max_size=3)
+    rows = st.lists(changes.map(lambda changed: json.dumps(valid | changed)), max_size=4)
+    return rows.map(lambda found: "\n".join(found).encode()) | damaged(valid_answer())
+
+
+def published_rankings() -> st.SearchStrategy[bytes]:
+    """Entries of HPDv2 and ImageReward in which anything may be wrong."""
+    words = ("prompt", "image_path", "rank", "raw_annotations", "human_preference", "generations", "ranking")
+    values = st.lists(st.integers(1, 4) | LEAVES, max_size=3) | json_like(LEAVES)
+    entries = st.dictionaries(st.sampled_from((*words, "prompt_id", "id", "file_path")), values)
+    return as_json(st.lists(entries, max_size=4))
+
+
 def make_targets() -> dict[str, Target]:
     """All readers by name."""
     import torch
@@ -173,6 +203,9 @@ def make_targets() -> dict[str, Target]:
     from dalle_ppo.models.dalle.weights import load_weights
     from dalle_ppo.models.heads.keras.convert import convert
     from dalle_ppo.models.heads.nsfw import load_detector
+    from dalle_ppo.preferences.layouts.rows import read_rows
+    from dalle_ppo.preferences.reward_model.data import find_answers
+    from dalle_ppo.preferences.store import Store
     from dalle_ppo.runs.checkpoints import load_checkpoint
 
     def weights(path: Path) -> object:
@@ -182,6 +215,13 @@ def make_targets() -> dict[str, Target]:
 
     def keras(path: Path) -> object:
         return convert(path, path.with_name("out.safetensors"))
+
+    def answers(path: Path) -> object:
+        Store(path.parent).report()
+        return find_answers(Store(path.parent))
+
+    def rankings(path: Path) -> object:
+        return [*read_rows(path, "hpdv2"), *read_rows(path, "imagereward")]
 
     def captions(path: Path) -> object:
         return captions_of_file(str(path), 5)
@@ -212,6 +252,8 @@ def make_targets() -> dict[str, Target]:
         "clip": Target(
             "open_clip_config.json", as_json(json_like(LEAVES)) | st.binary(max_size=80), read_clip_config
         ),
+        "answers": Target("answers.jsonl", answer_rows(), answers),
+        "rankings": Target("a.json", published_rankings() | st.binary(max_size=80), rankings),
     }
 
 
@@ -240,6 +282,11 @@ def check(target: Target, content: bytes) -> None:
 
 def fuzz(target: Target, examples: int, number: int) -> None:
     """Checks that many files; `number` chooses which."""
+    checker(target, examples, number)()
+
+
+def checker(target: Target, examples: int, number: int) -> Callable[[], None]:
+    """A hypothesis test of a reader."""
 
     @seed(number)
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -247,7 +294,27 @@ def fuzz(target: Target, examples: int, number: int) -> None:
     def run(content: bytes) -> None:
         check(target, content)
 
-    run()
+    return run
+
+
+def fuzz_by_coverage(name: str, minutes: float, number: int) -> None:
+    """Fuzzes a reader with atheris, which ends the process; an input that fails is left in a file crash-*.
+
+    Source: "Using hypothesis with external fuzzers", https://hypothesis.readthedocs.io/en/latest/how-to/external-fuzzers.html
+
+    Raises:
+        ValueError: atheris is missing.
+    """
+    try:
+        import atheris
+    except ImportError:
+        raise ValueError("--atheris needs the package atheris; pip install atheris") from None
+    with atheris.instrument_imports(include=["dalle_ppo"], enable_loader_override=False):
+        target = make_targets()[name]
+    run = checker(target, 1, number)
+    limits = [f"-max_total_time={int(60 * minutes)}", f"-seed={number + 1}", "-max_len=4096", "-timeout=30"]
+    atheris.Setup([sys.argv[0], *limits], lambda data: run.hypothesis.fuzz_one_input(data))
+    atheris.Fuzz()
 
 
 def main(argv: list[str] | None) -> int:
@@ -257,11 +324,14 @@ def main(argv: list[str] | None) -> int:
     parser.add_argument("--examples", type=int, default=50, help="files for each reader and round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one reader")
+    parser.add_argument("--atheris", action="store_true", help="let atheris choose the files; needs --only")
     args = parser.parse_args(argv)
+    if args.only not in (None, *NAMES) or (args.atheris and args.only is None):
+        raise ValueError(f"--only is {args.only}; it must be one of {', '.join(NAMES)}")
+    if args.atheris:
+        fuzz_by_coverage(args.only, args.minutes, args.seed)
     targets = make_targets()
     assert tuple(targets) == NAMES
-    if args.only is not None and args.only not in targets:
-        raise ValueError(f"--only is {args.only}; it must be one of {', '.join(targets)}")
     targets = {name: target for name, target in targets.items() if args.only in (None, name)}
     counts, failed, number, started = dict.fromkeys(targets, 0), set(), args.seed, time.monotonic()
     while time.monotonic() - started < 60 * args.minutes and len(failed) < len(targets):

@@ -1,12 +1,17 @@
 """Kills runs at random moments, resumes them, and compares them bit for bit with runs that nobody killed.
 
-    python benchmarks/kill_test.py [--kills 60]
+    python benchmarks/kill_test.py [--kills 60] [--variants lora,labelling]
+    python benchmarks/kill_test.py --each_write 1 --variants ppo
 
 Each kill is a SIGKILL from outside, at a random moment of a random phase of a tiny run of the built-in world:
 rollout, reward, update, the writing of a checkpoint, evaluation or report. After up to five kills a run is
 resumed until it is done. Then its weights, optimisers, metrics.jsonl, TensorBoard (scalars, histograms and
 pictures, as a reader sees them), samples and evaluation must equal those of a run that was left alone; times
-and memory are set aside. The settings change from run to run: see `VARIANTS`.
+and memory are set aside. The settings change from run to run: see `VARIANTS`. In "two processes" either one
+is killed, and the other must end by itself within 30 seconds. In "labelling" a model answers into a store of
+preferences; its answers and pictures must be equal, and each kill may cost one question that is asked again.
+`--each_write N` kills before every N-th time that the run opens a file for writing, renames, removes, makes
+or flushes one, instead of at random moments.
 
 Runs are forks of this process, which has imported everything, so that a run starts in a second (Linux).
 """
@@ -17,18 +22,18 @@ import hashlib
 import json
 import os
 import random
-import select
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+from kill_labels import Labelling
+from killing import Command, Writes, differences, draw_kills, run_to_the_end, spans_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -44,6 +49,9 @@ VARIANTS: dict[str, dict[str, object]] = {
     "replay": {"objective": "dpok"},
     "rloo": {"credit.advantage": "rloo", "rollout.samples_per_caption": 2},
     "hub": {"captions.source": "hub:our/captions", "evaluation.num_captions": 3},
+    "lora": {"actor.adapter": "lora", "critic.adapter": "lora", "actor.learning_rate": 1e-2},
+    "two processes": {},
+    "labelling": {},
 }
 """What differs from `SETTINGS`. "extended" goes on from 2 to 4 iterations and must equal 4 in one go."""
 PHASES = {
@@ -60,162 +68,39 @@ PHASES = {
 """Where a function's beginning and end are reported to the killer."""
 UNTIMED = ("seconds", "images_per_second", "memory_gb")
 KILLS_PER_RUN = 5
-LIMIT = 600.0
 
 
-@dataclass(frozen=True)
-class Kill:
-    """A moment: this share of the way through the n-th time that a phase is entered."""
+class Training:
+    """Runs `dalle_ppo.train` with the settings of a variant."""
 
-    phase: str
-    occurrence: int
-    share: float
+    phases = PHASES
 
+    def __init__(self, variant: str) -> None:
+        self.variant, self.size = variant, 2 if variant == "two processes" else 1
 
-def arguments(run_dir: Path, variant: str, iterations: int | None = None) -> list[str]:
-    """Command line of a run."""
-    settings = SETTINGS | VARIANTS[variant] | ({"num_iterations": iterations} if iterations else {})
-    settings["run_dir"] = run_dir
-    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    def commands(self, run_dir: Path, alone: bool) -> list[Command]:
+        """What one after the other makes a run; left alone, the extended one is made in one go."""
+        settings = SETTINGS | VARIANTS[self.variant] | {"run_dir": run_dir}
+        extended = self.variant == "extended"
+        if extended and alone:
+            settings["num_iterations"] = 4
+        argv = tuple(text for name, value in settings.items() for text in (f"--{name}", str(value)))
+        commands = [Command("train", argv, PHASES, self.size)]
+        if extended and not alone:
+            more = ("--run_dir", str(run_dir), "--resume", "--num_iterations", "4")
+            commands.append(Command("train", more, PHASES, self.size))
+        return commands
 
+    def again(self, command: Command) -> Command:
+        """The command that goes on after a kill; one killed before it has made its run is simply repeated."""
+        run_dir = Path(command.argv[command.argv.index("--run_dir") + 1])
+        if (run_dir / "config.yaml").is_file() and "--resume" not in command.argv:
+            return replace(command, argv=(*command.argv, "--resume"))
+        return command
 
-def commands(run_dir: Path, variant: str, alone: bool = False) -> list[list[str]]:
-    """Command lines that one after the other make a run; left alone, the extended one is made in one go."""
-    if variant != "extended":
-        return [arguments(run_dir, variant)]
-    if alone:
-        return [arguments(run_dir, variant, 4)]
-    return [arguments(run_dir, variant), ["--run_dir", str(run_dir), "--resume", "--num_iterations", "4"]]
-
-
-def start(argv: list[str], log: Path) -> tuple[int, int]:
-    """Forks a process that runs `dalle_ppo.train`; returns its id and where it reports its phases."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(writer)
-        return child, reader
-    os.close(reader)
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        report_phases(writer)
-        from dalle_ppo import train
-        from dalle_ppo.config.command_line import run_main
-
-        sys.argv = ["train", *argv]
-        run_main(train.main)
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def report_phases(writer: int) -> None:
-    """Makes the functions of `PHASES` write a line as they begin and end."""
-    import importlib
-
-    def reporting(phase: str, function: Callable) -> Callable:
-        def call(*args, **kwargs):
-            os.write(writer, f"+{phase}\n".encode())
-            try:
-                return function(*args, **kwargs)
-            finally:
-                os.write(writer, f"-{phase}\n".encode())
-
-        return call
-
-    for phase, place in PHASES.items():
-        module_name, _, name = place.partition(":")
-        module = importlib.import_module(module_name)
-        setattr(module, name, reporting(phase, getattr(module, name)))
-
-
-def follow(
-    child: int, reader: int, kill: Kill | None, spans: dict[str, float]
-) -> tuple[int, str | None, list]:
-    """Watches a run, and kills it at the moment that `kill` names.
-
-    Args:
-        child: its process id.
-        reader: where it reports.
-        kill: when; None leaves it alone.
-        spans: seconds that a phase takes.
-
-    Returns:
-        Its exit code, negative if it was killed; the phase it was killed in; when phases began and ended.
-    """
-    events, begun, rest, at, where = [], Counter(), b"", None, "between phases"
-    killed = None
-    deadline = time.monotonic() + LIMIT
-    while True:
-        now = time.monotonic()
-        if now > deadline or (at is not None and now >= at):
-            os.kill(child, signal.SIGKILL)
-            killed = where if now <= deadline else "too slow"
-            at, deadline = None, now + LIMIT
-        wait = min(deadline, at if at is not None else deadline) - time.monotonic()
-        if not select.select([reader], [], [], max(0.0, wait))[0]:
-            continue
-        received = os.read(reader, 4096)
-        if not received:
-            break
-        *lines, rest = (rest + received).split(b"\n")
-        for line in lines:
-            mark, phase = chr(line[0]), line[1:].decode()
-            events.append((time.monotonic(), mark, phase))
-            begun[phase] += mark == "+"
-            where = phase if mark == "+" else f"after {phase}"
-            if kill and mark == "+" and (phase, begun[phase]) == (kill.phase, kill.occurrence) and not killed:
-                at = time.monotonic() + kill.share * spans.get(phase, 0.05)
-    os.close(reader)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), killed, events
-
-
-def spans_of(events: list[tuple[float, str, str]]) -> tuple[dict[str, float], Counter]:
-    """Mean seconds of each phase, and how often it was entered."""
-    begun: dict[str, float] = {}
-    seconds, count = Counter(), Counter()
-    for when, mark, phase in events:
-        if mark == "+":
-            begun[phase] = when
-            count[phase] += 1
-        elif phase in begun:
-            seconds[phase] += when - begun.pop(phase)
-    return {phase: seconds[phase] / count[phase] for phase in count}, count
-
-
-def run_to_the_end(
-    run_dir: Path, variant: str, kills: list[Kill], spans: dict[str, float]
-) -> tuple[list[str], list]:
-    """Makes a run, killing it on the way; returns where it was killed and the events of its last process.
-
-    Raises:
-        RuntimeError: a resumed run failed, with the end of what it printed.
-    """
-    log, landed, left, events = run_dir.with_suffix(".log"), [], list(kills), []
-    for argv in commands(run_dir, variant, alone=not kills):
-        while True:
-            kill = left.pop(0) if left else None
-            child, reader = start(argv, log)
-            code, killed, events = follow(child, reader, kill, spans)
-            if killed is not None and code < 0:
-                landed.append(killed)
-            elif code:
-                raise RuntimeError(f"{variant}, killed in {landed}: exit {code}\n{log.read_text()[-2000:]}")
-            else:
-                break
-            if (run_dir / "config.yaml").is_file() and "--resume" not in argv:
-                argv = [*argv, "--resume"]
-    return landed, events
+    def contents(self, run_dir: Path, kills: int) -> dict[str, object]:
+        """Everything that must be equal, by name."""
+        return contents(run_dir)
 
 
 def contents(run_dir: Path) -> dict[str, object]:
@@ -265,29 +150,6 @@ def board(run_dir: Path) -> dict[str, object]:
     return shown
 
 
-def differences(alone: dict[str, object], killed: dict[str, object]) -> list[str]:
-    """Names of what is not equal."""
-    return [
-        f"{name}: {alone.get(name)!r:.200} != {killed.get(name)!r:.200}"
-        for name in sorted(alone.keys() | killed.keys())
-        if alone.get(name) != killed.get(name)
-    ]
-
-
-def draw_kills(rng: random.Random, entered: Counter, count: int) -> list[Kill]:
-    """Random moments: every phase as often as any other, whatever time it takes.
-
-    In the order of the phases, as a run that has got to its evaluation does not train again.
-    """
-    phases = sorted(rng.choices(sorted(entered), k=count), key=list(PHASES).index)
-    # A resumed process enters each phase less often than the first did.
-    most = [entered[phase] // 2 if number == 0 else 1 for number, phase in enumerate(phases)]
-    return [
-        Kill(phase, rng.randint(1, max(1, limit)), rng.random())
-        for phase, limit in zip(phases, most, strict=True)
-    ]
-
-
 @contextlib.contextmanager
 def captions_hub(folder: Path) -> Iterator[None]:
     """Serves the captions of the variant "hub" here, to the real client; call it before that is imported."""
@@ -311,19 +173,32 @@ def captions_hub(folder: Path) -> Iterator[None]:
 def warm_up() -> None:
     """Imports what a run imports, so that its forks start fast; computes nothing, as threads do not fork."""
     import open_clip
+    import openai
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
     import dalle_ppo.build.captions
     import dalle_ppo.build.judges
+    import dalle_ppo.build.labels
     import dalle_ppo.build.measures
     import dalle_ppo.build.trainer
     import dalle_ppo.build.trial
     import dalle_ppo.report.page
     import dalle_ppo.runs.tensorboard
 
-    assert all((dalle_ppo, open_clip, SummaryWriter))
+    assert all((dalle_ppo, open_clip, openai, SummaryWriter))
     torch.set_num_threads(1)
+
+
+def subject_of(variant: str, folder: Path) -> Training | Labelling:
+    """What a variant kills; labelling needs a policy, which is trained for one iteration."""
+    if variant != "labelling":
+        return Training(variant)
+    policy = folder / "policy"
+    settings = SETTINGS | {"num_iterations": 1, "evaluation.at_end": "false", "run_dir": policy}
+    argv = tuple(text for name, value in settings.items() for text in (f"--{name}", str(value)))
+    run_to_the_end([Command("train", argv, {})], folder / "policy.log", [], {}, lambda command: command)
+    return Labelling(policy)
 
 
 def kill_and_compare(kills: int, seed: int, folder: Path, names: list[str]) -> tuple[int, list[str], Counter]:
@@ -333,22 +208,60 @@ def kill_and_compare(kills: int, seed: int, folder: Path, names: list[str]) -> t
     while landed.total() < kills and turn < 10 * kills:
         variant = names[turn % len(names)]
         if variant not in alone:
-            _, events = run_to_the_end(folder / f"alone_{len(alone)}", variant, [], {})
-            alone[variant] = (contents(folder / f"alone_{len(alone)}"), *spans_of(events))
-        expected, spans, entered = alone[variant]
+            subject, run_dir = subject_of(variant, folder), folder / f"alone_{len(alone)}"
+            commands = subject.commands(run_dir, True)
+            starts = run_to_the_end(commands, run_dir.with_suffix(".log"), [], {}, subject.again)
+            alone[variant] = (subject, subject.contents(run_dir, 0), *spans_of(starts[-1].events))
+        subject, expected, spans, entered = alone[variant]
         run_dir = folder / f"killed_{turn}"
         turn += 1
-        planned = draw_kills(rng, entered, min(KILLS_PER_RUN, kills - landed.total()))
+        count = min(KILLS_PER_RUN, kills - landed.total())
+        planned = draw_kills(rng, entered, count, list(subject.phases), subject.size)
+        where, slowest, log = [], 0.0, run_dir.with_suffix(".log")
         try:
-            where, _ = run_to_the_end(run_dir, variant, planned, spans)
-            found = differences(expected, contents(run_dir))
+            starts = run_to_the_end(subject.commands(run_dir, False), log, planned, spans, subject.again)
+            where = [ended.killed for ended in starts if ended.killed]
+            slowest = max(ended.alone for ended in starts)
+            found = differences(expected, subject.contents(run_dir, len(where)))
         except RuntimeError as error:
-            where, found = [], [str(error)]
+            found = [str(error)]
         landed.update(where)
         faults += [f"{variant}, killed in {', '.join(where)}: {line}" for line in found]
-        print(f"{landed.total():3} kills: {variant}, in {where}: {len(found)} differences", flush=True)
+        after = f", others ended after {slowest:.1f} s" if subject.size > 1 else ""
+        print(f"{landed.total():3} kills: {variant}, in {where}: {len(found)} differences{after}", flush=True)
         if not found:
             shutil.rmtree(run_dir)
+    return landed.total(), faults, landed
+
+
+def kill_before_writes(every: int, folder: Path, variant: str) -> tuple[int, list[str], Counter]:
+    """Kills a run before each of its writes to files; returns the same as `kill_and_compare`."""
+    subject, faults, landed = subject_of(variant, folder), [], Counter()
+
+    def go_on(command: Command) -> Command:
+        return subject.again(replace(command, writes=None))
+
+    def attempt(name: str, number: int) -> tuple[dict[str, object], list[str]]:
+        run_dir, writes = folder / name, folder / f"{name}.writes"
+        first, *others = subject.commands(run_dir, number == 0)
+        commands = [replace(first, writes=Writes(run_dir, number, writes)), *others]
+        starts = run_to_the_end(commands, run_dir.with_suffix(".log"), [], {}, go_on)
+        landed.update(one.killed for one in starts if one.killed)
+        return subject.contents(
+            run_dir, sum(one.killed is not None for one in starts)
+        ), writes.read_text().split("\n")[:-1]
+
+    expected, happened = attempt("alone", 0)
+    for number in range(1, len(happened) + 1, every):
+        name = f"killed_{number}"
+        try:
+            found = differences(expected, attempt(name, number)[0])
+        except RuntimeError as error:
+            found = [str(error)]
+        faults += [f"{variant}, killed before {number} ({happened[number - 1]}): {line}" for line in found]
+        print(f"{number:3} of {len(happened)}, {happened[number - 1]}: {len(found)} differences", flush=True)
+        if not found:
+            shutil.rmtree(folder / name)
     return landed.total(), faults, landed
 
 
@@ -359,6 +272,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", default=",".join(VARIANTS), help="which of them, separated by commas")
+    parser.add_argument("--each_write", type=int, metavar="N", help="kill before every N-th write to a file")
     parser.add_argument("--keep", type=Path, help="a folder for the runs; runs that differ stay there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -367,7 +281,13 @@ def main() -> int:
         hub = captions_hub(folder / "hub") if "hub" in args.variants else contextlib.nullcontext()
         with hub:
             warm_up()
-            done, faults, landed = kill_and_compare(args.kills, args.seed, folder, args.variants.split(","))
+            names = args.variants.split(",")
+            if args.each_write:
+                results = [kill_before_writes(args.each_write, folder, name) for name in names]
+                done, landed = sum(r[0] for r in results), sum((r[2] for r in results), Counter())
+                faults = [line for r in results for line in r[1]]
+            else:
+                done, faults, landed = kill_and_compare(args.kills, args.seed, folder, names)
     print("\n".join(faults))
     print(f"{done} kills: {', '.join(f'{count} in {name}' for name, count in sorted(landed.items()))}")
     print(f"{len(faults)} differences" if faults else "every run equals the one that was left alone")

@@ -170,7 +170,7 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     """
     from dalle_ppo.runs.checkpoints import load_checkpoint
     from dalle_ppo.runs.folder import prepare_run_dir
-    from dalle_ppo.runs.metrics import METRICS_FILE, first_metrics
+    from dalle_ppo.runs.metrics import METRICS_FILE, newest_metrics
     from dalle_ppo.runs.tensorboard import write_settings
     from dalle_ppo.training.checkpointing import shared_checkpoint
 
@@ -180,12 +180,14 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     shared_checkpoint(checkpoint, trainer.team)
     if checkpoint is not None:
         trainer.load(checkpoint)
-        first_metrics(run_dir / METRICS_FILE, trainer.progress.iteration)  # raises before anything is changed
+        newest_metrics(run_dir / METRICS_FILE, trainer.progress.iteration, 1)  # raises before any change
     elif flags["resume"]:
         check_unsaved(run_dir, config.checkpoint_every)
     if trainer.progress.iteration == 0 and (run_dir / "tensorboard").is_dir():
         shutil.rmtree(run_dir / "tensorboard")  # what it shows begins at 0, and would be there twice
     check_room(trainer)
+    # First, because settings beside it make a run that can be resumed, and it alone is an empty folder.
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
@@ -259,9 +261,9 @@ def check_unsaved(run_dir: Path, checkpoint_every: int) -> None:
     Raises:
         ValueError: the run has done so many iterations that it must have written a checkpoint.
     """
-    from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
+    from dalle_ppo.runs.metrics import METRICS_FILE, count_metrics
 
-    done = len(read_metrics(run_dir / METRICS_FILE))
+    done = count_metrics(run_dir / METRICS_FILE)
     if done > checkpoint_every:  # not at it: a kill may have come while the first one was being written
         raise ValueError(
             f"run_dir: {run_dir} has {done} iterations in metrics.jsonl but no checkpoint; restore one from "

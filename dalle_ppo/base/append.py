@@ -17,6 +17,36 @@ PATIENCE = 10.0
 Record = TypeVar("Record")
 
 
+class Home:
+    """A folder that the first write creates; one that is gone later is not brought back.
+
+    Otherwise, answers would go to a second folder after somebody has moved the first.
+
+    Args:
+        folder: which one.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._seen = folder, folder.is_dir()
+
+    def ready(self) -> None:
+        """Call before each write.
+
+        Raises:
+            OSError: the folder was there, and has been moved or removed; or there is a file in its place.
+        """
+        if not self.folder.is_dir():
+            if self._seen:
+                raise OSError(
+                    f"{self.folder} has been moved or removed while it was written to; all answers up to "
+                    "now are in it: start the command again, with the place where it is now"
+                )
+            if self.folder.exists():
+                raise OSError(f"{self.folder} is a file, not a folder; name another place, or move it away")
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._seen = True
+
+
 class RowFile(Generic[Record]):
     """Rows of one file, each a JSON object on a line of its own.
 
@@ -27,6 +57,7 @@ class RowFile(Generic[Record]):
 
     def __init__(self, path: Path, record: Callable[..., Record]):
         self.path = path
+        self._home = Home(path.parent)
         self._record = record
         self._guard = threading.RLock()
         self._forget()
@@ -37,12 +68,12 @@ class RowFile(Generic[Record]):
         Raises:
             Busy: another process has kept the file locked for ten seconds.
             OSError: the disk is full, or the file cannot be written. What got there is a torn row, which
-                readers skip.
+                readers skip. Or its folder was there, and has been moved or removed.
         """
         if not rows:
             return
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._home.ready()
         with self._guard:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
@@ -128,6 +159,6 @@ def _separator(descriptor: int) -> bytes:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # also what is not UTF-8
+    except (ValueError, RecursionError):  # also what is not UTF-8
         return None
     return row if isinstance(row, dict) else None

@@ -1,8 +1,12 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\..+\.\d+\.new(\.\w+)?")
+"""Names of files that are being written."""
 
 
 def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
@@ -46,3 +50,10 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers have left in a folder and those below it; nobody may be writing there."""
+    for place, _, names in os.walk(folder):
+        for name in filter(TEMPORARY.fullmatch, names):
+            Path(place, name).unlink(missing_ok=True)

@@ -9,6 +9,10 @@ from typing import Any
 
 KINDS = ("ranking", "rating", "skip", "undo")
 SOURCES = ("person", "model", "simulated", "imported")
+TEXTS = ("caption", "rater", "set_id", "id", "time")
+TEXTS_OR_NONE = ("undoes", "model", "prompt_sha256")
+LARGEST = 1e15
+"""Of ranks, ratings and harm: what int64 and float64 hold exactly, with room to spare."""
 
 
 def now() -> str:
@@ -43,6 +47,7 @@ class Image:
 
     def __post_init__(self) -> None:
         _check(_is_key(self.key), f"an image's key is {self.key!r}; it must be a SHA-256 in hex")
+        _check(isinstance(self.caption, str), f"an image's caption is {self.caption!r}; it must be text")
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,10 @@ class Answer:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+        for name in TEXTS + TEXTS_OR_NONE:
+            value = getattr(self, name)
+            fits = isinstance(value, str) or (value is None and name in TEXTS_OR_NONE)
+            _check(fits, f"{name} is {value!r}; it must be text")
         _check(self.kind in KINDS, f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
         _check(self.source in SOURCES, f"source is {self.source!r}; it must be one of {', '.join(SOURCES)}")
         _check(bool(self.rater.strip()), "rater is empty; give a name")
@@ -147,4 +156,4 @@ def _is_key(text: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dalle_ppo.base.append import RowFile
+from dalle_ppo.base.append import Home, RowFile
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.preferences.answer import Answer, Image
 
@@ -68,6 +68,7 @@ class Store:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._home = Home(self.folder)
         self._answers = RowFile(self.folder / "answers.jsonl", Answer)
         self._images = RowFile(self.folder / "images.jsonl", Image)
         self._known: set[str] | None = None
@@ -112,7 +113,7 @@ class Store:
         key = hashlib.sha256(png).hexdigest()
         image = Image(key, caption, weights, side, dict(noise) if noise else None, flagged)
         with self._guard:
-            self._keep(self.image_path(key), png)
+            self.keep(self.image_path(key), png)
             self._known = set(self.images()) if self._known is None else self._known
             if key not in self._known:
                 self._images.append([asdict(image)])
@@ -133,7 +134,7 @@ class Store:
         data = text.encode()
         digest = hashlib.sha256(data).hexdigest()
         with self._guard:
-            self._keep(self.folder / "prompts" / f"{digest}.txt", data)
+            self.keep(self.folder / "prompts" / f"{digest}.txt", data)
         return digest
 
     def answers(self, *, undone: bool = False) -> list[Answer]:
@@ -174,10 +175,20 @@ class Store:
             contradictions=sum((loser, winner) in better for winner, loser in better) // 2,
         )
 
-    def _keep(self, path: Path, data: bytes) -> None:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+    def keep(self, path: Path, data: bytes) -> None:
+        """Writes a file of the store, whole or not at all; one that is there stays as it is."""
+        if path.exists():
+            return
+        self._home.ready()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             atomic_write(path, data)
+        except FileNotFoundError:
+            if not path.exists():  # if it does, another process has written it and cleared up
+                raise
+        # What is left of writers that were killed; a living one finds the file written.
+        for left in path.parent.glob(f".{path.stem}.*.new{path.suffix}"):
+            left.unlink(missing_ok=True)
 
 
 def pairs(answers: Iterable[Answer]) -> list[tuple[str, str, str]]:

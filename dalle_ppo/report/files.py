@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle_ppo.config.safe_yaml import read_yaml
-from dalle_ppo.runs.metrics import METRICS_FILE, read_metrics
+from dalle_ppo.runs.metrics import METRICS_FILE, read_columns
 
 
 @dataclass
@@ -17,7 +17,7 @@ class RunFiles:
 
     Attributes:
         config_text, config: the resolved configuration.
-        metrics: one dict per iteration.
+        metrics: the columns of metrics.jsonl that the report shows, float64 [N] each.
         evaluation: the content of evaluation.json.
         reference, policy: columns of evaluation/images.parquet by side, in the same order.
         pictures: (reference, policy) uint8 [H, W, 3] by row.
@@ -26,7 +26,7 @@ class RunFiles:
 
     config_text: str = ""
     config: dict = field(default_factory=dict)
-    metrics: list[dict] = field(default_factory=list)
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
     evaluation: dict = field(default_factory=dict)
     reference: dict[str, np.ndarray] = field(default_factory=dict)
     policy: dict[str, np.ndarray] = field(default_factory=dict)
@@ -34,11 +34,12 @@ class RunFiles:
     problems: list[str] = field(default_factory=list)
 
 
-def read_run(run_dir: Path) -> RunFiles:
+def read_run(run_dir: Path, wanted: Callable[[str], bool]) -> RunFiles:
     """Read the files of a run that exist.
 
     Args:
         run_dir: the run's folder.
+        wanted: which columns of metrics.jsonl are read.
 
     Returns:
         What could be read; a file that exists but cannot be used becomes a line in `problems`.
@@ -54,7 +55,7 @@ def read_run(run_dir: Path) -> RunFiles:
                 files.problems.append(f"{name} could not be used: {first_line.replace(str(run_dir), '.')}")
 
     attempt("config.yaml", lambda path: _read_config(path, files))
-    attempt(METRICS_FILE, lambda path: files.metrics.extend(read_metrics(path)))
+    attempt(METRICS_FILE, lambda path: files.metrics.update(read_columns(path, wanted)))
     attempt("evaluation.json", lambda path: files.evaluation.update(json.loads(path.read_text("utf-8"))))
     attempt("evaluation/images.parquet", lambda path: _read_rows(path, files))
     attempt("evaluation/thumbnails.npz", lambda path: _read_pictures(path, files))

@@ -46,6 +46,8 @@ CURVES = {
     "explained_variance": False,
 }
 """Metrics shown as training curves, and whether their axis starts at 0."""
+SHOWN = {*CURVES, "iteration", "images", "seconds"}
+REWARD_PART = "reward/"
 HASHED = ("policy", "reference", "captions", "clip", "detector", "judge", "heldout_clip", "heldout_detector")
 
 
@@ -63,7 +65,7 @@ def write_report(run_dir: Path, settings: ReportConfig | None = None) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"report: {run_dir} is not a folder; name the folder of a run")
-    files = read_run(run_dir)
+    files = read_run(run_dir, lambda name: name in SHOWN or name.startswith(REWARD_PART))
     if settings is not None:
         files.config = {**files.config, "report": {"hide_captions": settings.hide_captions}}
     page = render(report_context(run_dir.resolve().name, files))
@@ -138,30 +140,30 @@ def _safety_bounds(files: RunFiles) -> SafetyBounds:
     return SafetyBounds(**{name: value for name, value in stored.items() if value is not None})
 
 
-def _curves(metrics: list[dict]) -> list[dict]:
-    steps = _column(metrics, "iteration")
-    parts = sorted({name for record in metrics for name in record if name.startswith("reward/")})
-    found = []
-    for name in (*CURVES, *parts):
-        metric, values = find_metric(name), _column(metrics, name)
+def _curves(metrics: Mapping[str, np.ndarray]) -> list[dict]:
+    if not metrics:
+        return []
+    steps, found = metrics["iteration"], []
+    for name in (*CURVES, *sorted(name for name in metrics if name.startswith(REWARD_PART))):
+        metric, values = find_metric(name), metrics.get(name, np.array([]))
         if not np.isfinite(values).any():
             continue
         tick = plots.tick_of(metric.unit)
         chart = plots.curve(steps, values, f"{metric.label} over training", tick, CURVES.get(name, False))
         if chart is not None:
-            last = plots.running_mean(values)[np.isfinite(values)][-1]
+            _, points = plots.thin(steps, values)
+            last = plots.running_mean(points)[np.isfinite(points)][-1]
             shown = f"{100 * last:.1f}\N{NO-BREAK SPACE}%" if metric.unit.percent else f"{last:.3g}"
             shown = shown.replace("-", "\N{MINUS SIGN}")
             found.append({"title": metric.label, "unit": metric.chart_note, "last": shown, "svg": chart})
     return found
 
 
-def _kl_reward(metrics: list[dict]):
-    kl, reward = _column(metrics, "kl"), _column(metrics, "reward_mean")
-    if not len(kl):
+def _kl_reward(metrics: Mapping[str, np.ndarray]):
+    if "kl" not in metrics or "reward_mean" not in metrics:
         return None
     title = "Reward against KL over training"
-    return plots.trajectory(kl, reward, title, f"KL, {METRICS['kl'].unit.name}")
+    return plots.trajectory(metrics["kl"], metrics["reward_mean"], title, f"KL, {METRICS['kl'].unit.name}")
 
 
 def _rate_chart(evaluation: Mapping):
@@ -274,10 +276,12 @@ def _hides_captions(files: RunFiles) -> bool:
 def _facts(files: RunFiles) -> list[tuple[str, str]]:
     overall = (files.evaluation.get("policy") or {}).get("overall") or {}
     evaluation = files.evaluation
-    facts = [("seed", files.config.get("seed")), ("iterations", len(files.metrics) or None)]
-    if files.metrics:
-        seconds = _column(files.metrics, "seconds")
-        facts.append(("training images", files.metrics[-1].get("images")))
+    iterations, images = (files.metrics.get(name, np.array([])) for name in ("iteration", "images"))
+    facts = [("seed", files.config.get("seed")), ("iterations", len(iterations) or None)]
+    if len(iterations):
+        seconds = files.metrics.get("seconds", np.array([]))
+        drawn = int(images[-1]) if len(images) and np.isfinite(images[-1]) else None
+        facts.append(("training images", drawn))
         facts.append(
             ("training time", f"{np.nansum(seconds) / 60:.1f} min" if np.isfinite(seconds).any() else None)
         )
@@ -299,8 +303,3 @@ def _facts(files: RunFiles) -> list[tuple[str, str]]:
         for name, value in facts
         if value is not None
     ]
-
-
-def _column(metrics: list[dict], name: str) -> np.ndarray:
-    values = [record.get(name) for record in metrics]
-    return np.asarray([v if isinstance(v, int | float) else np.nan for v in values], dtype=np.float64)

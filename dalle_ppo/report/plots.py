@@ -142,7 +142,8 @@ def checkpoint_lines(
 
 def trajectory(x: Sequence, y: Sequence, title: str, x_label: str) -> Markup | None:
     """A path through two metrics over training, with a ring at the start and a dot at the end."""
-    x, y = running_mean(np.asarray(x, dtype=float)), running_mean(np.asarray(y, dtype=float))
+    place = np.arange(len(x))
+    x, y = (running_mean(thin(place, np.asarray(values, dtype=float))[1]) for values in (x, y))
     known = np.isfinite(x) & np.isfinite(y)
     if known.sum() < 2:
         return None

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dalle_ppo.base.atomic import TEMPORARY, remove_leftovers
 from dalle_ppo.base.lock import OTHERWISE, locked, refuse_locked
 from dalle_ppo.runs.checkpoints import checkpoint_folders, latest_checkpoint, put_back
 from dalle_ppo.runs.places import RUN_ENTRIES, enclosing_run, holds_run, refuse_wrong_path
@@ -37,7 +38,18 @@ def sole_writer(run_dir: str | Path, otherwise: str = OTHERWISE) -> Iterator[Non
     """
     _make(Path(run_dir))
     with locked(Path(run_dir), f"run_dir: {run_dir}", otherwise):
+        _clear_up(Path(run_dir))
         yield
+
+
+def _clear_up(folder: Path) -> None:
+    """Removes the halves of files that killed processes left; preferences may have other writers now."""
+    for path in folder.glob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for name in ("samples", "evaluation"):
+        if not (folder / name).is_symlink():
+            remove_leftovers(folder / name)
 
 
 def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> Path | None:
@@ -61,8 +73,11 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
     _refuse_unfit(folder, resume, overwrite)
     if resume:
         return _checkpoint_to_resume(folder)
+    checkpoints = folder / "checkpoints"
     for name in _occupied(folder):
         _remove(folder / name)
+    if checkpoints.is_dir() and not checkpoints.is_symlink():
+        checkpoints.rmdir()
     _make(folder)
     return None
 
@@ -129,7 +144,14 @@ def _exists(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Removes an entry of a run; of `checkpoints` its contents, as `config.yaml` with it makes a run."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink()
+        return
+    for entry in list(path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if path.name != "checkpoints":
+        path.rmdir()

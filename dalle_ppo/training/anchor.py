@@ -1,17 +1,20 @@
 """The anchor: images of the reference, drawn once, on which the policy is held to it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from dalle_ppo.base.team import ALONE, Team
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import PolicyFamily
-from dalle_ppo.policy.rollout import NoiseSource, collect
+from dalle_ppo.policy.rollout import ALL_AT_ONCE, Means, NoiseSource, collect
 from dalle_ppo.rl.records import Experience
+
+GRADIENTS = "computing gradients of"
+"""How warnings call the work of which this is a part: what fits there fits here, and the other way round."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,13 @@ def draw_anchor(
     noise, memory_gb = NoiseSource(config.seed, "anchor"), config.rollout.memory_gb
     drawn = collect(family, family.sampler_weights(reference), list(captions), 1, noise, memory_gb)
     drawn = replace(drawn, images=None)
-    size, kept = config.update.microbatch_size, []
-    for rows in torch.arange(len(drawn), device=drawn.tokens.device).split(size):
-        kept.append(family.remember(reference, drawn.select(rows)))
+
+    def work(size: int) -> list:
+        index = torch.arange(len(drawn), device=drawn.tokens.device)
+        return [family.remember(reference, drawn.select(rows)) for rows in index.split(size)]
+
+    size = config.update.microbatch_size
+    kept = Halving().run("scoring", "update.microbatch_size", size, work)
     states = type(kept[0]).cat(kept) if kept[0] is not None else None
     return Anchor(replace(drawn, reference_states=states), config.anchor.coef, config.anchor.minibatch_size)
 
@@ -50,7 +57,8 @@ def anchor_backward(
     policies: tuple[nn.Module, nn.Module],
     microbatch_size: int,
     generator: torch.Generator,
-    team: Team = ALONE,
+    means: Means = ALL_AT_ONCE,
+    redo: Callable[[int], object] = lambda size: None,
 ) -> float:
     """Adds the gradient of coef times the mean KL(policy, reference) over some of the anchor's tokens.
 
@@ -63,7 +71,9 @@ def anchor_backward(
         policies: the policy that is trained, and the reference.
         microbatch_size: images per forward pass.
         generator: draws which images.
-        team: processes that share the images; their gradients are summed later.
+        means: processes that share the images, whose gradients are summed later; and how many images fit.
+        redo: takes the number of images at a time and computes the gradient anew to which this one is added;
+            called where memory has run out, as half of a sum cannot be taken back.
 
     Returns:
         The mean KL of these images, nats per image.
@@ -71,12 +81,23 @@ def anchor_backward(
     Source: https://arxiv.org/abs/2203.02155 eq. 2 (PPO-ptx).
     Differs: the KL of whole distributions in place of the log-likelihood of drawn tokens.
     """
-    actor, reference = policies
+    (actor, reference), team, tries = policies, means.team, 0
     chosen = torch.randperm(len(anchor.images), generator=generator)[: anchor.minibatch_size]
-    total, num_tokens = 0.0, len(chosen) * anchor.images.tokens.shape[1]
+    num_tokens = len(chosen) * anchor.images.tokens.shape[1]
     mine = chosen.tensor_split(team.size)[team.rank].to(anchor.images.tokens.device)
-    for rows in mine.split(microbatch_size) if len(mine) else ():
-        kl = family.score(actor, anchor.images.select(rows), reference=reference).kl
-        (anchor.coef * kl.sum() / num_tokens).backward()
-        total += float(kl.detach().sum())
+
+    def backward(size: int) -> float:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            redo(size)
+        total = 0.0
+        for rows in mine.split(size) if len(mine) else ():
+            kl = family.score(actor, anchor.images.select(rows), reference=reference).kl
+            (anchor.coef * kl.sum() / num_tokens).backward()
+            total += float(kl.detach().sum())
+        return total
+
+    halving = means.halving or Halving()
+    total = halving.run(GRADIENTS, "update.microbatch_size", microbatch_size, backward)
     return sum(team.gather(total)) / len(chosen)

@@ -130,11 +130,12 @@ def work_left(config: Config, iteration: int, samples: int, networks: int, saved
         saved: whether the checkpoint that is due after `iteration`, if any, has been written.
     """
     last, every = config.num_iterations, config.checkpoint_every
-    due = [n for n in range(iteration + saved, last + 1) if n % every == 0 or n == last]
+    first = iteration + saved  # counted without a loop: this is asked after every phase
+    due = 0 if first > last else last // every - (first - 1) // every + bool(last % every)
     captions = config.evaluation.num_captions if config.evaluation.at_end else 0
     return Work(
         images=max(0, last - iteration) * config.rollout.rollout_batch_size,
-        checkpoints=len(due),
+        checkpoints=due,
         samples=samples,
         networks=networks,
         evaluated_captions=captions,

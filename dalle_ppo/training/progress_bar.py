@@ -11,7 +11,7 @@ from dalle_ppo.training.forecast import Rates, forecast, rates_of, rough_rates, 
 from dalle_ppo.training.iteration_metrics import progress_line
 
 FORMAT = "{{desc}} {{n_fmt}}/{{total_fmt}} {{bar}} {left}{{postfix}}"
-REMEMBERED = 500
+REMEMBERED = 100
 """Iterations that the forecast looks at; a run of millions must not look at all of them after each."""
 
 
@@ -25,12 +25,20 @@ class ProgressBar:
         samples: images drawn at each checkpoint.
         networks: networks that score an image in training.
         shown: whether there is a bar at all; of several processes, one shows it.
+        done: iterations done before; by default as many as `earlier` holds, which may be the newest alone.
     """
 
     def __init__(
-        self, config: Config, earlier: list[dict], samples: int, networks: int, shown: bool = True
+        self,
+        config: Config,
+        earlier: list[dict],
+        samples: int,
+        networks: int,
+        shown: bool = True,
+        done: int | None = None,
     ) -> None:
-        self.config, self.iteration, self.samples, self.networks = config, len(earlier), samples, networks
+        self.iteration = len(earlier) if done is None else done
+        self.config, self.samples, self.networks = config, samples, networks
         self.earlier, self.here = rates_of(earlier), []
         self.checkpoints: list[float] = []
         self.guess: Rates | None = None
@@ -55,6 +63,7 @@ class ProgressBar:
         started = time.perf_counter()
         yield
         self.checkpoints.append(time.perf_counter() - started)
+        del self.checkpoints[:-REMEMBERED]
         self._show()
 
     def finished(self, metrics: Mapping) -> None:

@@ -22,7 +22,7 @@ from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import Checkpoint, prune_checkpoints, save_checkpoint
 from dalle_ppo.runs.metric_table import ITERATION_METRICS
-from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, SilentWriter, first_metrics
+from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, SilentWriter, newest_metrics
 from dalle_ppo.runs.pictures import blur_unsafe, save_first_and_newest, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
 from dalle_ppo.training.best import check_metric
@@ -111,8 +111,8 @@ class Trainer:
         """
         start, networks = self.progress.iteration, 3 if self.critic else 2
         first = self.team.is_first
-        earlier = first_metrics(self.run_dir / METRICS_FILE, start) if first else []
-        bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks, shown=first)
+        earlier = newest_metrics(self.run_dir / METRICS_FILE, start) if first else []
+        bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks, first, start)
         self.after_phase = bar.after_phase
         with MetricsWriter(self.run_dir, start) if first else SilentWriter() as writer, bar:
             # A kill may have come between this checkpoint and its samples.

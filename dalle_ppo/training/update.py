@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -25,7 +25,7 @@ from dalle_ppo.policy.rollout import ALL_AT_ONCE, Means
 from dalle_ppo.rl.kl import kl_k2
 from dalle_ppo.rl.losses import value_loss
 from dalle_ppo.rl.records import Experience
-from dalle_ppo.training.anchor import anchor_backward
+from dalle_ppo.training.anchor import GRADIENTS, anchor_backward
 from dalle_ppo.training.objective import Objective
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.scoring import GRADIENTS, Networks
@@ -129,9 +129,8 @@ def run_update(
             train_actor = False
         if train_actor and networks.anchor is not None:
             policies = step.actor.module, networks.reference
-            size = halving.sizes.get(GRADIENTS, settings.microbatch_size)
-            held = anchor_backward(networks.anchor, networks.family, policies, size, step.generator, team)
-            log.anchor_kl.append(held)
+            anchored = networks.anchor, networks.family, policies, settings.microbatch_size, step.generator
+            log.anchor_kl.append(anchor_backward(*anchored, replace(step.means, halving=halving), work))
         if train_actor:
             log.add_step("gradient_norm", step.actor.step(actor_loss, team))
         if step.critic is not None:

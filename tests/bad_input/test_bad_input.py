@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from bad_input import captions, configs, weights
+from bad_input import captions, configs, preferences, weights
 
-CASES = [*configs.CASES, *captions.CASES, *weights.CASES]
+CASES = [*configs.CASES, *captions.CASES, *weights.CASES, *preferences.CASES]
 SECONDS = 5
 
 

@@ -227,3 +227,49 @@ def test_another_file_in_its_place_is_read_from_the_start(tmp_path):
     assert file.read() == [{"n": 1}, {"n": 2}]
     file.path.write_text('{"n": 3}\n')
     assert file.read() == [{"n": 3}]
+
+
+def test_what_killed_writers_left_goes_when_the_picture_is_written(tmp_path):
+    store, red = Store(tmp_path), png("red")
+    path = store.image_path(hashlib.sha256(red).hexdigest())
+    path.parent.mkdir(parents=True)
+    left, of_others = path.with_name(f".{path.stem}.123.new.png"), path.with_name(".other.123.new.png")
+    for file in (left, of_others):
+        file.write_bytes(red[:20])
+    store.add_image(red, "a boat")
+    assert path.read_bytes() == red and not left.exists() and of_others.exists()
+
+
+def test_a_writer_whose_temporary_file_is_cleared_up_finds_the_picture_written(tmp_path, monkeypatch):
+    """Two processes write the same picture, and one clears up while the other is about to rename."""
+    store, other, red = Store(tmp_path), Store(tmp_path), png("red")
+    replace = os.replace
+
+    def overtaken(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        other.add_image(red, "a boat")
+        os.unlink(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    key = store.add_image(red, "a boat")
+    assert store.image_path(key).read_bytes() == red and list(Store(tmp_path).images()) == [key]
+
+
+def test_a_folder_that_is_moved_while_it_is_written_to_is_not_made_again(tmp_path):
+    store = Store(tmp_path / "preferences")
+    store.append(ranking((1, 2)))
+    store.add_image(png("red"), "a boat")
+    os.rename(tmp_path / "preferences", tmp_path / "moved")
+    for write in (
+        lambda: store.append(ranking((2, 1))),
+        lambda: store.add_image(png("blue"), "a boat"),
+        lambda: store.add_prompt("which is best?"),
+    ):
+        with pytest.raises(
+            OSError, match=r"preferences has been moved or removed.*start the command again"
+        ) as e:
+            write()
+        assert "\n" not in str(e.value)
+    assert not (tmp_path / "preferences").exists()
+    assert len(Store(tmp_path / "moved").answers()) == 1

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dalle_ppo.runs import folder as folder_module
 from dalle_ppo.runs.checkpoints import save_checkpoint
-from dalle_ppo.runs.folder import prepare_run_dir
+from dalle_ppo.runs.folder import prepare_run_dir, sole_writer
 
 
 def make_run(folder):
@@ -88,3 +89,52 @@ def test_run_dir_that_is_a_file(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="run_dir"):
             prepare_run_dir(path)
+
+
+def test_halves_of_files_that_a_kill_left_are_removed_and_nothing_else(tmp_path):
+    halves = (
+        ".metrics.17.new.jsonl",
+        "samples/.step_000001.17.new.png",
+        "evaluation/batches/a/.000001.17.new.npz",
+    )
+    others = (
+        ".lock",
+        ".gitignore",
+        "notes.new.txt",
+        "samples/x.17.new.png",
+        "preferences/images/.a.17.new.png",
+    )
+    for name in (*halves, *others):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("x")
+    with sole_writer(tmp_path / "run"):
+        left = contents(tmp_path / "run")
+        assert all(name not in left for name in halves) and all(name in left for name in others)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_a_removal_that_was_interrupted_can_be_done_again(kept, tmp_path, monkeypatch):
+    """Killed after some of the entries: --overwrite goes on, and the folder is never a dead end."""
+    run, removed = make_run(tmp_path / "a"), []
+    remove = folder_module._remove
+
+    def interrupted(path):
+        if len(removed) == kept:
+            raise KeyboardInterrupt
+        removed.append(path.name)
+        remove(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folder_module, "_remove", interrupted)
+        prepare_run_dir(run, overwrite=True)
+    prepare_run_dir(run, overwrite=True)
+    assert contents(run) == ["notes.txt"]
+
+
+def test_a_run_that_was_killed_before_anything_but_its_settings_was_written_is_resumed(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert prepare_run_dir(tmp_path) is None, "killed before the settings: an empty folder"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert prepare_run_dir(tmp_path, resume=True) is None
+    assert prepare_run_dir(tmp_path, overwrite=True) is None and contents(tmp_path) == []

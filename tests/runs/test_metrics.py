@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle_ppo.runs.metrics import MetricsWriter, read_metrics
+from dalle_ppo.runs import metrics as metrics_module
+from dalle_ppo.runs.metrics import MetricsWriter, count_metrics, newest_metrics, read_columns, read_metrics
 
 
 def write_iterations(run_dir, numbers, resume_iteration=0, **extra):
@@ -93,3 +94,57 @@ def test_tensorboard_is_imported_only_when_used():
         "assert not {'torch', 'tensorboard', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+YEAR = 20_000
+
+
+@pytest.fixture
+def year(tmp_path):
+    """A long metrics.jsonl with a line that was cut at its end, and a count of the lines that are parsed."""
+    lines = "".join(f'{{"iteration": {n}, "kl": {n}.5}}\n' for n in range(YEAR))
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"iteration": 3, "k')
+    return tmp_path / "metrics.jsonl"
+
+
+def test_a_long_file_is_resumed_without_parsing_or_writing_it_again(year, monkeypatch):
+    parsed, parse = [], metrics_module._parsed
+    monkeypatch.setattr(metrics_module, "_parsed", lambda line: (parsed.append(len(line)), parse(line))[1])
+    inode, size = year.stat().st_ino, year.stat().st_size
+    earlier = newest_metrics(year, YEAR)
+    assert [record["iteration"] for record in earlier] == list(range(YEAR - metrics_module.NEWEST, YEAR))
+    with MetricsWriter(year.parent, YEAR, tensorboard=False) as writer:
+        assert len(parsed) <= metrics_module.NEWEST + 10
+        assert year.stat().st_ino == inode and year.stat().st_size == size - len('{"iteration": 3, "k')
+        for n in range(YEAR, YEAR + 20):
+            before = year.stat().st_size
+            writer.write({"iteration": n, "kl": 1.0})
+            assert year.stat().st_size - before < 100
+    assert len(parsed) <= metrics_module.NEWEST + 10
+    assert count_metrics(year) == YEAR + 20
+
+
+def test_columns_are_what_the_records_say(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0, "kl": null, "x": 1}\n{"iteration": 1, "late": 2, "kl": 3}\n{"iter')
+    columns = read_columns(path, lambda name: name != "x")
+    assert columns.keys() == {"iteration", "kl", "late"}
+    for name, column in columns.items():
+        wanted = [record.get(name) for record in read_metrics(path)]
+        np.testing.assert_array_equal(column, [np.nan if v is None else v for v in wanted])
+
+
+def test_damage_in_the_lines_that_a_resumed_run_reads_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0}\n{"iteration": 1, }\n{"iteration": 2}\n')
+    for function in (lambda: newest_metrics(path, 3), lambda: read_metrics(path)):
+        with pytest.raises(ValueError, match="line 2 is not a JSON object"):
+            function()
+
+
+def test_a_last_line_without_its_break_counts_and_gets_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}')
+    assert len(read_metrics(path)) == count_metrics(path) == 2
+    write_iterations(tmp_path, [2], resume_iteration=2)
+    assert [record["iteration"] for record in read_metrics(path)] == [0, 1, 2]

@@ -248,3 +248,13 @@ def test_a_kill_while_the_first_checkpoint_is_written(tmp_path):
     path.write_text(path.read_text() + '{"iteration": 2}\n')
     with pytest.raises(ValueError, match=r"3 iterations in metrics\.jsonl but no checkpoint"):
         train.check_unsaved(tmp_path, checkpoint_every=2)
+
+
+def test_a_kill_while_a_run_is_begun_is_no_dead_end(tmp_path, monkeypatch):
+    """Promise: as soon as the settings are there, --resume starts the run."""
+    flags = {"resume": False, "overwrite": False}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dalle_ppo.runs.tensorboard.write_settings", lambda *_: stop())
+        train.prepare(trainer_of(tmp_path), flags)
+    assert (tmp_path / "config.yaml").is_file()
+    train.prepare(trainer_of(tmp_path), flags | {"resume": True})

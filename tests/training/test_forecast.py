@@ -170,3 +170,13 @@ def test_the_evaluation_is_told_if_there_is_one(at_end, capsys):
     config = replace(TRAINING_ALONE, evaluation=EvaluationConfig(at_end=at_end))
     with ProgressBar(config, [FAST], samples=32, networks=3):
         assert ("with evaluation" in shown(capsys)) is at_end
+
+
+@pytest.mark.parametrize("every", [1, 3, 7, 100])
+@pytest.mark.parametrize("last", [1, 6, 20, 21])
+def test_checkpoints_left_are_those_that_a_loop_counts(every, last):
+    config = replace(TRAINING_ALONE, num_iterations=last, checkpoint_every=every)
+    for iteration in range(last + 1):
+        for saved in (True, False):
+            due = [n for n in range(iteration + saved, last + 1) if n % every == 0 or n == last]
+            assert work_left(config, iteration, 1, 1, saved).checkpoints == len(due)

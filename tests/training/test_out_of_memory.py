@@ -68,6 +68,31 @@ def test_the_result_is_the_same(place, expected, tmp_path, monkeypatch):
         assert torch.allclose(tensors[name], wanted, rtol=0, atol=1e-6), name
 
 
+def test_the_anchor_is_halved_too_and_takes_half_a_sum_back(tmp_path, monkeypatch):
+    """Memory runs out in the anchor's second microbatch, when the gradient holds its first one already."""
+    anchored = {"anchor__coef": 0.7, "anchor__num_images": 12, "anchor__minibatch_size": 8}
+    settings = anchored | {"update__microbatch_size": 4}
+    metrics, tensors = run(tmp_path / "alone", **settings)
+    original, tried = DalleFamily.score, []
+
+    def score(family, policy, rows, **options):
+        if options.keys() == {"reference"}:  # of the anchor
+            tried.append(len(rows))
+            if len(rows) > 2 and len(tried) == 8:  # at first the policy is the reference: no gradient
+                raise torch.OutOfMemoryError("injected")
+        return original(family, policy, rows, **options)
+
+    monkeypatch.setattr(DalleFamily, "score", score)
+    with pytest.warns(UserWarning, match=r"out of memory while computing gradients of 4 images .* with 2"):
+        found, of_halves = run(tmp_path / "halved", **settings)
+    assert tried[:8] == [4] * 8 and set(tried[8:]) == {2}
+    for record, wanted in zip(found, metrics, strict=True):
+        known = {name: value for name, value in wanted.items() if value is not None}
+        assert {name: record[name] for name in known} == pytest.approx(known, rel=1e-5, abs=1e-5)
+    for name, wanted in tensors.items():
+        assert torch.allclose(of_halves[name], wanted, rtol=0, atol=1e-6), name
+
+
 @pytest.mark.parametrize(
     "place, setting",
     [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.store import Store
 
@@ -21,9 +20,8 @@ def read_prompt(store: Store, given: Path | None) -> str:
         ValueError: it cannot be read, or lacks a blank.
     """
     path = given or store.folder / "prompt.txt"
-    if given is None and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, DEFAULT.read_text(encoding="utf-8"))
+    if given is None:
+        store.keep(path, DEFAULT.read_bytes())
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -111,6 +111,8 @@ def _answer(row: Row, path: Path, store: Store, how: Bringing, known: set[str]) 
 def _read(picture: bytes | str, folder: Path) -> bytes:
     if isinstance(picture, bytes):
         return picture
+    if "\0" in picture:
+        raise NoAnswer(f"the path {picture!r} is none")
     path = (folder / picture).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise NoAnswer(f"the path {picture} leads out of {folder}")

@@ -6,6 +6,7 @@ https://github.com/THUDM/ImageReward, and the data card https://huggingface.co/d
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +75,12 @@ def _pickapic(path: Path) -> Iterator[Row | NoAnswer]:
                 f"FILE {path} lacks the column {missing[0]} of Pick-a-Pic; is it another layout?"
             )
         columns = [name for name in (*PICKAPIC_COLUMNS, *PICKAPIC_MORE) if name in file.schema_arrow.names]
-        for batch in file.iter_batches(64, columns=columns):
-            for values in batch.to_pylist():
-                yield _pickapic_row(values)
+        try:
+            for batch in file.iter_batches(64, columns=columns):
+                for values in batch.to_pylist():
+                    yield _pickapic_row(values)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise ValueError(f"FILE {path} is damaged ({' '.join(str(error).split())[:120]})") from None
 
 
 def _pickapic_row(values: Mapping[str, Any]) -> Row | NoAnswer:
@@ -88,11 +92,11 @@ def _pickapic_row(values: Mapping[str, Any]) -> Row | NoAnswer:
         return NoAnswer("it has no label")
     if None in pictures or not values["caption"]:
         return NoAnswer("a picture or the caption is missing")
+    if not all(map(_is_number, labels)):
+        return NoAnswer("a label is no number")
     name = "|".join(str(values.get(key, "")) for key in ("ranking_id", "image_0_uid", "image_1_uid"))
-    ranks = dense_ranks([-label for label in labels])
-    return Row(
-        values["caption"], tuple(pictures), ranks, f"pickapic {values.get('user_id', '')}".strip(), name
-    )
+    rater = f"pickapic {values.get('user_id', '')}".strip()
+    return _row(values["caption"], tuple(pictures), [-label for label in labels], rater, name)
 
 
 def _hpdv2(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
@@ -124,9 +128,8 @@ def _imagereward(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
                 pictures = tuple(entry["generations"])
                 yield _row(entry["prompt"], pictures, entry["ranking"], "imagereward", name)
             else:
-                grouped.setdefault(entry["prompt_id"], []).append(
-                    {key: entry[key] for key in ("prompt", "image_path", "rank")}
-                )
+                picture = {key: entry[key] for key in ("prompt", "image_path", "rank")}
+                grouped.setdefault(entry["prompt_id"], []).append(picture)
         except (KeyError, TypeError, AttributeError) as error:
             yield NoAnswer(f"entry {number} is not as in ImageReward ({error!r})")
     for name, rows in grouped.items():
@@ -136,10 +139,15 @@ def _imagereward(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
 
 def _row(caption: str, pictures: tuple, values: Sequence[float], rater: str, name: str) -> Row | NoAnswer:
     """A row, with any numbers of which the lowest is best."""
-    fits = len(pictures) == len(values) >= 2 and isinstance(caption, str)
-    if not fits or not all(isinstance(value, int | float) for value in values):
+    if not (len(pictures) == len(values) >= 2 and all(map(_is_number, values))):
         return NoAnswer("it has not one rank for each of two or more pictures")
+    if not (isinstance(caption, str) and all(isinstance(picture, bytes | str) for picture in pictures)):
+        return NoAnswer("its caption or a picture is neither text nor a file")
     return Row(caption, pictures, dense_ranks(values), rater, name)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _json_list(path: Path) -> list:
@@ -149,5 +157,7 @@ def _json_list(path: Path) -> list:
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except RecursionError:
+        raise ValueError(f"FILE {path} is not JSON of this kind: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"FILE {path} is not JSON ({error})") from None
