@@ -14,8 +14,8 @@ from dalle_ppo.rl.kl import kl_k1, kl_k3
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.anchor import Anchor
 
-SCORING, GRADIENTS = "scoring", "computing gradients of"
-"""Kinds of work, as messages name them."""
+SCORING = "scoring"
+"""A kind of work, as messages name it."""
 
 
 @dataclass(frozen=True)

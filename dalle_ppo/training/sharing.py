@@ -22,7 +22,8 @@ from dalle_ppo.rewards.base import Reward, RewardResult, metadata_of
 from dalle_ppo.rewards.groups import caption_groups
 from dalle_ppo.rewards.in_parts import score_in_parts
 from dalle_ppo.rl.records import Experience
-from dalle_ppo.training.scoring import GRADIENTS, SCORING, Networks, score_passes
+from dalle_ppo.training.anchor import GRADIENTS
+from dalle_ppo.training.scoring import SCORING, Networks, score_passes
 
 SCORED = ("old_log_probs", "ref_log_probs", "kl", "entropy", "values", "kl_full", "mass_outside")
 

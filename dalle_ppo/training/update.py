@@ -28,7 +28,7 @@ from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.anchor import GRADIENTS, anchor_backward
 from dalle_ppo.training.objective import Objective
 from dalle_ppo.training.optim import Learner
-from dalle_ppo.training.scoring import GRADIENTS, Networks
+from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.sharing import microbatches, own_rows
 from dalle_ppo.training.update_log import PolicyTerms, UpdateLog
 
