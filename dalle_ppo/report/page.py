@@ -141,7 +141,7 @@ def _safety_bounds(files: RunFiles) -> SafetyBounds:
 
 
 def _curves(metrics: Mapping[str, np.ndarray]) -> list[dict]:
-    if not metrics:
+    if "iteration" not in metrics:
         return []
     steps, found = metrics["iteration"], []
     for name in (*CURVES, *sorted(name for name in metrics if name.startswith(REWARD_PART))):

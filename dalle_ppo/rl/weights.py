@@ -91,7 +91,7 @@ def preference_loss(log_ratios: Tensor, sides: Tensor, group_index: Tensor, beta
     """
     check_same_shape(log_ratios=log_ratios, sides=sides, group_index=group_index)
     groups, position = group_index.unique(return_inverse=True)
-    zeros = log_ratios.new_zeros(len(groups))
+    zeros, sides = log_ratios.new_zeros(len(groups)), sides.to(log_ratios.dtype)
     if zeros.index_add(0, position, sides).any():
         raise ValueError("preference_loss: a pair is split; the images of a caption must be together")
     has_pair = zeros.index_add(0, position, sides.abs()) > 0

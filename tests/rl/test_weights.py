@@ -1,5 +1,7 @@
 """Weights of whole images, by hand and against SciPy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,13 @@ def test_best_and_worst_of_each_caption():
 def test_groups_may_lie_anywhere():
     scores, captions = torch.tensor([1.0, 9.0, 2.0, 8.0]), torch.tensor([0, 1, 0, 1])
     assert best_and_worst(scores, captions).tolist() == [-1, 1, 1, -1]
+
+
+def test_preference_loss_takes_float32_sides_with_float64_log_ratios():
+    log_ratios = torch.tensor([0.5, -0.25], dtype=torch.float64)
+    losses = preference_loss(log_ratios, torch.tensor([1.0, -1.0]), torch.tensor([0, 0]), beta=0.5)
+    assert losses.dtype == torch.float64
+    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-0.5 * 0.75))] * 2, abs=1e-15)
 
 
 def test_preference_loss_by_hand():
