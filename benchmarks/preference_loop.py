@@ -58,11 +58,10 @@ NUMBERS = ("unsafe", "named", "nothing", "true")
 LABELS = {"proxy": "proxy", "true": "true preference, judge", "unsafe": "unsafe, judge"}
 # What the policy is trained with; options of the command line come later, and win.
 TRAINING = [
-    *("--config", str(Path(__file__).parents[1] / "configs" / "iconworld.yaml")),
+    *("--config", str(Path(__file__).parents[1] / "configs" / "iconworld_fast.yaml")),
     *("--actor.schedule", "constant"),
+    *("--actor.learning_rate", "3e-3"),
     *("--captions.shares", "{UNLIKELY: 0.2, UNSURE: 0.4, NSFW: 0.4}"),
-    *("--anchor.coef", "1.0"),
-    *("--anchor.shares", "{UNLIKELY: 1.0, UNSURE: 0.0, NSFW: 0.0}"),
     *("--evaluation.at_end", "false"),
 ]
 
@@ -105,7 +104,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--answers", type=int, default=150, help="in a round; default: 150")
-    parser.add_argument("--iterations", type=int, default=22, help="in a round; default: 22")
+    parser.add_argument("--iterations", type=int, default=18, help="in a round; default: 18")
     parser.add_argument("--num_captions", type=int, default=400, help="held out, per point; default: 400")
     parser.add_argument("--docs", type=Path, help="folder for preference_loop.md and .png")
     parser.add_argument("--keep_runs", action="store_true", help="do not remove the runs of finished cells")

@@ -29,8 +29,8 @@ def test_all_variants_train_equally_long_and_each_differs_as_it_says(loop):
     totals = {n: (b.settings.rounds * b.settings.answers) for n, b in builds.items()}
     assert totals.pop("half-labels") == 300 and totals.pop("one-round") == 150
     assert set(totals.values()) == {600}
-    assert {b.settings.rounds * b.settings.iterations for b in builds.values()} == {88}
-    assert {b.config.checkpoint_every for b in builds.values()} == {22}, "all are looked at as often"
+    assert {b.settings.rounds * b.settings.iterations for b in builds.values()} == {72}
+    assert {b.config.checkpoint_every for b in builds.values()} == {18}, "all are looked at as often"
     terms = {name: build.config.reward.terms for name, build in builds.items()}
     assert {len(of_variant) for of_variant in terms.values()} == {1}, "no detector"
     beta = {name: of_variant[0]["beta"] for name, of_variant in terms.items()}
