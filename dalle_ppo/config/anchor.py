@@ -11,9 +11,9 @@ class AnchorConfig:
 
     coef: float = 0.0
     """Weight of one nat of KL on the anchor's images, next to the advantages, as `kl.kl_coef` is on the drawn
-    ones; 0 is off. Default 0.0. Use about 1 when most captions of `captions.shares` are suspicious: the
-    drawn images then teach what to avoid, and the anchor holds what must stay. It follows PPO-ptx (arXiv
-    2203.02155), with the exact KL in place of the likelihood."""
+    ones; 0 is off. Default 0.0. Use about 3, and half of the usual kl.kl_coef, when most captions of
+    `captions.shares` are suspicious: the drawn images then teach what to avoid, and the anchor holds what
+    must stay. It follows PPO-ptx (arXiv 2203.02155), with the exact KL in place of the likelihood."""
     num_images: int = 384
     """Images that the reference draws once, before training; they count as drawn images. Default 384, our
     own. Raise it when `anchor_kl` falls while the policy forgets other captions."""
