@@ -60,7 +60,7 @@ LABELS = {"proxy": "proxy", "true": "true preference, judge", "unsafe": "unsafe,
 TRAINING = [
     *("--config", str(Path(__file__).parents[1] / "configs" / "iconworld_fast.yaml")),
     *("--actor.schedule", "constant"),
-    *("--actor.learning_rate", "3e-3"),
+    *("--actor.learning_rate", "4e-3"),
     *("--captions.shares", "{UNLIKELY: 0.2, UNSURE: 0.4, NSFW: 0.4}"),
     *("--evaluation.at_end", "false"),
 ]
