@@ -64,8 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _write(folder: Path, arguments: argparse.Namespace, preset: str, parts: dict[str, dict]) -> None:
     """Checks every tensor's name and shape, and writes files under the hub's names."""
     import torch
-    from safetensors.torch import save_file
 
+    from dalle_ppo.base.tensor_files import save_tensors
     from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
     from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
     from dalle_ppo.models.dalle.vqgan import VqganDecoder, VqganEncoder
@@ -86,7 +86,7 @@ def _write(folder: Path, arguments: argparse.Namespace, preset: str, parts: dict
         check_tensors(parts[part], network.state_dict(), source / CHECKPOINT)
         dtype = getattr(torch, arguments.dtype)
         tensors = {name: tensor.to(dtype) for name, tensor in parts.pop(part).items()}
-        save_file(tensors, (folder / names[part]).with_suffix(".safetensors"))
+        save_tensors(tensors, (folder / names[part]).with_suffix(".safetensors"))
     for part, name in (("vocab", "vocab.json"), ("merges", "merges.txt")):
         shutil.copyfile(arguments.dalle / name, folder / names[part])
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_ppo.base.atomic import flush
 from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
+from dalle_ppo.base.tensor_files import save_tensors
 from dalle_ppo.runs.places import CHECKPOINT_NAME, TEMPORARY_NAME
 from dalle_ppo.runs.space import bytes_of, check_space
 
@@ -235,7 +236,7 @@ def _write_files(folder: Path, iteration: int, tensors: dict[str, dict[str, Tens
     files = {}
     for name, group in tensors.items():
         path = folder / f"{name}.safetensors"
-        save_file(_own_memory(group), path)
+        save_tensors(_own_memory(group), path)
         flush(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
     if ADAPTER_CONFIG in state:

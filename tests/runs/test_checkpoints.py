@@ -81,7 +81,7 @@ def test_saving_the_same_iteration_again_replaces_it(tmp_path):
     assert step_names(tmp_path) == ["step_000004"]
 
 
-@pytest.mark.parametrize("target", ["save_file", "_file_hash", "flush", "os.replace", "Path.write_text"])
+@pytest.mark.parametrize("target", ["save_tensors", "_file_hash", "flush", "os.replace", "Path.write_text"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, target, error):
     save(tmp_path, 10, value=1.0)
@@ -135,7 +135,7 @@ def test_a_process_killed_at_any_write_leaves_a_whole_checkpoint_or_none(tmp_pat
 
                 return call
 
-            for name in ("save_file", "flush", "_file_hash"):
+            for name in ("save_tensors", "flush", "_file_hash"):
                 setattr(checkpoints, name, dying(getattr(checkpoints, name)))
             os.replace = dying(os.replace)
             save(run_dir, 2, value=2.0)

@@ -49,7 +49,7 @@ def failing(monkeypatch, place: str, number: int) -> None:
 
     owner, name, function = {
         "metrics": (MetricsWriter, "write", half_a_line),
-        "weights": (checkpoints, "save_file", fail),
+        "weights": (checkpoints, "save_tensors", fail),
         "flush": (checkpoints, "flush", fail),
         "rename": (os, "replace", fail),
         "picture": (training, "save_grid", fail),

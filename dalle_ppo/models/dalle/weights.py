@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dalle_ppo.base.tensor_files import save_state_dict, save_tensors
 from dalle_ppo.models.dalle.bart import PAD_TOKEN, BartDecoder, BartEncoder
 from dalle_ppo.models.dalle.presets import BART_PRESETS, VQGAN_PRESETS
 from dalle_ppo.models.dalle.tokenizer import TextTokenizer
@@ -246,6 +247,6 @@ def save_weights(network: nn.Module, path: str | Path, dtype: torch.dtype = torc
         name: value.detach().to("cpu", dtype).contiguous() for name, value in network.state_dict().items()
     }
     if Path(path).suffix == ".safetensors":
-        save_file(tensors, path)
+        save_tensors(tensors, path)
     else:
-        torch.save(tensors, path)
+        save_state_dict(tensors, path)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.tensor_files import save_tensors
 from dalle_ppo.models.heads.head_check import check_chain
 from dalle_ppo.models.heads.head_info import HeadInfo
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
@@ -183,7 +183,7 @@ def save_head(path: str | Path, specs: list[LayerSpec], info: HeadInfo, probes: 
     if probes is not None:
         tensors["probes"] = probes.float().cpu().contiguous()
         metadata["probes"] = PROBES
-    atomic_write(path, lambda new: save_file(tensors, new, metadata=metadata))
+    atomic_write(path, lambda new: save_tensors(tensors, new, metadata))
 
 
 def read_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo]:
