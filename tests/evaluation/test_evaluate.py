@@ -490,6 +490,19 @@ def test_cut_captions_are_counted_once_whatever_is_drawn_of_them(plain, tmp_path
     assert plain[1]["num_captions_truncated"] == 0
 
 
+def test_captions_are_never_read_all_at_once(tmp_path):
+    """The text encoder's memory grows with them: thousands need gigabytes, with large models hundreds."""
+    sizes = []
+
+    class Counting(Tokenizer):
+        def encode(self, captions):
+            sizes.append(len(captions))
+            return super().encode(captions)
+
+    run(tmp_path, family=with_parts(tokenizer=Counting()))
+    assert max(sizes) <= CONFIG.evaluation.batch_size < len(CAPTIONS)
+
+
 def test_heldout_measures_stand_beside_the_reward_s(plain, tmp_path):
     def heldout(pixels, captions):
         return {
