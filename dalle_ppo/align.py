@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dalle_ppo.config.command_line import OneLineParser, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
+from dalle_ppo.preferences.asking.budget import add_budget_arguments, limits_of
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -31,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     )
     parser.add_argument("--by", metavar="URL", help="label with a model behind this endpoint instead")
     parser.add_argument("--model", metavar="NAME", help="its model, which must read pictures")
-    parser.add_argument("--max_requests", type=int, default=1000, help="to the endpoint; default: 1000")
+    add_budget_arguments(parser)
     parser.add_argument("--port", type=int, default=8765, help="of the page; default: 8765")
     parser.add_argument("--rounds", type=int, default=4, help="default: 4")
     parser.add_argument("--answers", type=int, default=150, help="sets labelled in a round; default: 150")
@@ -96,7 +97,7 @@ def choose_label_step(args: argparse.Namespace, config: Config):
     from dalle_ppo.build import label_steps
 
     if args.by is not None:
-        return label_steps.endpoint(args.by, args.model, args.max_requests)
+        return label_steps.endpoint(args.by, args.model, limits_of(args))
     if args.rater == "simulated":
         return label_steps.simulated(config, args.label_seed)
     return label_steps.page(args.port, args.num_images)

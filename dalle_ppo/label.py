@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dalle_ppo.config.command_line import OneLineParser, run_main
+from dalle_ppo.preferences.asking.budget import add_budget_arguments
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -64,10 +65,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--labelled", action="store_true", help="ask about the sets that people have answered, draw none"
     )
-    group.add_argument("--max_requests", type=int, default=1000, help="retries count too; default: 1000")
-    group.add_argument("--max_cost", type=float, help="stop before this much money is spent; needs prices")
-    group.add_argument("--input_price", type=float, help="of a million tokens")
-    group.add_argument("--output_price", type=float, help="of a million tokens")
+    add_budget_arguments(group)
     group.add_argument("--timeout", type=float, default=60.0, help="seconds for a reply; default: 60")
     group.add_argument("--retries", type=int, default=5, help="after which the command gives up; default: 5")
 

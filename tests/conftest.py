@@ -29,8 +29,13 @@ def tiny_run(tmp_path_factory, request) -> TinyRun:
 
     run_dir = tmp_path_factory.mktemp("shared") / "tiny"
     built, original = [], build.build_trainer
+
+    def kept(*args, **settings):
+        built.append(original(*args, **settings))
+        return built[-1]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_trainer", lambda *args: built.append(original(*args)) or built[-1])
+        patch.setattr(build, "build_trainer", kept)
         outcome = call(train.main, tiny_arguments(run_dir), SessionCapture(request))
     assert outcome.code == 0, outcome.err
     (trainer,) = built

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dalle_ppo.build.models import find_world
 from dalle_ppo.config.settings import Config
 from dalle_ppo.preferences.answer import PictureSet
+from dalle_ppo.preferences.asking.budget import Limits
 from dalle_ppo.preferences.store import Store
 
 LabelStep = Callable[[Store, Sequence[PictureSet], int], object]
@@ -66,16 +67,16 @@ def simulated(config: Config, seed: int) -> LabelStep:
     return label
 
 
-def endpoint(url: str, model: str, max_requests: int) -> LabelStep:
+def endpoint(url: str, model: str, limits: Limits) -> LabelStep:
     """Labels with a model behind an OpenAI-compatible endpoint; each set is asked twice.
 
     Raises:
         ValueError: the address or the model is invalid, or `openai` is missing.
     """
-    from dalle_ppo.preferences.asking.budget import Budget, Limits
+    from dalle_ppo.preferences.asking.budget import Budget
     from dalle_ppo.preferences.asking.endpoint import Endpoint, EndpointOptions
 
-    asked = Endpoint(EndpointOptions(url, model), Budget(Limits(max_requests)))
+    asked = Endpoint(EndpointOptions(url, model), Budget(limits))
 
     def label(store: Store, sets: Sequence[PictureSet], number: int) -> None:
         from dalle_ppo.preferences.asking.loop import Questions, Rater

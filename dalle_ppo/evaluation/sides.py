@@ -108,7 +108,7 @@ def evaluate(
 
 
 def num_truncated(family: PolicyFamily, captions: list[CaptionRecord], at_once: int) -> int:
-    """How many captions are too long; few are read at a time, as the text encoder's memory grows with them."""
+    """How many captions are too long; read a few at a time, as the encoder's memory grows with them."""
     parts = (captions[start : start + at_once] for start in range(0, len(captions), at_once))
     return sum(family.read([caption.text for caption in part])[1] for part in parts)
 

@@ -60,6 +60,10 @@ def test_two_rounds_in_the_built_in_world(tmp_path, cli):
         ({"by": "http://localhost:1"}, "--by and --model belong together"),
         ({"rounds": 0}, "rounds is 0; it must be at least 1"),
         ({"no.such": 1}, "no.such"),
+        (
+            {"by": "http://localhost:1", "model": "m", "max_cost": 1},
+            "without prices nobody knows what a request costs",
+        ),
     ],
 )
 def test_mistakes_cost_one_line(tmp_path, cli, changes, message):

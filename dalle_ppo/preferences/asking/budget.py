@@ -1,5 +1,6 @@
 """What a model may cost: requests and money."""
 
+import argparse
 import math
 from dataclasses import dataclass
 
@@ -35,6 +36,23 @@ class Limits:
                 f"--max_cost is {self.max_cost}, but without prices nobody knows what a request costs; give "
                 "--input_price and --output_price, each for a million tokens"
             )
+
+
+def add_budget_arguments(group: argparse._ActionsContainer) -> None:
+    """The arguments of a budget, for commands that ask an endpoint."""
+    group.add_argument("--max_requests", type=int, default=1000, help="retries count too; default: 1000")
+    group.add_argument("--max_cost", type=float, help="stop before this much money is spent; needs prices")
+    group.add_argument("--input_price", type=float, help="of a million tokens")
+    group.add_argument("--output_price", type=float, help="of a million tokens")
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The budget that the arguments name.
+
+    Raises:
+        ValueError: one of them is invalid, or prices are missing.
+    """
+    return Limits(args.max_requests, args.max_cost, args.input_price, args.output_price)
 
 
 class Budget:

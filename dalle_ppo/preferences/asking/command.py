@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from dalle_ppo.preferences.agreement import agreement_lines
-from dalle_ppo.preferences.asking.budget import Budget, Limits
+from dalle_ppo.preferences.asking.budget import Budget, limits_of
 from dalle_ppo.preferences.asking.endpoint import Endpoint, EndpointOptions
 from dalle_ppo.preferences.asking.loop import Progress, Questions, Rater, drawn_sets, labelled_sets
 from dalle_ppo.preferences.asking.prompt import read_prompt
@@ -31,7 +31,7 @@ def ask_model(args: argparse.Namespace, store: Store, open_drawer: Callable[[], 
     if args.sets < 1:
         raise ValueError(f"--sets is {args.sets}; it must be at least 1")
     options = EndpointOptions(args.by, args.model, args.timeout, args.retries)
-    budget = Budget(Limits(args.max_requests, args.max_cost, args.input_price, args.output_price))
+    budget = Budget(limits_of(args))
     endpoint = Endpoint(options, budget)
     rater = Rater(args.rater or args.model, args.model, read_prompt(store, args.prompt))
     if args.labelled:
