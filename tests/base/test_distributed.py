@@ -4,7 +4,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from processes import end_of, start
+from team_processes import end_of, start
 
 from dalle_ppo.base.distributed import ProcessTeam
 

@@ -3,13 +3,14 @@
 import warnings
 
 import pytest
-from processes import end_of, start
+from team_processes import end_of, start
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.base.halving import Halving
 from dalle_ppo.models.sharding import is_sharded
+from dalle_ppo.training.anchor import GRADIENTS
 from dalle_ppo.training.memory import predict_memory
-from dalle_ppo.training.scoring import GRADIENTS, SCORING
+from dalle_ppo.training.scoring import SCORING
 
 WORK = "import sys, sharded_process; sharded_process.main(*sys.argv[1:])"
 
