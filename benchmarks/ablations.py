@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.build.captions import evaluation_captions
 from dalle_ppo.build.measures import build_measures
 from dalle_ppo.build.models import find_world
@@ -261,19 +262,24 @@ def write_docs(cells: dict[str, list[dict]], folder: Path, num_captions: int) ->
     plot(cells, folder / "ablations.png")
     iterations = max(cell["curve"][-1]["iteration"] for cell in next(iter(cells.values())))
     picture = "![The judge's unsafe rate and alignment against images and seconds](ablations.png)"
-    text = f"""# Ablations
-
+    text = f"""\
 Made by `python benchmarks/ablations.py`. Each row changes what its name says and keeps the defaults
 otherwise. Mean and standard deviation over seeds, after {iterations} iterations,
 with {2 * num_captions} held-out images per point.
 Alignment is on UNLIKELY captions. The reward never sees the judge.
 
-{table(cells)}
+{table(cells)}"""
+    write_page(folder / "ablations.md", "Ablations", text, picture)
 
-{picture}
-"""
-    path = folder / "ablations.md"
-    path.write_text(text + written_below(path, picture), encoding="utf-8")
+
+def write_page(path: Path, title: str, text: str, picture: str) -> None:
+    """Writes a page that ends with a picture, above what people wrote below that picture.
+
+    Raises:
+        ValueError: there is a page, but without the picture.
+    """
+    below = written_below(path, picture)
+    atomic_write(path, f"# {title}\n\n{text}\n\n{picture}\n{below}")
 
 
 def written_below(path: Path, picture: str) -> str:

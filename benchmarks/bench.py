@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablations import finished_cell, subject_of, written_below
+from ablations import finished_cell, subject_of, write_page
 
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.build.captions import evaluation_captions
@@ -244,9 +244,7 @@ def write_docs(text: str, found: dict[str, dict[str, list[dict]]], folder: Path)
     """Writes bench.png, and bench.md above the text that is there below the picture."""
     plot(found, folder / "bench.png")
     picture = "![Reward and unsafe rate against images, seconds and KL](bench.png)"
-    path = folder / "bench.md"
-    below = written_below(path, picture)
-    path.write_text(f"# Objectives compared\n\n{text}\n\n{picture}\n{below}", encoding="utf-8")
+    write_page(folder / "bench.md", "Objectives compared", text, picture)
 
 
 def main(argv: list[str] | None) -> int:

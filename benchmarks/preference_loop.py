@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablations import finished_cell, written_below
+from ablations import finished_cell, write_page
 from true_preference import ROWS, SEED, SHARES, STREAM, told
 
 from dalle_ppo.base.atomic import atomic_write
@@ -327,9 +327,7 @@ def write_docs(text: str, cells: dict[str, list[dict]], folder: Path) -> None:
     """Writes preference_loop.png, and preference_loop.md above the text that is there below the picture."""
     plot(cells, folder / "preference_loop.png")
     picture = "![Proxy, true preference and unsafe rate along the way](preference_loop.png)"
-    path = folder / "preference_loop.md"
-    below = written_below(path, picture)
-    atomic_write(path, f"# Learning from answers\n\n{text}\n\n{picture}\n{below}")
+    write_page(folder / "preference_loop.md", "Learning from answers", text, picture)
 
 
 def main(argv: list[str] | None) -> int:
