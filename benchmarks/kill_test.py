@@ -10,6 +10,7 @@ pictures, as a reader sees them), samples and evaluation must equal those of a r
 and memory are set aside. The settings change from run to run: see `VARIANTS`. In "two processes" either one
 is killed, and the other must end by itself within 30 seconds. In "labelling" a model answers into a store of
 preferences; its answers and pictures must be equal, and each kill may cost one question that is asked again.
+"aligning" makes two rounds of labels, reward model and training.
 `--each_write N` kills before every N-th time that the run opens a file for writing, renames, removes, makes
 or flushes one, instead of at random moments.
 
@@ -32,6 +33,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
+from kill_align import Aligning
 from kill_labels import Labelling
 from killing import Command, Writes, differences, draw_kills, run_to_the_end, spans_of
 
@@ -52,6 +54,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "lora": {"actor.adapter": "lora", "critic.adapter": "lora", "actor.learning_rate": 1e-2},
     "two processes": {},
     "labelling": {},
+    "aligning": {},
 }
 """What differs from `SETTINGS`. "extended" goes on from 2 to 4 iterations and must equal 4 in one go."""
 PHASES = {
@@ -177,6 +180,7 @@ def warm_up() -> None:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
+    import dalle_ppo.build.alignment
     import dalle_ppo.build.captions
     import dalle_ppo.build.judges
     import dalle_ppo.build.labels
@@ -190,8 +194,11 @@ def warm_up() -> None:
     torch.set_num_threads(1)
 
 
-def subject_of(variant: str, folder: Path) -> Training | Labelling:
+def subject_of(variant: str, folder: Path) -> Training | Labelling | Aligning:
     """What a variant kills; labelling needs a policy, which is trained for one iteration."""
+    if variant == "aligning":
+        own = {name: value for name, value in SETTINGS.items() if name != "num_iterations"}
+        return Aligning(own, contents)
     if variant != "labelling":
         return Training(variant)
     policy = folder / "policy"

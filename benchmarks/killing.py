@@ -222,7 +222,7 @@ def follow(children: Sequence[int], reader: int, kill: Kill | None, spans: Mappi
     while True:
         now = time.monotonic()
         if now > deadline or (at is not None and now >= at):
-            os.kill(victim, signal.SIGKILL)
+            kill_tree(victim)
             killed = where if now <= deadline else "too slow"
             at, since, deadline = None, now, now + END_BY_ITSELF
         if since is not None and now > since + END_BY_ITSELF:
@@ -247,6 +247,14 @@ def follow(children: Sequence[int], reader: int, kill: Kill | None, spans: Mappi
         killed = where  # by itself, before a write
     alone = 0.0 if since is None or len(children) == 1 else time.monotonic() - since
     return Ended(codes[children.index(victim)] or max(codes), killed, events, alone)
+
+
+def kill_tree(process: int) -> None:
+    """Kills a process, then what it has started: a machine that fails takes both."""
+    started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    os.kill(process, signal.SIGKILL)
+    for one in started:
+        kill_tree(int(one))
 
 
 def wait_for(children: Sequence[int], seconds: float) -> list[int]:

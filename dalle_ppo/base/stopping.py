@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from dalle_ppo.base.team import ALONE, Team
 
 GRACE_SECONDS = 28
 """How long a program may take to end in order; after 30 seconds, machines are taken away."""
+TOGETHER_SECONDS = 0.25
+"""Signals this close together are one wish: launchers pass on what the terminal has sent to all processes."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -25,6 +28,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
         self.exit_code = 128 + number
         self.notes: list[str] = []
 
@@ -84,6 +88,8 @@ class StopSignals:
     def caught(self, advice: Callable[[], str]) -> Iterator["StopSignals"]:
         """Catches signals. A second one ends the process at once, and so does the end of the grace period.
 
+        Signals within `TOGETHER_SECONDS` of the first count as the same one.
+
         A signal that the process was started to ignore stays ignored. Outside the main thread, Python can
         catch none.
 
@@ -128,6 +134,10 @@ def _watch(reader: socket.socket, advice: Callable[[], str]) -> None:
     first = _next_signal(reader, None)
     if first is None:
         return
+    time.sleep(TOGETHER_SECONDS)
+    while select.select([reader], [], [], 0)[0]:
+        if not reader.recv(64):
+            return
     second = _next_signal(reader, GRACE_SECONDS)
     if second is None:
         return

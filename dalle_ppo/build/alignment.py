@@ -1,7 +1,6 @@
 """Builds the steps of an alignment: drawing, labels, reward model and training of one run."""
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.child import run_child
 from dalle_ppo.build.captions import build_captions
 from dalle_ppo.build.label_steps import LabelStep
 from dalle_ppo.build.labels import LABELS_STREAM, load_head
@@ -139,6 +139,7 @@ def train_policy(build: AlignBuild, file: Path, iterations: int) -> None:
 
     Raises:
         ValueError: training has failed; it has said why.
+        Stopped: a signal came, and training has ended in order.
     """
     config = round_config(build, file, iterations)
     path = file.with_name("config.yaml")
@@ -154,7 +155,7 @@ def train_policy(build: AlignBuild, file: Path, iterations: int) -> None:
     ]
     if holds_run(build.run_dir):
         command.append("--resume")
-    code = subprocess.run(command, check=False).returncode
+    code = run_child(command, lambda: "start the same command again to go on")
     if code:
         raise ValueError(f"dalle_ppo.train ended with exit code {code}; its settings are in {path}")
 

@@ -90,7 +90,7 @@ def test_a_program_that_is_stuck_ends_on_a_second_signal_or_in_time(grace, again
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         if again:
-            time.sleep(0.3)  # two that come together are one to the operating system
+            time.sleep(0.6)  # two that come together are one
             process.send_signal(signal.SIGINT)
         error = process.stderr.read()
         assert process.wait(20) == (130 if again else 143)

@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        names = ("kill_test", "killing", "kill_labels")
+        names = ("kill_test", "killing", "kill_labels", "kill_align")
         yield tuple(importlib.import_module(name) for name in names)
 
 
 def test_differences_are_named(scripts):
-    _, killing, _ = scripts
+    _, killing, *_ = scripts
     alone = {"board 1_goal/kl": [(0, 1.0), (1, 2.0)], "metrics": [{"kl": 1.0}]}
     assert killing.differences(alone, dict(alone)) == []
     twice = alone | {"board 1_goal/kl": [(0, 1.0), (0, 1.0), (1, 2.0)]}
@@ -30,8 +30,8 @@ def test_differences_are_named(scripts):
 
 
 def test_phases_name_functions_that_exist(scripts):
-    kill_test, killing, kill_labels = scripts
-    for place in (*kill_test.PHASES.values(), *kill_labels.PHASES.values()):
+    kill_test, killing, kill_labels, kill_align = scripts
+    for place in (*kill_test.PHASES.values(), *kill_labels.PHASES.values(), *kill_align.PHASES.values()):
         owner, name = killing.find(place)
         assert callable(getattr(owner, name))
 
@@ -49,7 +49,7 @@ def child(seconds: float, reports: bytes = b"") -> tuple[int, int]:
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")
 def test_a_kill_lands_in_its_phase_and_on_its_victim(scripts):
-    _, killing, _ = scripts
+    _, killing, *_ = scripts
     first, reader = child(0.3, b"+rollout\n-rollout\n+update\n")
     second, other = child(60)
     ended = killing.follow([first, second], reader, killing.Kill("update", 1, 0.5, victim=1), {"update": 0.1})
@@ -60,7 +60,7 @@ def test_a_kill_lands_in_its_phase_and_on_its_victim(scripts):
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")
 def test_a_process_that_does_not_end_by_itself_is_a_fault(scripts):
-    _, killing, _ = scripts
+    _, killing, *_ = scripts
     process, reader = child(60)
     os.close(reader)
     with pytest.raises(RuntimeError, match=r"1 processes had not ended after 0.1 seconds"):
@@ -68,7 +68,7 @@ def test_a_process_that_does_not_end_by_itself_is_a_fault(scripts):
 
 
 def test_what_may_be_asked_again_and_torn_is_bounded(scripts, tmp_path):
-    _, _, kill_labels = scripts
+    _, _, kill_labels, _ = scripts
     subject = kill_labels.Labelling(tmp_path)
     store = tmp_path / "run" / "preferences"
     store.mkdir(parents=True)
@@ -83,7 +83,7 @@ def test_what_may_be_asked_again_and_torn_is_bounded(scripts, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["ppo", "lora", "two processes", "labelling"])
+@pytest.mark.parametrize("variant", ["ppo", "lora", "two processes", "labelling", "aligning"])
 def test_five_kills(scripts, variant, tmp_path):
     kill_test, *_ = scripts
     kill_test.warm_up()
