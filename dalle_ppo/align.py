@@ -3,9 +3,9 @@
     python -m dalle_ppo.align --config configs/iconworld.yaml --run_dir runs/aligned --rater simulated
     python -m dalle_ppo.align --config my.yaml --run_dir runs/aligned --by URL --model NAME
 
-The run is one of dalle_ppo.train, and all of its settings may be given too. Its reward must have the term
-`preference`, whose reward model is replaced in each round, or it is replaced by that term alone. Labels go to
-RUN_DIR/preferences, rounds to RUN_DIR/align. Started again, it goes on where it was.
+The run is an ordinary run of dalle_ppo.train, and all of its settings may be given too. If its reward has
+the term `preference`, each round replaces that term's reward model; otherwise the term replaces the whole
+reward. Labels go to RUN_DIR/preferences, rounds to RUN_DIR/align. Started again, it carries on.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main(argv: list[str] | None) -> int:
     """Runs the rounds that are not finished."""
     args, rest = parse_arguments(argv)
     if (args.by is None) != (args.model is None):
-        raise ValueError("--by and --model belong together; give both, or none")
+        raise ValueError("--by and --model belong together; give both, or neither")
     if args.num_images < 2:
         raise ValueError(f"--num_images is {args.num_images}; a set has at least 2 pictures")
     if args.choose == "disagreement" and args.members < 2:

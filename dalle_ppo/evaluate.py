@@ -137,7 +137,7 @@ def config_of(args: argparse.Namespace) -> Config:
     if not given:
         return load_config(path)
     if not args.captions:
-        raise ValueError(f"--{next(iter(given))} is of the file in --captions; give that too")
+        raise ValueError(f"--{next(iter(given))} applies to the file in --captions; give that too")
     pairs = [text for name, value in given.items() for text in (f"--{name}", value)]
     return parse_command_line(["--config", str(path), *pairs], "python -m dalle_ppo.evaluate", "")[0]
 

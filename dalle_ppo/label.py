@@ -48,7 +48,7 @@ def add_page_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--repeat", type=float, default=0.1, help="share of sets that come a second time; default: 0.1"
     )
-    group.add_argument("--goal", type=int, default=200, help="answers for a full bar; default: 200")
+    group.add_argument("--goal", type=int, default=200, help="answers that fill the bar; default: 200")
 
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
@@ -74,7 +74,7 @@ def main(argv: list[str] | None) -> int:
     """Opens the page, or asks the model."""
     args = parse_arguments(argv)
     if (args.by is None) != (args.model is None):
-        raise ValueError("--by and --model belong together; give both, or none for the page")
+        raise ValueError("--by and --model belong together; give both, or neither for the page")
 
     check_choice(args)
 
@@ -102,13 +102,13 @@ def check_choice(args: argparse.Namespace) -> None:
     if (args.choose == "disagreement") != bool(args.reward_model):
         raise ValueError(
             "--choose disagreement and --reward_model belong together; give the file that "
-            "python -m dalle_ppo.reward_model wrote, or none of them"
+            "python -m dalle_ppo.reward_model wrote, or leave out both"
         )
     if args.reward_model and args.labelled:
         raise ValueError("--labelled draws nothing, so there is nothing to choose; leave out --choose")
     if args.reward_model and not Path(args.reward_model).is_file():
         raise ValueError(
-            f"--reward_model is {args.reward_model}, which is no file; write it with "
+            f"--reward_model is {args.reward_model}, which is not a file; write it with "
             "python -m dalle_ppo.reward_model RUN --out FILE"
         )
 

@@ -60,7 +60,7 @@ def store_of(run: str | Path) -> Store:
     """
     if not is_run(str(run)):
         refuse_wrong_path(run, "RUN", "{}")
-        raise ValueError(f"RUN is {run}, which is no run of dalle_ppo.train (it has no config.yaml)")
+        raise ValueError(f"RUN is {run}, which is not a run of dalle_ppo.train (it has no config.yaml)")
     return Store(Path(run) / "preferences")
 
 

@@ -47,8 +47,8 @@ def open_run_clip(run: Path, device: torch.device) -> ClipScorer:
     """
     if not is_run(str(run)):
         raise ValueError(
-            f"{run} is no run with settings, so nothing says which CLIP to use; give --clip_model, such as "
-            "builtin, and --clip_pretrained"
+            f"{run} is not a run with settings, so nothing says which CLIP to use; give --clip_model, such "
+            "as builtin, and --clip_pretrained"
         )
     config = load_config(run / "config.yaml")
     return load_run_clip(config.clip, find_world(config.model.path), device)

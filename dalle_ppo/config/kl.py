@@ -17,9 +17,10 @@ class KlConfig:
     what the reference got right; lower it when the reward stalls. The metric `kl_coef_raw` is the same weight
     in units of the score."""
     estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
-    """How the KL is measured: "k1", "k2" or "exact" (http://joschu.net/blog/kl-approx.html). Default exact,
-    a sum over all codes: it has no sampling noise, and it holds the policy in place wherever the reward is
-    indifferent. Use k1 to charge tokens for the KL they cause later."""
+    """How the KL is measured: "k1", "k2" or "exact" (http://joschu.net/blog/kl-approx.html); "k3" is
+    always refused, as its gradient is wrong in either place. Default exact, a sum over all codes: it has no
+    sampling noise, and it holds the policy in place wherever the reward is indifferent. Use k1 to charge
+    tokens for the KL they cause later."""
     placement: Literal["reward", "loss"] = "loss"
     """Where the KL goes: "reward" takes k1, "loss" takes k2 or exact. The other combinations have the wrong
     gradient and are refused (arXiv 2506.09477). In the loss, no token is charged for KL that it causes later.

@@ -2,7 +2,7 @@
 
 from dalle_ppo.config.settings import Config
 
-NO_USER_CODE = "refuse settings that name a function of one's own (module:function), for files from strangers"
+NO_USER_CODE = "refuse settings that name a function of your own (module:function); for files from strangers"
 
 
 def refuse_user_code(config: Config, where: str) -> None:

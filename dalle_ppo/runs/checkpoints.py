@@ -286,7 +286,7 @@ def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool 
         file = folder / name
         if not FILE_NAME.fullmatch(name):
             raise ValueError(
-                f"{path}: lists {name[:80]!r}, no file of a checkpoint: refused; use another one"
+                f"{path}: lists {name[:80]!r}, not a checkpoint's file: refused; use another one"
             )
         if not file.is_file():
             raise ValueError(f"{file}: missing; use an earlier checkpoint")

@@ -615,7 +615,7 @@ def test_captions_of_a_file_are_read_by_the_runs_settings_unless_told_otherwise(
     assert captions("--captions", tmp_path / "a.csv", "--captions.column", "text") == {"x", "y"}
     assert captions("--captions", tmp_path / "b.txt") == {"a tree"}
     refused = cli(command.main, run_dir, "--captions.column", "text")
-    assert refused.code == 2 and "--captions.column is of the file in --captions" in refused.error
+    assert refused.code == 2 and "--captions.column applies to the file in --captions" in refused.error
 
 
 def last_row(pixels, captions, metadata=None):

@@ -196,7 +196,7 @@ def test_a_model_is_asked_about_the_chosen_sets(tiny_run, cli, tmp_path):
         (["--reward_model", "rm.safetensors"], "--choose disagreement and --reward_model belong together"),
         (
             ["--choose", "disagreement", "--reward_model", "no.safetensors"],
-            "no.safetensors, which is no file",
+            "no.safetensors, which is not a file",
         ),
         (["--choose", "best"], "--choose"),
     ],

@@ -24,7 +24,7 @@ class Settings:
     when the policy changes fast: the bias grows with the age of an image."""
     replay_images: int = 48
     """Images that each iteration learns from again, beside the new ones. Default 48, our own: half as many as
-    are drawn. Raise it when images or rewards are costly. 0 is off, and the gradient of the first step then
+    are drawn. Raise it when images or rewards are costly. 0 is off; the gradient of the first step is then
     unbiased."""
 
     def __post_init__(self) -> None:

@@ -20,8 +20,8 @@ class Settings:
     the reference draws. Default output, our own (arXiv 2305.16381 analyses both). Use data to follow
     the reference's images rather than its distributions."""
     gamma: float = 0.26
-    """Weight of the regularisation: next to weights that are normalised scores, counted from the round's
-    lowest. Default 0.26, our own, that of `kl.kl_coef` for PPO. Raise it when pictures lose what the
+    """Weight of the regularisation, relative to weights that are normalised scores, counted from the round's
+    lowest. Default 0.26, our own, as `kl.kl_coef` for PPO. Raise it when pictures lose what the
     reference got right."""
     images_from: Literal["reference", "policy"] = "reference"
     """Who draws the images. Default reference (arXiv 2305.16381): supervised fine-tuning learns from images

@@ -9,7 +9,7 @@ from dalle_ppo.config.term import TermSettings
 
 @dataclass(frozen=True)
 class Settings(TermSettings):
-    """What people, or a model that ranks, would prefer: a reward model's mean score minus its doubt."""
+    """What people, or a model that ranks, would prefer: a reward model's mean score minus its uncertainty."""
 
     parts: ClassVar = ("preference_mean", "preference_spread")
     reads_clip: ClassVar = True

@@ -39,7 +39,7 @@ class Settings(VisionSettings):
                 groups = set(re.compile(self.pattern).groupindex)
             except re.error as error:
                 raise ValueError(
-                    f"pattern of question is {self.pattern!r}, no regular expression: {error}"
+                    f"pattern of question is {self.pattern!r}, not a regular expression: {error}"
                 ) from None
         for setting in ("ask", "answer"):
             self._check_names(setting, groups | {"caption"})

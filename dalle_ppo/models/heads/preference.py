@@ -66,7 +66,7 @@ def load_preference(path: str | Path) -> PreferenceHead:
     specs, info = read_head(path)
     if info.output != OUTPUT:
         raise ValueError(
-            f"{path}: its output is a {info.output}, so it is no reward model; train one with "
+            f"{path}: its output is a {info.output}, so it is not a reward model; train one with "
             "python -m dalle_ppo.reward_model"
         )
     return PreferenceHead(build_layers(specs), info, read_probes(path), path)

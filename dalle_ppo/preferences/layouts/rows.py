@@ -67,7 +67,7 @@ def _pickapic(path: Path) -> Iterator[Row | NoAnswer]:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"FILE {path} is no parquet file ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"FILE {path} is not parquet ({' '.join(str(error).split())[:120]})") from None
     with file:
         missing = [name for name in PICKAPIC_COLUMNS if name not in file.schema_arrow.names]
         if missing:

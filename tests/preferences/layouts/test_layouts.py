@@ -207,7 +207,7 @@ def test_large_pictures_are_shrunk(tmp_path, cli):
     "arguments, words",
     [
         (("import", "pickapic", "run", "gone.parquet"), "FILE gone.parquet does not exist"),
-        (("import", "pickapic", "run", "t.json"), "is no parquet file"),
+        (("import", "pickapic", "run", "t.json"), "is not parquet"),
         (("import", "pickapic", "run", "other.parquet"), "lacks the column caption"),
         (("import", "hpdv2", "run", "other.parquet"), "is not JSON"),
         (("import", "imagereward", "run", "t.json"), "no answer of t.json can be used"),
