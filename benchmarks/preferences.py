@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dalle_ppo.build.captions import build_captions
+from dalle_ppo.build.captions import LABELS_STREAM, build_captions
 from dalle_ppo.build.models import load_model
 from dalle_ppo.build.simulated import open_rater, rater_against_judge
 from dalle_ppo.config.settings import Config
@@ -31,7 +31,7 @@ from dalle_ppo.preferences.reward_model.network import FitSettings, fit
 # Pictures of a set that are answered, answers, hidden units.
 ROWS = ((2, 600, 128), (4, 150, 128), (4, 300, 128), (4, 600, 128), (4, 600, 0))
 SPLITS, TEST, DRAWN = range(3), 200, 4
-LABELS_STREAM, BATCH = 3, 50
+BATCH = 50
 MIXES = {
     "plain": {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25},
     "risky": {"UNLIKELY": 0.2, "UNSURE": 0.4, "NSFW": 0.4},

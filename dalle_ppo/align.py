@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dalle_ppo.config.command_line import OneLineParser, parse_command_line, run_main
 from dalle_ppo.config.settings import Config
+from dalle_ppo.config.user_code import NO_USER_CODE, refuse_user_code
 from dalle_ppo.preferences.asking.budget import add_budget_arguments, limits_of
 
 
@@ -53,6 +54,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     )
     parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
     parser.add_argument("--label_seed", type=int, default=0, help="of sets, errors and reward models")
+    parser.add_argument("--no_user_code", action="store_true", help=NO_USER_CODE)
     return parser.parse_known_args(argv)
 
 
@@ -65,8 +67,12 @@ def main(argv: list[str] | None) -> int:
         raise ValueError(f"--num_images is {args.num_images}; a set has at least 2 pictures")
     if args.choose == "disagreement" and args.members < 2:
         raise ValueError(f"--members is {args.members}; --choose disagreement needs at least 2")
+    if any(text.split("=")[0] == "--num_iterations" for text in rest):
+        raise ValueError("--num_iterations is --rounds times --iterations here; give these instead")
     given = (["--config", args.config] if args.config else []) + rest
     config, _ = parse_command_line(given, "python -m dalle_ppo.align", "")
+    if args.no_user_code:
+        refuse_user_code(config, args.config or "the command line")
     if config.run_dir is None:
         raise ValueError(
             "--run_dir is missing; name the folder of the run, which is also how it is continued"

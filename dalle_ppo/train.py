@@ -301,6 +301,8 @@ def truncation(num_truncated: int, text_token_count: int) -> str:
 
 def finish(trainer, captions: list, measures) -> None:
     """Evaluates the policy against the reference, writes the report and prints the headline."""
+    import torch
+
     from dalle_ppo.evaluation.headline import headline
     from dalle_ppo.evaluation.sides import Subject, evaluate
     from dalle_ppo.report.page import write_report
@@ -312,7 +314,10 @@ def finish(trainer, captions: list, measures) -> None:
     config, run_dir = trainer.config, trainer.run_dir
     origin = trainer.team.on_first(lambda: checkpoint_facts(latest_checkpoint(run_dir, *POLICY_GROUPS)))
     sides = trainer.actor.module.eval(), trainer.networks.reference
-    family = dataclasses.replace(trainer.family, stores_kept=False)  # draws as `evaluate` and `generate` do
+    # Draws and scores as `evaluate` and `generate` do, which find these numbers kept.
+    family = dataclasses.replace(trainer.family, stores_kept=False)
+    if config.model.frozen_dtype == "float32":
+        family = dataclasses.replace(family, dtype=torch.float32)
     subject = Subject(*map(trainer.family.sampler_weights, sides), family, origin, team=trainer.team)
     result = evaluate(config, run_dir, subject, measures, captions)
     if not trainer.team.is_first:

@@ -28,10 +28,15 @@ class Halving:
 
     Args:
         together: kinds of work in which processes wait for each other within it, so that none can try again.
+
+    Attributes:
+        sizes: images that fit, by kind of work that has run out of memory.
+        units: images that cannot be split, by kind of work; 1 where nothing is said.
     """
 
     def __init__(self, together: tuple[str, ...] = ()) -> None:
         self.sizes: dict[str, int] = {}
+        self.units: dict[str, int] = {}
         self.together = together
 
     def run(self, what: str, setting: str, size: int, work: Callable[[int], Result]) -> Result:
@@ -45,9 +50,11 @@ class Halving:
                 that, and a failed attempt must leave nothing behind.
 
         Raises:
-            OutOfMemory: one image at a time does not fit either.
+            OutOfMemory: the smallest number of images at a time does not fit either.
             RuntimeError: it does not fit, and other processes wait in the middle of the work.
         """
+        unit = self.units.get(what, 1)
+        one = "one image" if unit == 1 else f"{unit} images"
         size = min(size, self.sizes.get(what, size))
         while True:
             try:
@@ -63,12 +70,12 @@ class Halving:
                     f"out of memory while {what} {size} images at a time ({reason}); processes that share "
                     f"networks cannot try again with fewer: lower {setting}, and go on with --resume"
                 )
-            if size == 1:
+            if size <= unit:
                 raise OutOfMemory(
-                    f"out of memory while {what} one image at a time ({reason}); lower {setting}, or use a "
+                    f"out of memory while {what} {one} at a time ({reason}); lower {setting}, or use a "
                     "smaller model or a device with more memory, and go on with --resume"
                 )
-            self.sizes[what] = half = size // 2
+            self.sizes[what] = half = max(unit, size // 2 // unit * unit)
             warnings.warn(
                 f"out of memory while {what} {size} images at a time ({reason}); going on with {half}. "
                 f"A lower {setting} avoids this",

@@ -4,8 +4,11 @@ Everything that a team does is made of `gather`, so one process needs no torch.d
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from dalle_ppo.base.halving import OutOfMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +56,7 @@ class Team:
         result, error = _outcome(function) if self.is_first else (None, None)
         result, error = self.gather((result, error))[0]
         if error is not None:
-            raise ValueError(error)
+            raise error.again()
         return result
 
     def everywhere(self, function: Callable[[], Result]) -> Result:
@@ -65,9 +68,9 @@ class Team:
         if self.size == 1:
             return function()
         result, error = _outcome(function)
-        errors = [text for text in self.gather(error) if text is not None]
+        errors = [one for one in self.gather(error) if one is not None]
         if errors:
-            raise ValueError(errors[0])
+            raise errors[0].again()
         return result
 
     def share(self, count: int) -> slice:
@@ -112,12 +115,24 @@ ALONE = Team()
 """A team of one process."""
 
 
-def _outcome(function: Callable[[], Result]) -> tuple[Result | None, str | None]:
-    """What a function returned, and the text of the error that a user can mend."""
+@dataclass(frozen=True)
+class _Failure:
+    """An error that a user can mend, on its way to other processes."""
+
+    text: str
+    of_memory: bool
+
+    def again(self) -> ValueError:
+        """The error, to be raised."""
+        return OutOfMemory(self.text) if self.of_memory else ValueError(self.text)
+
+
+def _outcome(function: Callable[[], Result]) -> tuple[Result | None, _Failure | None]:
+    """What a function returned, and its error if a user can mend that."""
     try:
         return function(), None
     except (ValueError, OSError) as error:
-        return None, str(error)
+        return None, _Failure(str(error), isinstance(error, OutOfMemory))
 
 
 def launched(environment: Mapping[str, str]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from tqdm import tqdm
 
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.base.child import run_child
-from dalle_ppo.build.captions import build_captions
+from dalle_ppo.build.captions import LABELS_STREAM, build_captions
 from dalle_ppo.build.label_steps import LabelStep
-from dalle_ppo.build.labels import LABELS_STREAM, load_head
+from dalle_ppo.build.labels import load_head
 from dalle_ppo.build.models import choose_device, find_world, load_model
 from dalle_ppo.build.rewards import load_run_clip
 from dalle_ppo.build.unsafe import unsafe_detector
@@ -22,7 +23,7 @@ from dalle_ppo.models.clip_scorer import ClipScorer
 from dalle_ppo.preferences.aligning import MODEL_FILE, ROUNDS_FOLDER, Accuracy, AlignSettings, Steps
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.choosing import Disagreement
-from dalle_ppo.preferences.chosen_sets import ChosenSets
+from dalle_ppo.preferences.chosen_sets import ChosenSets, DrawsMany
 from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
 from dalle_ppo.preferences.reward_model.network import FitSettings
 from dalle_ppo.preferences.reward_model.training import accuracy_on, train_reward_model
@@ -31,6 +32,8 @@ from dalle_ppo.runs.places import holds_run
 from dalle_ppo.runs.provenance import weights_sha256
 
 SETS_AT_ONCE = 25
+MOST_DRAWN = 4
+"""Sets drawn for each one wanted before giving up, where most hold one picture only."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,47 @@ def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
 
 
 def draw_sets(build: AlignBuild, store: Store, number: int, clip: ClipScorer) -> list[PictureSet]:
-    """The sets of a round, from the newest policy of the run; in the first round from the start model."""
-    drawer, answers = open_drawer(build, store, number, clip.device), build.settings.answers
+    """The sets of a round, from the newest policy of the run; in the first round from the start model.
+
+    Raises:
+        ValueError: the policy draws the same picture again and again, or captions cannot be read.
+    """
+    drawer, wanted = open_drawer(build, store, number, clip.device), build.settings.answers
     if build.choose and number:
         last = build.run_dir / ROUNDS_FOLDER / f"round_{number - 1:03d}" / MODEL_FILE
         choose = Disagreement(load_head(last, clip), store, clip)
         drawer = ChosenSets(drawer, choose, choose.by)
-    numbers, sets = range(number * answers, (number + 1) * answers), []
-    for start in tqdm(range(0, answers, SETS_AT_ONCE), desc=f"draw round {number}", unit="batch"):
-        sets += drawer.draw_many(numbers[start : start + SETS_AT_ONCE])
+    with tqdm(total=wanted, desc=f"draw round {number}", unit="set", dynamic_ncols=True) as bar:
+        return different_sets(drawer, number * wanted, wanted, bar.update)
+
+
+def different_sets(
+    drawer: DrawsMany, first: int, wanted: int, done: Callable[[int], object]
+) -> list[PictureSet]:
+    """Sets with at least two pictures that differ: about others there is nothing to say.
+
+    Args:
+        drawer: draws them.
+        first: number of the first set to draw.
+        wanted: how many.
+        done: is told how many more there are.
+
+    Raises:
+        ValueError: most sets hold one picture several times.
+    """
+    sets, number = [], first
+    while len(sets) < wanted:
+        if number - first >= MOST_DRAWN * wanted:
+            raise ValueError(
+                f"{number - first - len(sets)} of {number - first} sets hold one picture several times; the "
+                "policy draws hardly anything else for a caption: take an earlier checkpoint, or raise "
+                "--policy.temperature or --num_images"
+            )
+        numbers = range(number, number + min(SETS_AT_ONCE, wanted - len(sets)))
+        number += len(numbers)
+        drawn = [shown for shown in drawer.draw_many(numbers) if len(set(shown.images)) > 1]
+        sets += drawn
+        done(len(drawn))
     return sets
 
 

@@ -18,7 +18,8 @@ from dalle_ppo.config.captions import READING, CaptionsConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld import stream as world_captions
 
-TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM, ANCHOR_STREAM = 0, 1, 2, 3
+TRAINING_STREAM, EVALUATION_STREAM, SAMPLES_STREAM, ANCHOR_STREAM, LABELS_STREAM = range(5)
+"""No two of them draw the same captions, except by chance."""
 
 
 def build_captions(config: Config, seed: int, stream: int, split: str | None) -> CaptionSource:

@@ -43,9 +43,9 @@ class FixedSets:
 
 
 def unanswered(store: Store, sets: Sequence[PictureSet]) -> list[PictureSet]:
-    """The sets that nobody has answered or skipped."""
+    """The sets that nobody has answered or skipped; one whose pictures are all the same is never shown."""
     done = {answer.set_id for answer in store.answers()}
-    return [shown for shown in sets if shown.id not in done]
+    return [shown for shown in sets if shown.id not in done and len(set(shown.images)) > 1]
 
 
 def simulated(config: Config, seed: int) -> LabelStep:
@@ -97,7 +97,10 @@ def page(port: int, num_images: int) -> LabelStep:
         if unanswered(store, sets):
             from dalle_ppo.preferences.page.command import serve
 
-            args = argparse.Namespace(num_images=num_images, port=port, repeat=0.0, goal=len(sets))
+            # The page counts the answers of all rounds.
+            ranked = sum(a.kind == "ranking" and a.source == "person" for a in store.answers())
+            goal = ranked + len(unanswered(store, sets))
+            args = argparse.Namespace(num_images=num_images, port=port, repeat=0.0, goal=goal)
             print(f"round {number}: {len(sets)} sets; answer them all, then end the page with Ctrl-C")
             serve(args, store, lambda: FixedSets(store, sets))
         missing = len(unanswered(store, sets))

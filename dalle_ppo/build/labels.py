@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalle_ppo.build.captions import build_captions
+from dalle_ppo.build.captions import LABELS_STREAM, build_captions
 from dalle_ppo.build.models import choose_device, is_run, load_model
 from dalle_ppo.build.rewards import load_run_clip
 from dalle_ppo.build.unsafe import unsafe_detector
@@ -17,9 +17,6 @@ from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
 from dalle_ppo.preferences.store import Store
 from dalle_ppo.runs.places import refuse_wrong_path
 from dalle_ppo.runs.provenance import weights_sha256
-
-LABELS_STREAM = 3
-"""The stream of captions: beside those of training, evaluation and samples in `build.captions`."""
 
 
 @dataclass(frozen=True)

@@ -202,5 +202,5 @@ def _package(name: str):
         return importlib.import_module(name)
     except ImportError:
         raise ValueError(
-            f"agreement between raters needs the package {name.split('.')[0]}; pip install 'dalle_ppo[label]'"
+            f"agreement between raters needs the package {name.split('.')[0]}; pip install -e '.[label]'"
         ) from None

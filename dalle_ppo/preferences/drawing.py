@@ -93,6 +93,8 @@ class Drawer:
     def draw_many(self, numbers: Sequence[int]) -> list[PictureSet]:
         """Draws sets at once, which is several times as fast; they are the same as one by one.
 
+        A picture that is drawn several times stands once in its set, which may then hold one picture only.
+
         Args:
             numbers: of the sets, from 0.
 
@@ -105,13 +107,15 @@ class Drawer:
         for number, (caption, _), *parts in zip(numbers, captions, *sides, strict=True):
             name, keys = self.set_id(number), [key for part in parts for key in part]
             order = np.random.default_rng(int(name, 16)).permutation(len(keys))
-            sets.append(PictureSet(name, caption.text, tuple(keys[place] for place in order)))
+            images = dict.fromkeys(keys[place] for place in order)  # a policy may draw a picture twice
+            sets.append(PictureSet(name, caption.text, tuple(images)))
         return sets
 
     def set_id(self, number: int) -> str:
         """The id of a set, without drawing it."""
         caption, earlier = self._caption(number)
-        identity = "|".join([caption.id, str(earlier), str(self._options), *map(_facts, self._sides)])
+        noise = f"{self._options.seed} {self._options.iteration}"
+        identity = "|".join([caption.id, str(earlier), noise, *map(_facts, self._sides)])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def _caption(self, number: int) -> tuple[CaptionRecord, int]:

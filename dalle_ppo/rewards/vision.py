@@ -22,7 +22,7 @@ def need_package(package: str, term: str, pip_name: str | None = None) -> None:
     if find_spec(package) is None:
         raise ValueError(
             f"reward.terms: {term} needs the package {pip_name or package}, which is not installed; run "
-            "pip install 'dalle_ppo[vlm]'"
+            "pip install -e '.[vlm]'"
         )
 
 

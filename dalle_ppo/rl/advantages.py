@@ -17,6 +17,8 @@ from dalle_ppo.rl.shapes import check_same_shape
 # The discount. An image has one score, at its end (https://arxiv.org/abs/1909.08593): anything below 1 would
 # hide it from the first tokens.
 GAMMA = 1.0
+MOST_CAPTIONS = 20_000
+"""Of web captions hardly one comes back: without a limit, memory and checkpoints would grow with the run."""
 # A spread below float32's rounding of the mean counts as none: dividing by it would turn noise into scores.
 _FLOAT32_ROUNDING = 2.0**-23
 
@@ -75,11 +77,12 @@ def gae(rewards: Tensor, values: Tensor, gae_lambda: float) -> Tensor:
 
 
 @torch.no_grad()
-def whiten(x: Tensor, eps: float = 1e-8) -> Tensor:
+def whiten(x: Tensor, moments: tuple[float, float] | None = None, eps: float = 1e-8) -> Tensor:
     """Shift and scale to mean 0 and standard deviation 1 over the whole batch, never per sequence.
 
     Args:
         x: any shape; all images of the update, not a microbatch.
+        moments: mean and variance of another batch, by which to shift and scale; None takes those of `x`.
         eps: added to the variance, so that a batch without spread gives zeros.
 
     Returns:
@@ -88,6 +91,8 @@ def whiten(x: Tensor, eps: float = 1e-8) -> Tensor:
     Source: `whiten` in
         https://github.com/openai/lm-human-preferences/blob/master/lm_human_preferences/utils/core.py.
     """
+    if moments is not None:
+        return (x - moments[0]) * (moments[1] + eps) ** -0.5
     centred = x - x.mean()
     return centred * torch.rsqrt(centred.square().mean() + eps)
 
@@ -300,8 +305,9 @@ class PromptStatistics:
     Args:
         buffer_size: scores kept per caption, at least 1.
         min_count: a caption with fewer is compared with the whole batch instead, 1 to `buffer_size`.
-        scores: caption id -> its latest scores, oldest first.
+        scores: caption id -> its latest scores, oldest first; the caption seen last comes last.
 
+    Differs: of more than `MOST_CAPTIONS` captions, those that were not seen for longest are forgotten.
     Source: https://arxiv.org/abs/2305.13301 appendix (Black et al.); `PerPromptStatTracker` in
         https://github.com/kvablack/ddpo-pytorch.
     """
@@ -322,7 +328,10 @@ class PromptStatistics:
         """
         merged = dict(self.scores)
         for caption_id, score in _pair(scores, caption_ids):
-            merged[caption_id] = (*merged.get(caption_id, ()), score)[-self.buffer_size :]
+            # Put at the end, so that the captions that were not seen for longest come first.
+            merged[caption_id] = (*merged.pop(caption_id, ()), score)[-self.buffer_size :]
+        for caption_id in list(merged)[: max(0, len(merged) - MOST_CAPTIONS)]:
+            del merged[caption_id]
         return PromptStatistics(self.buffer_size, self.min_count, merged)
 
     def advantages(

@@ -66,6 +66,7 @@ class Experience:
         token_weights: importance weights of the tokens, [B, T]; None if they are off.
         reward_scale: what the scores were divided by.
         advantage_std: standard deviation of the advantages before they were whitened.
+        advantage_moments: their mean and variance, by which whitening shifted and scaled them.
         credit_numbers: other numbers that describe the credit, by the name of their metric.
     """
 
@@ -95,6 +96,7 @@ class Experience:
     token_weights: Tensor | None = None
     reward_scale: float = 1.0
     advantage_std: float | None = None
+    advantage_moments: tuple[float, float] | None = None
     credit_numbers: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:

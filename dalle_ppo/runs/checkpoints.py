@@ -50,6 +50,7 @@ def save_checkpoint(
     tensors: dict[str, dict[str, Tensor]],
     state: dict[str, Any],
     keep: int,
+    spare: int = 0,
 ) -> Path:
     """Write `checkpoints/step_ITERATION/`, then remove the oldest until `keep` complete ones are left.
 
@@ -61,6 +62,7 @@ def save_checkpoint(
         state: becomes `state.json`; what JSON changes (int keys, tuples) comes back changed. If its `best`
             names an `iteration`, that checkpoint is kept too.
         keep: number of checkpoints to keep, at least 1.
+        spare: how many to keep beyond these, as in `prune_checkpoints`.
 
     Returns:
         The checkpoint's folder.
@@ -85,7 +87,7 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    prune_checkpoints(run_dir, iteration, keep)
+    prune_checkpoints(run_dir, iteration, keep, spare)
     return final
 
 
@@ -338,12 +340,16 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints up to `iteration`; damaged ones stay.
+def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int, spare: int = 0) -> None:
+    """Remove all but the newest complete checkpoints up to `iteration`; damaged ones stay.
 
-    The one that the newest calls the best stays too.
+    Args:
+        run_dir: the run's folder.
+        iteration: of the newest checkpoint.
+        keep: how many stay. The one that the newest calls the best stays too.
+        spare: how many of the newest may turn out to be bad: so many more stay, and the best before them.
     """
-    whole, best = [], None
+    whole, named = [], []
     for number, folder in sorted(checkpoint_folders(Path(run_dir) / "checkpoints")):
         try:
             manifest = _read_manifest(folder, verify_hashes=False)
@@ -351,9 +357,10 @@ def prune_checkpoints(run_dir: str | Path, iteration: int, keep: int) -> None:
             continue
         if number <= iteration:
             whole.append((number, folder))
-            best = (manifest["state"].get("best") or {}).get("iteration")
-    for number, folder in whole[:-keep]:
-        if number == best:
+            named.append((manifest["state"].get("best") or {}).get("iteration"))
+    best = named[-1 - spare :]
+    for number, folder in whole[: -keep - spare]:
+        if number in best:
             continue
         # Renamed first, so that an interrupted removal does not leave a partial checkpoint.
         aside = folder.with_name(f".{folder.name}.old")

@@ -168,6 +168,7 @@ def credit(
         returns=given.returns,
         token_weights=weights,
         advantage_std=given.advantages.std().item(),
+        advantage_moments=(given.advantages.mean().item(), given.advantages.var(correction=0).item()),
     )
     return filled, replace(state, score_moments=moments, prompt_statistics=given.statistics)
 

@@ -8,15 +8,26 @@ from torch import Tensor
 
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.family import PolicyFamily
+from dalle_ppo.rl.advantages import clip_advantages, whiten
 from dalle_ppo.rl.kl import kl_k3
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.credit import CreditState
 from dalle_ppo.training.objective import Objective
 
-KEPT = ("tokens", "sampler_log_probs", "old_log_probs", "scores")
+# Of a scored batch, what stays of an image; `kept` only where the policy draws from the likeliest codes.
+KEPT = ("tokens", "kept", "sampler_log_probs", "old_log_probs", "scores")
 TEXTS = ("captions", "tags", "caption_ids")
 # Of a scored batch with its credit, what an update reads per image; its caption and pixels aside.
-LEARNED = ("tokens", "sampler_log_probs", "old_log_probs", "ref_log_probs", "values", "advantages", "returns")
+LEARNED = (
+    "tokens",
+    "kept",
+    "sampler_log_probs",
+    "old_log_probs",
+    "ref_log_probs",
+    "values",
+    "advantages",
+    "returns",
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class ReplayBuffer:
 
     Args:
         texts: captions, tags and caption ids, one of each per image.
-        tensors: the columns in `KEPT`, [N] or [N, T].
+        tensors: the columns in `KEPT`, [N], [N, T] or [N, T, k].
     """
 
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(TEXTS, ()))
@@ -43,7 +54,8 @@ class ReplayBuffer:
         """
         first = max(0, len(self) + len(experience) - limit)
         texts = {name: (*self.texts[name], *getattr(experience, name))[first:] for name in TEXTS}
-        columns = {name: getattr(experience, name).detach() for name in KEPT}
+        given = {name: getattr(experience, name) for name in KEPT}
+        columns = {name: column.detach() for name, column in given.items() if column is not None}
         if len(self):
             columns = {name: torch.cat([self.tensors[name], column]) for name, column in columns.items()}
         return ReplayBuffer(texts, {name: column[first:].clone() for name, column in columns.items()})
@@ -90,20 +102,29 @@ def with_credit(
 
     Args:
         scored: the replayed images, scored by the current networks.
-        new: the new images with their credit; their `reward_scale` divides the replayed scores too.
+        new: the new images with their credit. What scaled their scores and advantages scales the replayed
+            ones too, so that these may be better or worse on the whole.
         objective: gives credit.
         config: all settings.
         state: after the new images; the replayed ones were counted when they were new.
     """
     scored = replace(scored, scores=scored.scores / new.reward_scale)
-    in_units = replace(config, credit=replace(config.credit, normalise_scores=False))
-    return objective.credit(scored, in_units, state)[0]
+    settings = config.credit
+    plain = replace(settings, normalise_scores=False, whiten_advantages=False, advantage_clip=None)
+    given = objective.credit(scored, replace(config, credit=plain), state)[0]
+    advantages = given.advantages
+    if settings.whiten_advantages:
+        advantages = whiten(advantages, new.advantage_moments)
+    if settings.advantage_clip is not None:
+        advantages = clip_advantages(advantages, settings.advantage_clip)
+    return replace(given, advantages=advantages)
 
 
 def joined(new: Experience, replayed: Experience, family: PolicyFamily) -> Experience:
     """New and replayed images as one batch to learn from, without what an update does not read."""
     states = new.reference_states
-    columns = {name: torch.cat([getattr(new, name), getattr(replayed, name)]) for name in LEARNED}
+    pairs = {name: (getattr(new, name), getattr(replayed, name)) for name in LEARNED}
+    columns = {name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None}
     weights = new.token_weights
     both = Experience(
         **{name: (*getattr(new, name), *getattr(replayed, name)) for name in TEXTS},

@@ -372,15 +372,15 @@ class Trainer:
 
         Args:
             spare: how many to keep beyond `keep_checkpoints`, so that the last one of a run that went wrong
-                does not replace a good one.
+                replaces neither a good one nor the best.
         """
         check_equal_weights(self.actor.module, self.team)
         learners = whole_learners(self.actor, self.critic, self.team)
         written = None
         if learners is not None:
             tensors, state = run_state(self, learners)
-            keep = self.config.keep_checkpoints + spare
-            written = save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, keep)
+            keep = self.config.keep_checkpoints, spare
+            written = save_checkpoint(self.run_dir, self.progress.iteration, tensors, state, *keep)
         self.team.gather(None)
         self.clock.restart()
         return written

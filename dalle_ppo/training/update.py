@@ -32,6 +32,9 @@ from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.sharing import microbatches, own_rows
 from dalle_ppo.training.update_log import PolicyTerms, UpdateLog
 
+PAIR = 2
+"""Images that an objective which compares images cannot have in different microbatches."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -98,6 +101,8 @@ def run_update(
         Metrics of the updates.
     """
     settings, team, halving = config.update, step.means.team, step.means.halving or Halving()
+    if objective.compares_images:
+        halving.units[GRADIENTS] = PAIR
 
     def gradients(minibatch: Tensor, sofar: UpdateLog, train_actor: bool, size: int) -> tuple:
         """Gradients of a minibatch, `size` images at a time; returns the log with it, and both losses."""

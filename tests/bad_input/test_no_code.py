@@ -9,7 +9,7 @@ import pytest
 import torch
 from parsing import refused, write
 
-from dalle_ppo import evaluate, generate, train
+from dalle_ppo import align, evaluate, generate, train
 from dalle_ppo.config import command_line
 from dalle_ppo.config.command_line import load_config
 from dalle_ppo.models.clip import load_clip
@@ -74,6 +74,7 @@ def test_no_user_code_refuses_functions_everywhere(section, tmp_path, planted, c
     calls = [
         (train, ["--config", file, "--run_dir", tmp_path / "new"]),
         (train, ["--run_dir", file.parent, "--resume"]),
+        (align, ["--config", file, "--run_dir", tmp_path / "new"]),
         (evaluate, [file.parent]),
         (generate, ["a boat", "--model", file.parent, "--out", tmp_path / "a.png"]),
     ]

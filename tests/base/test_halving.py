@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dalle_ppo.base.halving import Halving, OutOfMemory, is_out_of_memory
+from dalle_ppo.base.team import Team
 
 
 def fits(limit: int, tried: list[int], error=torch.OutOfMemoryError):
@@ -34,6 +35,16 @@ def test_below_one_image_the_setting_is_named():
     with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match=r"one image.*lower x\.size") as caught:
         Halving().run("scoring", "x.size", 2, fits(0, []))
     assert "\n" not in str(caught.value)
+
+
+def test_images_that_belong_together_are_not_split():
+    halving, tried = Halving(), []
+    halving.units["computing gradients"] = 2
+    with pytest.warns(UserWarning):
+        assert halving.run("computing gradients", "x.size", 6, fits(2, tried)) == 2
+    assert tried == [6, 2]
+    with pytest.raises(OutOfMemory, match=r"computing gradients 2 images at a time .*lower x\.size"):
+        halving.run("computing gradients", "x.size", 6, fits(1, tried))
 
 
 def test_a_failed_attempt_holds_no_memory():
@@ -64,3 +75,15 @@ def test_what_counts_as_out_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not fit")) and not is_out_of_memory(ValueError())
     with pytest.raises(RuntimeError, match="invalid for input"):
         Halving().run("scoring", "x.size", 4, lambda size: torch.zeros(2).reshape(3))
+
+
+def test_other_processes_get_it_as_such():
+    """A reward that does not fit into memory is no bad reward, in whichever process."""
+
+    def fails():
+        raise OutOfMemory("out of memory while scoring one image at a time")
+
+    team = Team(0, 2)
+    for method in (team.on_first, team.everywhere):
+        with pytest.raises(OutOfMemory, match="one image at a time"):
+            method(fails)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from toy_preferences import toy_store
 
-from dalle_ppo.build.alignment import AlignBuild, round_config
+from dalle_ppo.build import captions
+from dalle_ppo.build.alignment import AlignBuild, different_sets, round_config
 from dalle_ppo.build.label_steps import FixedSets, page, unanswered
 from dalle_ppo.build.simulated import NAME, open_rater, rater_against_judge, read_pictures, simulated_answers
 from dalle_ppo.config.evaluation import EvaluationConfig
@@ -17,12 +18,13 @@ from dalle_ppo.iconworld.rater import load_rater
 from dalle_ppo.iconworld.scenes import PlacedIcon, Scene, draw_batch
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.preferences.aligning import AlignSettings
-from dalle_ppo.preferences.answer import PictureSet
+from dalle_ppo.preferences.answer import Answer, PictureSet
 from dalle_ppo.preferences.drawing import png_of
+from dalle_ppo.preferences.page import command
 from dalle_ppo.preferences.reward_model.network import FitSettings
 from dalle_ppo.preferences.store import Store
 
-CAPTION = "a red boat"
+CAPTION, KEYS = "a red boat", ("a" * 64, "b" * 64)
 SCENES = [("skull", "red"), ("boat", "red"), ("fish", "blue"), ("fish", "yellow")]
 
 
@@ -105,3 +107,48 @@ def test_only_the_last_round_is_evaluated():
         round_config(build([{"name": "clip_similarity"}]), Path("m"), n).evaluation.at_end for n in (10, 20)
     ]
     assert at_end == [False, True]
+
+
+class Numbered:
+    """Draws sets whose pictures are all the same where the number says so."""
+
+    def __init__(self, same):
+        self.same, self.drawn = same, []
+
+    def draw_many(self, numbers):
+        self.drawn += numbers
+        return [PictureSet(str(n), CAPTION, ("a",) if self.same(n) else ("a", "b")) for n in numbers]
+
+
+def test_a_round_has_as_many_sets_as_asked_for_with_something_to_say_about_each():
+    told, drawer = [], Numbered(lambda n: n % 3 == 0)
+    sets = different_sets(drawer, 60, 40, told.append)
+    assert [int(shown.id) for shown in sets] == [n for n in range(60, 200) if n % 3][:40]
+    assert sum(told) == 40 and drawer.drawn == sorted(set(drawer.drawn))
+
+
+def test_a_policy_that_draws_one_picture_only_is_told_of():
+    with pytest.raises(ValueError, match=r"40 of 40 sets hold one picture several times; .*temperature"):
+        different_sets(Numbered(lambda n: True), 0, 10, lambda n: None)
+
+
+def test_a_set_that_nobody_is_shown_is_not_waited_for(tmp_path):
+    store = toy_store(tmp_path, captions=1)
+    same = PictureSet("same", CAPTION, ("a", "a"))
+    assert unanswered(store, [same]) == []
+
+
+def test_no_two_streams_of_captions_are_the_same():
+    names = [name for name in vars(captions) if name.endswith("_STREAM")]
+    assert len(names) >= 5 and len({getattr(captions, name) for name in names}) == len(names)
+
+
+def test_the_page_counts_from_where_the_earlier_rounds_ended(tmp_path, monkeypatch):
+    store, goals = Store(tmp_path), []
+    for n in range(3):
+        store.append(Answer(CAPTION, KEYS, "ranking", "ann", "person", f"old {n}", ranks=(1, 2)))
+    new = [PictureSet(name, CAPTION, KEYS) for name in ("x", "y")]
+    monkeypatch.setattr(command, "serve", lambda args, *_: goals.append(args.goal))
+    with pytest.raises(ValueError, match="2 of 2 sets have no answer yet"):
+        page(0, 2)(store, new, 1)
+    assert goals == [5]

@@ -89,3 +89,21 @@ def test_policy_and_reference_have_no_fixed_place(tmp_path):
         images = draw.store.images()
         places.add(tuple(images[key].side for key in picture_set.images))
     assert len(places) > 1
+
+
+def test_memory_does_not_change_what_a_set_is_called(tmp_path):
+    sets = []
+    for memory_gb in (4.0, 1.0):
+        one = drawer(tmp_path)
+        one._options = DrawOptions(0, 7, memory_gb)
+        sets.append(one.draw(0))
+    assert sets[0] == sets[1]
+
+
+def test_a_picture_that_is_drawn_twice_stands_once_in_its_set(tmp_path, monkeypatch):
+    def draw(self, weights, prompts, keys, plan):
+        n = len(keys)
+        return Drawing(torch.zeros(n, 1), torch.zeros(n, 1), torch.zeros(n, 3, 1, 2, dtype=torch.uint8))
+
+    monkeypatch.setattr(KeyFamily, "draw", draw)
+    assert len(drawer(tmp_path).draw(0).images) == 1

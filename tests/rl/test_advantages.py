@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dalle_ppo.rl import advantages
 from dalle_ppo.rl.advantages import (
     PromptStatistics,
     RunningMoments,
@@ -268,6 +269,14 @@ def test_prompt_statistics_against_the_buffer_by_hand():
     oracle = (batch - kept.mean()) / (kept.std() + 1e-6)
     oracle[1] = (9.0 - batch.mean()) / (batch.std() + 1e-6)
     np.testing.assert_allclose(statistics.advantages(second, ids), oracle, rtol=1e-12)
+
+
+def test_of_many_captions_those_not_seen_for_longest_are_forgotten(monkeypatch):
+    monkeypatch.setattr(advantages, "MOST_CAPTIONS", 3)
+    statistics = PromptStatistics(buffer_size=4, min_count=1)
+    for captions in (["a", "b"], ["c", "a"], ["d"]):
+        statistics = statistics.update(torch.ones(len(captions)), captions)
+    assert list(statistics.scores) == ["c", "a", "d"] and len(statistics.scores["a"]) == 2
 
 
 def test_prompt_statistics_leave_their_own_object_alone_and_survive_json():

@@ -18,6 +18,7 @@ from dalle_ppo.runs.checkpoints import (
     get_rng_state,
     latest_checkpoint,
     load_checkpoint,
+    prune_checkpoints,
     restore_optimizer,
     save_checkpoint,
     set_rng_state,
@@ -294,3 +295,13 @@ def test_a_replacement_that_is_killed_between_its_renames_is_undone(tmp_path):
     (half / "policy.safetensors").unlink()
     checkpoints.put_back(tmp_path / "checkpoints")
     assert latest_checkpoint(tmp_path) is None, "what is half removed does not come back"
+
+
+def test_one_that_may_be_bad_does_not_cost_the_best(tmp_path):
+    """The last of four calls itself the best. Until its samples are checked, the one before it stays too."""
+    for iteration, best in ((20, 20), (40, 20), (60, 20), (80, 80)):
+        state = {"best": {"iteration": best}}
+        save_checkpoint(tmp_path, iteration, {"policy": {"w": torch.ones(1)}}, state, keep=2, spare=1)
+    assert step_names(tmp_path) == ["step_000020", "step_000040", "step_000060", "step_000080"]
+    prune_checkpoints(tmp_path, 80, 2)
+    assert step_names(tmp_path) == ["step_000060", "step_000080"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
+from dalle_ppo.config.own_weights import OWN_WEIGHTS
 from dalle_ppo.models.dalle.family import DalleFamily
 from dalle_ppo.rewards.combine import CombinedReward
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
@@ -51,6 +52,27 @@ def run(run_dir: Path, **settings) -> tuple[list[dict], dict[str, torch.Tensor]]
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     return run(tmp_path_factory.mktemp("alone"), rollout__samples_per_caption=2)
+
+
+def test_pairs_are_not_split(tmp_path, monkeypatch):
+    """Half of 6 would be 3, and the best and the worst image of a caption in different microbatches."""
+    settings = {"objective": "online_dpo", "update__microbatch_size": 6, "rollout__samples_per_caption": 2}
+    settings |= {"update__minibatch_size": 8} | {n.replace(".", "__"): v for n, v in OWN_WEIGHTS.items()}
+    whole = run(tmp_path / "whole", **settings)
+    original, tried = DalleFamily.score, []
+
+    def limited_score(family, policy, rows, *args, **kwargs):
+        tried.append(len(rows))
+        if len(rows) > 4 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("injected")
+        return original(family, policy, rows, *args, **kwargs)
+
+    monkeypatch.setattr(DalleFamily, "score", limited_score)
+    with pytest.warns(UserWarning, match="computing gradients of 6 images .*going on with 2"):
+        _, tensors = run(tmp_path / "halved", **settings)
+    assert 2 in tried and not {1, 3, 5} & set(tried)
+    for name, value in whole[1].items():
+        torch.testing.assert_close(tensors[name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -142,3 +142,42 @@ def test_other_objectives_keep_no_images(tmp_path):
     trainer.iterate(NoWriter())
     assert len(trainer.buffer) == 0
     assert "replay" not in load_checkpoint(trainer.save()).tensors
+
+
+def test_replayed_advantages_are_in_the_units_of_the_new_ones(monkeypatch):
+    """Shifted and scaled by the mean and deviation of the new images, so that better ones stay better."""
+    found = {}
+    for whiten in (False, True):
+        trainer, seen = trainer_of(**{"credit.whiten_advantages": whiten, "credit.advantage_clip": None}), []
+        monkeypatch.setattr(trainer, "update", lambda batch, seen=seen: seen.append(batch) or {})
+        for _ in range(2):
+            trainer.iterate(NoWriter())
+        found[whiten] = seen[1].advantages.double()
+    new = found[False][:SIZE]
+    expected = (found[False] - new.mean()) / new.std(correction=0)
+    torch.testing.assert_close(found[True], expected, rtol=1e-4, atol=1e-4)
+    assert found[True][SIZE:].mean().abs() > 1e-2, "they have a level of their own"
+
+
+def test_the_codes_that_tokens_were_drawn_from_are_replayed_too(monkeypatch, tmp_path):
+    trainer, seen = trainer_of(tmp_path, **{"policy.top_k": 3}), []
+    monkeypatch.setattr(trainer, "update", lambda batch: seen.append(batch) or Trainer.update(trainer, batch))
+    for _ in range(2):
+        trainer.iterate(NoWriter())
+    first, second = seen
+    # Two images may have the same tokens, but not the same log-probs as well.
+    stored = dict(zip(map(tuple, first.old_log_probs.tolist()), first.kept, strict=True))
+    assert second.kept.shape == (SIZE + 12, *first.kept.shape[1:])
+    for log_probs, kept in zip(second.old_log_probs[SIZE:].tolist(), second.kept[SIZE:], strict=True):
+        assert torch.equal(stored[tuple(log_probs)], kept)
+    resumed = trainer_of(tmp_path, **{"policy.top_k": 3})
+    resumed.load(load_checkpoint(trainer.save()))
+    assert torch.equal(resumed.buffer.tensors["kept"], trainer.buffer.tensors["kept"])
+
+
+def test_scores_that_change_their_units_are_not_replayed():
+    with pytest.raises(
+        ValueError, match=r"reward\.normalise is per_term; it must be null while dpok\.replay"
+    ):
+        changed(TINY_CONFIG, DPOK | {"reward.normalise": "per_term"})
+    changed(TINY_CONFIG, {"objective": "dpok", "dpok.replay_images": 0, "reward.normalise": "per_term"})

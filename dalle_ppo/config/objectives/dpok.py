@@ -49,6 +49,11 @@ def check(config: "Config") -> None:
             f"kl.estimator is {kl.estimator} and kl.placement {kl.placement}; objective dpok needs exact and "
             "loss: an estimate from the drawn tokens is biased where images are replayed"
         )
+    if config.reward.normalise is not None and config.objective_settings.replay_images:
+        raise ValueError(
+            f"reward.normalise is {config.reward.normalise}; it must be null while dpok.replay_images is "
+            "above 0: an image's score would be in other units each time that it is replayed"
+        )
     if config.update.target_kl is not None and config.objective_settings.replay_images:
         raise ValueError(
             f"update.target_kl is {config.update.target_kl}; it must be null while dpok.replay_images is "

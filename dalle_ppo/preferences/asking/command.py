@@ -59,6 +59,8 @@ def summary(progress: Progress, budget: Budget, store: Store, rater: Rater) -> l
         lines.append(f"{progress.unread} replies could not be read; they are in {store.folder}/unread.jsonl")
     if progress.gone:
         lines.append(f"{progress.gone} sets were left out: the file of a picture is gone")
+    if progress.alike:
+        lines.append(f"{progress.alike} sets were left out: their pictures are all the same")
     if progress.stopped:
         lines.append(f"stopped: {progress.stopped}; start the command again to go on")
     answers = [answer for answer in store.answers() if answer.kind == "ranking"]

@@ -62,7 +62,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise ValueError("--by needs the package openai; pip install 'dalle_ppo[label]'") from None
+            raise ValueError("--by needs the package openai; pip install -e '.[label]'") from None
         self._openai, self._options, self._budget, self._sleep = openai, options, budget, sleep
         self._key = os.environ.get(KEY_NAME, "").strip()
         # Tries again here, not in the client: each try counts against the budget.

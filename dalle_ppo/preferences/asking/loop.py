@@ -54,6 +54,7 @@ class Progress:
         unread: replies that could not be read.
         skipped: questions answered before.
         gone: sets with a picture whose file is missing.
+        alike: sets whose pictures are all the same, about which nothing is asked.
         stopped: why the end was not reached; "" if it was.
     """
 
@@ -61,6 +62,7 @@ class Progress:
     unread: int = 0
     skipped: int = 0
     gone: int = 0
+    alike: int = 0
     stopped: str = ""
 
 
@@ -119,6 +121,9 @@ class Questions:
 
     def _ask_open(self, picture_set: PictureSet) -> None:
         """Asks what is still open about a set."""
+        if len(set(picture_set.images)) < 2:
+            self.progress.alike += 1
+            return
         for images in orders(picture_set):
             if (picture_set.id, images) in self._done:
                 self.progress.skipped += 1

@@ -76,7 +76,7 @@ def need_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ValueError(f"the page needs the package {name}; pip install 'dalle_ppo[label]'") from None
+            raise ValueError(f"the page needs the package {name}; pip install -e '.[label]'") from None
 
 
 def listen(port: int) -> socket.socket:

@@ -82,7 +82,7 @@ def find_answers(store: Store) -> Found:
     Raises:
         ValueError: none is left.
     """
-    answers = [answer for answer in map(_as_ranking, store.answers()) if answer is not None]
+    answers = [answer for answer in map(as_ranking, store.answers()) if answer is not None]
     if not answers:
         raise ValueError(
             f"{store.folder} holds no rankings yet; label pictures with python -m dalle_ppo.label first"
@@ -108,7 +108,7 @@ def find_answers(store: Store) -> Found:
     return Found(tuple(answers), tuple(notes), hashlib.sha256(text.encode()).hexdigest(), raters)
 
 
-def _as_ranking(answer: Answer) -> Answer | None:
+def as_ranking(answer: Answer) -> Answer | None:
     """A ranking of different pictures; of ratings, the order alone counts. None if there are no two."""
     if answer.kind == "rating":
         order = sorted(set(answer.ratings), reverse=True)

@@ -12,7 +12,7 @@ from dalle_ppo.models.heads.head_info import HeadInfo
 from dalle_ppo.models.heads.nsfw import save_head
 from dalle_ppo.models.heads.preference import OUTPUT, PreferenceHead
 from dalle_ppo.models.heads.probes import probe_images
-from dalle_ppo.preferences.reward_model.data import Rankings, embed, find_answers, split
+from dalle_ppo.preferences.reward_model.data import Rankings, as_ranking, embed, find_answers, split
 from dalle_ppo.preferences.reward_model.network import Ensemble, FitSettings, fit
 from dalle_ppo.preferences.reward_model.quality import (
     Accuracy,
@@ -110,16 +110,16 @@ def accuracy_on(head: PreferenceHead, store: Store, answers: list[Answer], clip:
     Args:
         head: of this CLIP.
         store: has the pictures.
-        answers: rankings.
+        answers: as they stand in the store; reduced to rankings as for learning.
         clip: the head's CLIP.
 
     Raises:
         ValueError: the answers decide no pair, or no picture can be read.
     """
-    rankings, _ = embed(store, answers, clip)
+    rankings, _ = embed(store, [given for given in map(as_ranking, answers) if given is not None], clip)
     winner, loser, ranking = rankings.pairs()
     if not len(winner):
         raise ValueError(f"{len(answers)} answers hold no decided pair, only ties; label more sets")
     with torch.no_grad():
-        scores = head.layers(rankings.features).mean(dim=1).double().numpy()
+        scores = head.layers(rankings.features.to(clip.device)).mean(dim=1).double().cpu().numpy()
     return accuracy_of(scores[winner] - scores[loser], [rankings.captions[i] for i in ranking])

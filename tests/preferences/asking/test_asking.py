@@ -262,7 +262,7 @@ def test_urls_that_are_refused(run, cli, arguments, words):
 
 def test_what_is_missing_is_said(run, cli, tmp_path):
     with FakeEndpoint() as server:
-        assert "no run" in ask(cli, tmp_path / "elsewhere", server).error
+        assert "not a run" in ask(cli, tmp_path / "elsewhere", server).error
         Store(run / "preferences").image_path(by_person(run)[0].images[0]).unlink()
         assert "1 sets were left out: the file of a picture is gone" in ask(cli, run, server).out
         (run / "preferences/answers.jsonl").unlink()
@@ -338,10 +338,22 @@ def test_a_runs_policy_and_reference_draw_what_the_model_is_asked_about(tiny_run
     with FakeEndpoint() as server:
         outcome = cli(
             label.main, run, "--by", server.url, "--model", "judge", "--sets", "2", "--num_images", "4",
-            "--reference", "--device", "cpu",
+            "--reference", "--device", "cpu", "--seed", "3",
         )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert len(server.requests) == 4 and {len(request["redness"]) for request in server.requests} == {4}
+    # After so little training, some pictures are still the reference's; each is shown once.
+    assert len(server.requests) == 4 and {len(request["redness"]) for request in server.requests} == {2, 3}
     images = Store(run / "preferences").images()
-    assert sorted(image.side for image in images.values()) == 4 * ["policy"] + 4 * ["reference"]
+    assert {image.side for image in images.values()} == {"policy", "reference"} and len(images) == 5
     assert len({image.weights for image in images.values()}) == 2
+
+
+def test_nothing_is_asked_about_a_set_of_one_picture(run):
+    class Asked:
+        def ask(self, content):
+            raise AssertionError("this costs money")
+
+    store, key = Store(run / "preferences"), by_person(run)[0].images[0]
+    questions = Questions(store, Rater("m", "m", "{count} {caption}"), Asked())
+    *_, progress = questions.ask_about([("same", lambda: PictureSet("same", "boat", (key, key)))])
+    assert (progress.alike, progress.answered) == (1, 0)

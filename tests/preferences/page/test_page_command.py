@@ -43,7 +43,7 @@ def test_a_missing_package_is_told(tmp_path, capsys, monkeypatch):
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     done = call(label.main, [tmp_path], capsys)
-    assert done.code == 2 and "pip install 'dalle_ppo[label]'" in done.error
+    assert done.code == 2 and "pip install -e '.[label]'" in done.error
 
 
 @pytest.mark.slow

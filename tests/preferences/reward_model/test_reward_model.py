@@ -11,6 +11,7 @@ from dalle_ppo import reward_model
 from dalle_ppo.config.term import read_terms
 from dalle_ppo.models.heads.nsfw import load_detector, load_head
 from dalle_ppo.models.heads.preference import load_preference
+from dalle_ppo.preferences.reward_model import training
 from dalle_ppo.preferences.reward_model.data import embed, find_answers, part_of, split
 from dalle_ppo.preferences.reward_model.network import FitSettings
 from dalle_ppo.preferences.reward_model.training import accuracy_on, train_reward_model
@@ -121,6 +122,37 @@ def test_agreement_with_new_answers(trained, tmp_path):
     right = accuracy_on(head, new, new.answers(), toy_clip())
     assert right.value > 0.8
     assert accuracy_on(head, turned, turned.answers(), toy_clip()).value == pytest.approx(1 - right.value)
+
+
+def test_the_check_counts_what_learning_would(trained, tmp_path):
+    """A rating counts as a ranking, and a picture that is ranked against itself as nothing."""
+    store = toy_store(tmp_path, captions=30, seed=5)
+    head, answers = load_preference(trained[1]), store.answers()
+    right = accuracy_on(head, store, answers, toy_clip())
+    ratings = [
+        replace(a, kind="rating", ranks=None, ratings=tuple(-float(r) for r in a.ranks)) for a in answers
+    ]
+    itself = [replace(a, images=(a.images[0],) * 2, ranks=(1, 2)) for a in answers]
+    assert accuracy_on(head, store, ratings, toy_clip()) == right
+    assert accuracy_on(head, store, [*answers, *itself], toy_clip()) == right
+
+
+def test_scores_come_back_from_the_device_of_the_clip(trained, tmp_path):
+    """A head lives on the CLIP's device, the features of pictures on the CPU; "meta" stands for a GPU."""
+    store, head, seen = toy_store(tmp_path, captions=30), load_preference(trained[1]), []
+    clip, layers = toy_clip(), head.layers
+
+    class Layers(torch.nn.Module):
+        def forward(self, features):
+            seen.append(features.device.type)
+            return layers(torch.zeros(features.shape))
+
+    clip.__class__ = type("Elsewhere", (type(clip),), {"device": torch.device("meta")})
+    head.layers = Layers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "embed", lambda store, answers, clip: embed(store, answers, toy_clip()))
+        accuracy_on(head, store, store.answers(), clip)
+    assert seen == ["meta"]
 
 
 # --- bad input

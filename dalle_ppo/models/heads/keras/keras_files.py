@@ -60,9 +60,7 @@ def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
     try:
         import h5py
     except ImportError:
-        raise ValueError(
-            "reading .keras and .h5 files needs h5py: pip install 'dalle_ppo[convert]'"
-        ) from None
+        raise ValueError("reading .keras and .h5 files needs h5py: pip install -e '.[convert]'") from None
     try:
         return h5py.File(file, "r")
     except OSError as error:

@@ -128,7 +128,7 @@ def _tensorflow() -> object:
     try:
         import tensorflow
     except ImportError:
-        raise ValueError("--verify needs TensorFlow: pip install 'dalle_ppo[convert]'") from None
+        raise ValueError("--verify needs TensorFlow: pip install -e '.[convert]'") from None
     return tensorflow
 
 

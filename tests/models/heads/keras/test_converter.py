@@ -413,7 +413,7 @@ def test_verifying_without_tensorflow_is_one_clear_line(tmp_path, monkeypatch, c
     command = runpy.run_path(str(ROOT / "converters" / "keras_nsfw_to_torch.py"))
     assert command["main"]() == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "pip install 'dalle_ppo[convert]'" in error
+    assert error.startswith("error: ") and "pip install -e '.[convert]'" in error
     assert load_detector(tmp_path / "out.safetensors"), "converting needs no TensorFlow"
 
 
