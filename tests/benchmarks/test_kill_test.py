@@ -82,8 +82,13 @@ def test_what_may_be_asked_again_and_torn_is_bounded(scripts, tmp_path):
     assert [[contents[word] for word in words] for contents in found] == [[1, 1], [0, 0]]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["ppo", "lora", "two processes", "labelling", "aligning"])
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "two processes", "labelling", "aligning")
+]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+@pytest.mark.parametrize("variant", ["ppo", *SLOW])
 def test_five_kills(scripts, variant, tmp_path):
     kill_test, *_ = scripts
     kill_test.warm_up()
