@@ -57,11 +57,11 @@ class PackedLinear(nn.Module):
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear` without bias, by whichever product is faster; with gradient, plain `F.linear`.
+    """`F.linear` without bias, by whichever product is faster.
 
-    On CPUs torch uses MKL for products in float32, which is slow at `rows @ weight.T` on AMD's. For large
-    products oneDNN, which ships with torch, takes 0.4 to 0.7 of the time, and for two rows of a large weight
-    MKL's `weight @ columns` a third (benchmarks/RESULTS.md).
+    On CPUs torch uses MKL for products in float32, which is slow on AMD's. For large products, those of the
+    gradients too, oneDNN, which ships with torch, takes 0.4 to 0.7 of the time, and for two rows of a large
+    weight MKL's `weight @ columns` a third (benchmarks/RESULTS.md).
 
     Args:
         x: [..., K].
@@ -70,12 +70,12 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         [..., N].
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not is_plain(weight):
+    if torch.is_autocast_enabled("cpu") or not is_plain(weight):
         return F.linear(x, weight)
-    rows = x.numel() // x.shape[-1]
+    rows, with_gradient = x.numel() // x.shape[-1], torch.is_grad_enabled()
     if rows > FEW_ROWS and rows * weight.numel() >= LARGE_PRODUCT:
-        return onednn_product(x, weight)
-    if rows > FEW_ROWS or not is_large(weight):
+        return OnednnProduct.apply(x, weight) if with_gradient else onednn_product(x, weight)
+    if rows > FEW_ROWS or with_gradient or not is_large(weight):
         return F.linear(x, weight)
     columns = x.reshape(rows, x.shape[-1])
     if rows == 1:
@@ -92,6 +92,26 @@ def is_plain(weight: Tensor) -> bool:
     """Whether oneDNN is available and multiplies the weight: in float32 on a CPU."""
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32
     return plain and torch.backends.mkldnn.is_available()
+
+
+class OnednnProduct(torch.autograd.Function):
+    """`onednn_product` of x [..., K] and a weight [N, K], with its gradients, which are such products too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = ctx.needs_input_grad
+        columns = gradient.reshape(-1, len(weight)).T
+        return (
+            onednn_product(gradient, weight.T) if of_x else None,
+            onednn_product(columns, x.reshape(-1, x.shape[-1]).T) if of_weight else None,
+        )
 
 
 def onednn_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -44,11 +44,13 @@ def test_it_is_the_product_by_the_book(shape, size, dtype):
         (FEW_ROWS + 1, (512, 512), False, "rows"),
         (27, (192, 192), False, "rows"),
         (32, (192, 192), False, "onednn"),
-        (32, (192, 192), True, "rows"),
-        (FEW_ROWS + 1, LARGE, True, "rows"),
+        (32, (192, 192), True, "onednn"),
+        (27, (192, 192), True, "rows"),
+        (FEW_ROWS + 1, LARGE, True, "onednn"),
+        (FEW_ROWS, LARGE, True, "rows"),
     ],
 )
-def test_other_ways_are_for_large_products_without_gradient(rows, size, gradient, way):
+def test_other_ways_are_for_large_products(rows, size, gradient, way):
     layer, x = Linear(size[1], size[0]), torch.randn(rows, size[1])
     with (
         torch.set_grad_enabled(gradient),
@@ -59,6 +61,30 @@ def test_other_ways_are_for_large_products_without_gradient(rows, size, gradient
     assert (by_rows.called, by_onednn.called) == (way == "rows", way == "onednn")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16, "an autocast narrows it, as any product"
+
+
+@needs_onednn
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+def test_gradients_are_those_by_the_book(needs, turned):
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x, weight, outer = randn(2, 32, 192), randn(200, 192), randn(2, 200, 32).transpose(1, 2)
+    outer = outer if turned else outer.contiguous()
+    given = [part.requires_grad_(need) for part, need in zip((x, weight), needs, strict=True)]
+    with patch.object(module, "onednn_product", wraps=module.onednn_product) as by_onednn:
+        (linear(x, weight) * outer).sum().backward()
+    assert by_onednn.call_count == 1 + sum(needs)
+    oracles = (
+        torch.einsum("btn,nk->btk", outer.double(), weight.double()),
+        torch.einsum("btn,btk->nk", outer.double(), x.double()),
+    )
+    for part, need, oracle in zip(given, needs, oracles, strict=True):
+        assert (part.grad is None) != need
+        assert not need or relative_difference(part.grad.double(), oracle) < 3e-6
 
 
 def test_without_onednn_it_is_torchs_own_product(monkeypatch):
