@@ -227,7 +227,8 @@ _OPTIMISATION = (
     Metric("approx_kl", "KL of the update", NATS_PER_TOKEN, "Mean k3 estimate of KL(old policy, new policy) "
            "over the iteration's updates.", board=(HEALTH, 5)),
     Metric("sampler_log_prob_gap", "Sampler's rounding error", NATS_PER_TOKEN, "Mean absolute difference "
-           "between a token's log-prob in the cached sampler and in the training forward pass.",
+           "between a token's log-prob in the cached sampler and in the training forward pass; about 0 where "
+           "`update.recompute_log_probs` is false and that pass is left out.",
            better="down", board=(HEALTH, 6)),
     Metric("explained_variance", "Variance explained by the critic", Unit("share of variance", 3), "1 - "
            "Var(returns - values) / Var(returns); 1 for a perfect critic, 0 for a constant one.", better="up",

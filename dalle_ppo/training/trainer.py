@@ -233,8 +233,15 @@ class Trainer:
         noise = NoiseSource(self.config.seed, "rollout", self.progress.iteration)
         drawer = self.networks.reference if self.draws_from_reference else self.actor.module
         weights = self.family.sampler_weights(drawer, rollout.dtype)
-        samples = rollout.samples_per_caption
-        return collect(self.family, weights, records, samples, noise, rollout.memory_gb, self.means)
+        samples, means = rollout.samples_per_caption, replace(self.means, remember=self.reuses_states)
+        return collect(self.family, weights, records, samples, noise, rollout.memory_gb, means)
+
+    @property
+    def reuses_states(self) -> bool:
+        """Whether scoring takes the policy's states from the sampler, and does not compute them again."""
+        rollout, update = self.config.rollout, self.config.update
+        alike = rollout.dtype == update.dtype == "float32" and not self.draws_from_reference
+        return alike and not update.recompute_log_probs and self.team.size == 1
 
     def score_passes(self, experience: Experience) -> Experience:
         """Scores the images with actor, reference and critic."""

@@ -25,7 +25,8 @@ def test_a_run_learns_and_its_first_ratios_are_1(recomputed):
         assert record["ratio_first_minibatch_max_deviation"] < 1e-4
         assert record["sampler_log_prob_gap"] < 1e-4
         assert 0 < record["mass_outside"] < 0.5 and 0 < record["entropy"] <= T * math.log(K)
-    assert records[0]["kl"] == 0 and records[0]["kl_full"] == 0
+    # Not recomputed, it is the sampler's policy against the reference in the training forward pass.
+    assert all(abs(records[0][name]) <= (0 if recomputed else 1e-5) for name in ("kl", "kl_full"))
     assert records[2]["kl"] > 0 and records[2]["kl_full"] > 0
     assert not torch.equal(trainer.actor.module.lm_head.weight, before)
 
