@@ -86,13 +86,23 @@ def cell_config(
     return config
 
 
-def train_for(trainer: Trainer, seconds: float, points: int) -> list[dict]:
-    """Trains until the time is up, with a checkpoint at each point; returns every iteration's numbers."""
+def train_for(trainer: Trainer, seconds: float, points: int) -> tuple[list[dict], str]:
+    """Trains until the time is up or the policy collapses, with a checkpoint at each point.
+
+    Returns:
+        Every iteration's numbers, and how it collapsed; "" if it did not.
+    """
     passed, saved, done = 0.0, 0, []
     with MetricsWriter(trainer.run_dir, 0) as writer:
         while passed < seconds:
             begin = time.process_time()
-            metrics = trainer.iterate(writer)
+            try:
+                metrics = trainer.iterate(writer)
+            except ValueError as error:
+                if "collapsed" not in str(error):
+                    raise
+                trainer.save()
+                return done, str(error).partition(";")[0]
             passed += (time.process_time() - begin) / torch.get_num_threads()
             writer.write(metrics)
             done.append({"images": metrics["images"], "seconds": passed})
@@ -100,7 +110,7 @@ def train_for(trainer: Trainer, seconds: float, points: int) -> list[dict]:
             if due > saved:
                 trainer.save()
                 saved = due
-    return done
+    return done, ""
 
 
 def run_cell(config: Config, run_dir: Path, seconds: float, points: int, best_of: bool) -> dict:
@@ -108,13 +118,14 @@ def run_cell(config: Config, run_dir: Path, seconds: float, points: int, best_of
     prepare_run_dir(run_dir, resume=False)
     trainer = build_trainer(config, run_dir)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    done = train_for(trainer, seconds, points)
+    done, collapsed = train_for(trainer, seconds, points)
     subject = subject_of(trainer, run_dir)
     measures = build_measures(config, trainer.reward, find_world(config.model.path), None)
     captions = evaluation_captions(config)
     baselines = parse_baselines(BEST_OF) if best_of else []
     result = evaluate(config, run_dir, subject, measures, captions, baselines=baselines)
-    return {"curve": curve(result, done), BEST_OF: side_numbers(result[BEST_OF]) if best_of else None}
+    best = side_numbers(result[BEST_OF]) if best_of else None
+    return {"curve": curve(result, done), BEST_OF: best, "collapsed": collapsed}
 
 
 def side_numbers(side: dict) -> dict:
@@ -157,9 +168,10 @@ def cell(args: argparse.Namespace, others: list[str], key: tuple[str, str, float
 
 
 def best_rate(args: argparse.Namespace, others: list[str], task: str, objective: str) -> float:
-    """The learning rate whose policy has the highest mean reward after `--search_seconds`."""
+    """The learning rate with the highest mean reward after `--search_seconds`, and without a collapse."""
     found = {rate: cell(args, others, (task, objective, rate, SEARCH_SEED)) for rate in RATES}
-    return max(found, key=lambda rate: found[rate]["curve"][-1]["reward_mean"])
+    sound = [rate for rate in RATES if not found[rate].get("collapsed")] or RATES
+    return max(sound, key=lambda rate: found[rate]["curve"][-1]["reward_mean"])
 
 
 def at(points: list[dict], axis: str, place: float, name: str) -> float:
@@ -173,7 +185,8 @@ def at(points: list[dict], axis: str, place: float, name: str) -> float:
 
 def table(cells: dict[str, list[dict]], axis: str) -> str:
     """Means and standard deviations over seeds, where all objectives have cost as much on this axis."""
-    place = min(c["curve"][-1][axis] for of_objective in cells.values() for c in of_objective)
+    every = [c for of_objective in cells.values() for c in of_objective]
+    place = min(c["curve"][-1][axis] for c in every if not c.get("collapsed"))
     heads = ("reward", "unsafe, judge", "alignment, judge", "KL, nats per image", "diversity")
     unit = f"{place:.0f} {'images' if axis == 'images' else 'seconds'}"
     lines = [f"| after {unit} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
@@ -186,7 +199,9 @@ def table(cells: dict[str, list[dict]], axis: str) -> str:
             lines.append(row(label, [[s[name] for s in side] for name in NUMBERS]))
     for objective, of_objective in cells.items():
         values = [[at(c["curve"], axis, place, name) for c in of_objective] for name in NUMBERS]
-        lines.append(row(f"`{objective}`", values))
+        collapsed = sum(bool(c.get("collapsed")) for c in of_objective)
+        note = f", {collapsed} of {len(of_objective)} collapsed" if collapsed else ""
+        lines.append(row(f"`{objective}`{note}", values))
     return "\n".join(lines)
 
 

@@ -205,6 +205,7 @@ def follow(trainer, captions: list, measures) -> None:
     checkpoint = shared_checkpoint(None, trainer.team)
     if checkpoint is not None:
         trainer.load(checkpoint)
+    del checkpoint  # as large as all networks and optimisers
     trainer.run()
     if trainer.config.evaluation.at_end:
         finish(trainer, captions, measures)

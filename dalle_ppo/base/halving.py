@@ -8,8 +8,9 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-CPU_FAILURES = ("can't allocate memory", "not enough memory")
-"""How torch says it on a CPU, on Linux and on Windows, where its error has no type of its own."""
+FAILURES = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+"""How an error without a type of its own says it, in lower case: torch's on a CPU, on Linux and on Windows;
+on a GPU those of CUDA, Triton and cuBLAS, which allocate beside torch."""
 
 
 class OutOfMemory(ValueError):
@@ -20,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out: torch's on a GPU or a CPU, or Python's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_FAILURES)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in FAILURES)
 
 
 class Halving:

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -302,14 +303,20 @@ def lacks_processes(environment: Mapping[str, str]) -> bool:
     return by_accelerate and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment
 
 
+def _show_in_team(rank: int, message: Warning | str, *_: object, **__: object) -> None:
+    """Shows the first process's warnings, and of the others those that slow all of them down."""
+    if rank == 0:
+        print(f"warning: {message}", file=sys.stderr)
+    elif "out of memory" in str(message):
+        print(f"warning: process {rank}: {message}", file=sys.stderr)
+
+
 def _run_in_team(main: Callable[..., int], rank: int, size: int) -> NoReturn:
     """Runs a command line as one process of a team: whatever ends one ends all, with one line."""
     from dalle_ppo.base.distributed import form_team
 
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: (
-            print(f"warning: {message}", file=sys.stderr) if rank == 0 else None
-        )
+        warnings.showwarning = partial(_show_in_team, rank)
         try:
             team = form_team(rank, size)
         except ValueError as error:

@@ -7,7 +7,7 @@ and a repeated one draws only what has changed.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.settings import Config
@@ -77,6 +78,7 @@ class Setup:
         folder: where finished batches are kept, for an evaluation that is interrupted or done again.
         identity: everything besides its weights that determines the numbers of a side; JSON-able.
         team: the processes that share the batches; the first one keeps them.
+        halving: remembers how many images fit, where memory runs out.
     """
 
     config: Config
@@ -87,6 +89,7 @@ class Setup:
     folder: Path
     identity: Mapping[str, object]
     team: Team = ALONE
+    halving: Halving = field(default_factory=Halving)
 
     @property
     def samples(self) -> int:
@@ -108,7 +111,8 @@ class Setup:
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
         memory_gb = self.config.rollout.memory_gb
         weights = self.family.sampler_weights(decoder)
-        return collect(self.family, weights, captions, samples, noise, memory_gb, Means(remember=remember))
+        means = Means(halving=self.halving, remember=remember)
+        return collect(self.family, weights, captions, samples, noise, memory_gb, means)
 
 
 @torch.no_grad()
@@ -120,8 +124,8 @@ def draw_side(name: str, decoder: nn.Module, setup: Setup) -> Side:
 
     def draw(number: int, captions: list[CaptionRecord]) -> Columns:
         drawn = setup.collect(decoder, captions, setup.samples, remember=True)
-        own = policy_columns(decoder, setup.reference, setup.family, drawn)
-        return image_columns(drawn, setup.measures) | own
+        own = policy_columns(decoder, setup.reference, setup.family, drawn, setup.halving)
+        return image_columns(drawn, setup.measures, setup.halving) | own
 
     return in_batches(name, weights_sha256(decoder), draw, setup)
 
@@ -141,7 +145,9 @@ def draw_baseline(baseline: Baseline, reference: Side, setup: Setup) -> Side:
         def redraw(rows: np.ndarray, attempt: int) -> Columns:
             wanted = [captions[row // setup.samples] for row in rows]
             batch = setup.collect(setup.reference, wanted, 1, attempt)
-            return image_columns(batch, setup.measures) | unknown(*POLICY_COLUMNS, num=len(rows))
+            return image_columns(batch, setup.measures, setup.halving) | unknown(
+                *POLICY_COLUMNS, num=len(rows)
+            )
 
         if baseline.kind == "best_of":
             kept = best_of(first, redraw, baseline.tries)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dalle_ppo.base.halving import Halving
 from dalle_ppo.evaluation.baselines import DRAWN
 from dalle_ppo.evaluation.columns import unknown
 from dalle_ppo.evaluation.heldout import HELDOUT_COLUMNS
@@ -16,6 +17,7 @@ from dalle_ppo.evaluation.suite import Suite
 from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.policy.rollout import as_float
 from dalle_ppo.rewards.base import Reward, check_result, metadata_of
+from dalle_ppo.rewards.in_parts import score_in_parts
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.pictures import to_numpy
 
@@ -53,12 +55,22 @@ class Measures:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
-def image_columns(batch: Experience, measures: Measures) -> dict[str, np.ndarray]:
-    """Columns that do not need the policy: reward and parts, judge, held-out measures, image statistics."""
+def image_columns(
+    batch: Experience, measures: Measures, halving: Halving | None = None
+) -> dict[str, np.ndarray]:
+    """Columns that do not need the policy: reward and parts, judge, held-out measures, image statistics.
+
+    Args:
+        batch: the images.
+        measures: what they are measured with.
+        halving: remembers how many images the reward can take at a time.
+    """
     num, captions, pixels = len(batch), list(batch.captions), as_float(batch.images)
     metadata = metadata_of(batch.tags, batch.caption_ids)
     # A copy, so that a reward that changes its images does not affect the other measures.
-    result = check_result(measures.reward(pixels.clone(), captions, metadata), num, "of this run")
+    whole = measures.reward, pixels.clone(), captions, metadata
+    scored = score_in_parts(*whole, halving or Halving(), "evaluation.batch_size")
+    result = check_result(scored, num, "of this run")
     tokens = batch.tokens.cpu().numpy().astype(np.int32)
     judge = measures.judge(batch.images, captions) if measures.judge else unknown(*JUDGE_COLUMNS, num=num)
     heldout = measures.heldout(pixels, captions) if measures.heldout else unknown(*HELDOUT_COLUMNS, num=num)
@@ -85,7 +97,11 @@ def _part_columns(parts: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def policy_columns(
-    policy: nn.Module, reference: nn.Module, family: PolicyFamily, drawn: Experience
+    policy: nn.Module,
+    reference: nn.Module,
+    family: PolicyFamily,
+    drawn: Experience,
+    halving: Halving | None = None,
 ) -> dict[str, np.ndarray]:
     """Exact KL from the reference and entropy of the first sample of each caption.
 
@@ -94,18 +110,23 @@ def policy_columns(
         reference: the model that training started from.
         family: how both models score.
         drawn: the images; those of one caption are adjacent.
+        halving: remembers how many of them fit.
 
     Returns:
         `kl` and `entropy`, float64 [N], nats per image; NaN for the other samples of a caption.
     """
-    columns = unknown(*POLICY_COLUMNS, num=len(drawn))
     samples = len(drawn) // (int(drawn.caption_index[-1]) + 1)
     first = torch.arange(0, len(drawn), samples, device=drawn.tokens.device)
     is_reference = policy is reference
-    for index in first.split(ROWS_AT_ONCE):
-        rows = drawn.select(index)
-        scores = family.score(policy, rows, entropy=True, reference=None if is_reference else reference)
-        kl = torch.zeros(len(index)) if is_reference else scores.kl.sum(dim=1)
-        columns["kl"][index.cpu()] = kl.cpu()
-        columns["entropy"][index.cpu()] = scores.entropy.sum(dim=1).cpu()
-    return columns
+
+    def work(size: int) -> dict[str, np.ndarray]:
+        columns = unknown(*POLICY_COLUMNS, num=len(drawn))
+        for index in first.split(size):
+            rows = drawn.select(index)
+            scores = family.score(policy, rows, entropy=True, reference=None if is_reference else reference)
+            kl = torch.zeros(len(index)) if is_reference else scores.kl.sum(dim=1)
+            columns["kl"][index.cpu()] = kl.cpu()
+            columns["entropy"][index.cpu()] = scores.entropy.sum(dim=1).cpu()
+        return columns
+
+    return (halving or Halving()).run("scoring", "evaluation.batch_size", ROWS_AT_ONCE, work)

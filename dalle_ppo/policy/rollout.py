@@ -89,7 +89,9 @@ def collect(
         of_part = partial(draw, weights, plan=plan)
         return draw_in_parts(of_part, own_prompts, keys, samples_per_caption, size)
 
-    drawing = (means.halving or Halving()).run("drawing", "rollout.memory_gb", len(keys), work)
+    halving = means.halving or Halving()
+    # If it does not fit in one process, all of them must know: they would wait for its images.
+    drawing = team.everywhere(lambda: halving.run("drawing", "rollout.memory_gb", len(keys), work))
     assert drawing.states is None or team.size == 1, "states are not joined"
     parts = drawing.tokens, drawing.log_probs, drawing.images
     tokens, log_probs, images = (of_all(part, len(captions), team) for part in parts)

@@ -11,7 +11,12 @@ from dalle_ppo.rewards.groups import caption_groups
 
 
 def score_in_parts(
-    reward: Reward, images: Tensor, captions: Sequence[str], metadata: Metadata, halving: Halving
+    reward: Reward,
+    images: Tensor,
+    captions: Sequence[str],
+    metadata: Metadata,
+    halving: Halving,
+    setting: str = "rollout.rollout_batch_size",
 ) -> RewardResult:
     """Calls the reward, on half as many images at a time whenever memory runs out.
 
@@ -24,6 +29,7 @@ def score_in_parts(
         captions: B of them.
         metadata: metadata of each image's caption.
         halving: remembers what fits.
+        setting: that says how many images are scored at once.
 
     Raises:
         ValueError: the reward raised it, or not even one image fits.
@@ -39,7 +45,7 @@ def score_in_parts(
             order += rows
         return joined(results, torch.tensor(order, device=images.device).argsort())
 
-    return halving.run("computing the reward of", "rollout.rollout_batch_size", len(captions), work)
+    return halving.run("computing the reward of", setting, len(captions), work)
 
 
 def packed(groups: Sequence[list[int]], size: int) -> list[list[int]]:

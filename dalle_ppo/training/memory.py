@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dalle_ppo.config.settings import Config
+from dalle_ppo.models.dalle.adapted import copied_bytes
 from dalle_ppo.models.dalle.blank import backward_without_head, blank_images
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan
 from dalle_ppo.rl.records import Experience
@@ -32,6 +33,7 @@ class MemoryForecast:
         scoring: a microbatch without gradient.
         update: a microbatch of "actor" and "critic", with activations and all else but the logits.
         logits: what is on top of it in the actor's update.
+        evaluation: a copy of the reference that draws in the evaluation, on top of what drawing needs.
         process: the rest.
     """
 
@@ -43,6 +45,7 @@ class MemoryForecast:
     scoring: int
     update: dict[str, int]
     logits: int
+    evaluation: int = 0
     process: int = PROCESS
 
     @property
@@ -53,6 +56,7 @@ class MemoryForecast:
             "drawing": max(self.drawing.values(), default=0),
             "scoring": self.scoring,
             "update": sum(self.gradients.values()) + max(update.values()),
+            "evaluation": max(self.drawing.values(), default=0) + self.evaluation,
         }
 
     @property
@@ -130,6 +134,7 @@ def predict_memory(
         scoring=_scoring_bytes(config, networks),
         update=update,
         logits=max(0, whole - activations),
+        evaluation=copied_bytes(networks.reference) if plan is not None and config.evaluation.at_end else 0,
     )
     if config.update.shard == "full" and processes > 1:
         return _in_parts(forecast, config, networks, processes)
@@ -205,14 +210,15 @@ def _actor_bytes(config: Config, networks: Networks) -> tuple[int, int]:
         sum(part.sum() for part in parts if part is not None).backward()
 
     networks_used = [networks.actor, networks.reference]
-    return peak_bytes(body, networks_used[:1]), peak_bytes(all_of_it, networks_used)
+    dtype = getattr(torch, config.update.dtype)
+    return peak_bytes(body, networks_used[:1], dtype), peak_bytes(all_of_it, networks_used, dtype)
 
 
 def _critic_bytes(config: Config, networks: Networks) -> int:
     def compute(modules: list[nn.Module]) -> None:
         networks.family.values(modules[0], _images(networks, _microbatch(config))).sum().backward()
 
-    return peak_bytes(compute, [networks.critic])
+    return peak_bytes(compute, [networks.critic], getattr(torch, config.update.dtype))
 
 
 def _scoring_bytes(config: Config, networks: Networks) -> int:
@@ -229,7 +235,8 @@ def _scoring_bytes(config: Config, networks: Networks) -> int:
             scores = scores, family.values(network, rows)
 
     used = [networks.actor, networks.reference, networks.critic]
-    return peak_bytes(compute, [module for module in used if module is not None])
+    present = [module for module in used if module is not None]
+    return peak_bytes(compute, present, getattr(torch, config.update.dtype))
 
 
 def _batch_bytes(config: Config, networks: Networks) -> int:
@@ -256,6 +263,8 @@ def _drawing_bytes(config: Config, networks: Networks, plan: MemoryPlan) -> dict
     if config.rollout.dtype == "bfloat16":
         named = networks.actor.named_parameters()
         caches += sum(2 * p.numel() for name, p in named if "lm_head" not in name)
+    else:
+        caches += copied_bytes(networks.actor)
     return {
         "sampler": caches + plan.kept_bytes,
         "decoding": plan.microbatch_size * plan.pixel_bytes + plan.kept_bytes,

@@ -146,7 +146,9 @@ def shared_score_passes(
     if is_sharded(networks.reference) and count >= team.size:  # equally many passes everywhere
         rows = torch.cat([rows, rows[-1:].expand(-(-count // team.size) - kept)])
     own = experience.select(rows)
-    scored = score_passes(networks, own, microbatch_size, keep_reference, own_order, halving)
+    scored = team.everywhere(
+        lambda: score_passes(networks, own, microbatch_size, keep_reference, own_order, halving)
+    )
     columns = {name: getattr(scored, name) for name in SCORED if getattr(scored, name) is not None}
     whole = {name: team.join(column[:kept], count)[back] for name, column in columns.items()}
     states = map_tensors(scored.reference_states, lambda tensor: team.join(tensor[:kept], count)[back])

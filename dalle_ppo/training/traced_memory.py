@@ -59,7 +59,11 @@ def without_data(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def peak_bytes(compute: Callable[[list[nn.Module]], object], modules: Iterable[nn.Module]) -> int:
+def peak_bytes(
+    compute: Callable[[list[nn.Module]], object],
+    modules: Iterable[nn.Module],
+    dtype: torch.dtype = torch.float32,
+) -> int:
     """Bytes that a computation holds at its worst beyond parameters and their gradients.
 
     Nothing is computed and no memory is taken: all tensors are torch's fake ones, on a CPU. There, attention
@@ -68,6 +72,7 @@ def peak_bytes(compute: Callable[[list[nn.Module]], object], modules: Iterable[n
     Args:
         compute: gets copies of the modules without data.
         modules: networks, on any device.
+        dtype: of the products. The family's own autocast is for the real device, where nothing is computed.
 
     Source: https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
     """
@@ -75,6 +80,7 @@ def peak_bytes(compute: Callable[[list[nn.Module]], object], modules: Iterable[n
         copies = [without_data(module) for module in modules]
         known = [t for m in copies for p in m.parameters() for t in (p, p.grad) if t is not None]
         known += [buffer for m in copies for buffer in m.buffers()]
-        with LiveBytes(known) as live:
+        narrow = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        with LiveBytes(known) as live, narrow:
             compute(copies)
     return live.peak

@@ -127,7 +127,9 @@ def run_update(
     for minibatch in minibatches(experience, objective.compares_images, config, step.generator):
         work = partial(gradients, minibatch, log, train_actor)
         with nullcontext() if log.minibatches else step.signals.interruptible():
-            log, *losses = halving.run(GRADIENTS, "update.microbatch_size", settings.microbatch_size, work)
+            log, *losses = team.everywhere(
+                partial(halving.run, GRADIENTS, "update.microbatch_size", settings.microbatch_size, work)
+            )
         actor_loss, critic_loss = log.end_minibatch(train_actor, *losses, team)
         if train_actor and log.actor_minibatches > 1 and past(settings.target_kl, log.last_approx_kl):
             step.actor.optimizer.zero_grad(set_to_none=True)

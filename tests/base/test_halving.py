@@ -72,6 +72,11 @@ def test_what_counts_as_out_of_memory():
         torch.empty(2**55)
     assert is_out_of_memory(of_cpu.value), "torch's own error on a CPU, which has no type of its own"
     assert is_out_of_memory(torch.OutOfMemoryError()) and is_out_of_memory(MemoryError())
+    for text in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+    ):
+        assert is_out_of_memory(RuntimeError(text)), "allocated beside torch"
     assert not is_out_of_memory(RuntimeError("shapes do not fit")) and not is_out_of_memory(ValueError())
     with pytest.raises(RuntimeError, match="invalid for input"):
         Halving().run("scoring", "x.size", 4, lambda size: torch.zeros(2).reshape(3))

@@ -114,7 +114,7 @@ def test_what_cannot_be_loaded_is_one_line(bert, tmp_path, monkeypatch):
             reward_at(**({"url": "http://127.0.0.1:9", "bert": bert} | settings))
         assert "\n" not in str(error.value)
     monkeypatch.setattr(vision, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package bert-score.*pip install 'dalle_ppo\[vlm\]'"):
+    with pytest.raises(ValueError, match=r"needs the package bert-score.*pip install -e '\.\[vlm\]'"):
         reward_at("http://127.0.0.1:9", bert)
 
 

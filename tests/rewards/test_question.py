@@ -159,7 +159,5 @@ def test_the_key_is_sent_and_neither_logged_nor_repeated(monkeypatch, caplog, ca
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch):
     monkeypatch.setattr(vision, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"question needs the package openai.*pip install 'dalle_ppo\[vlm\]'"
-    ):
+    with pytest.raises(ValueError, match=r"question needs the package openai.*pip install -e '\.\[vlm\]'"):
         reward_at("http://localhost:1")

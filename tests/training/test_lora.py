@@ -17,9 +17,10 @@ from dalle_ppo.models.adapters import (
     merged_weights,
 )
 from dalle_ppo.models.dalle import linear
-from dalle_ppo.models.dalle.adapted import adapted_decoder
+from dalle_ppo.models.dalle.adapted import adapted_decoder, copied_bytes, whole_decoder
 from dalle_ppo.models.dalle.bart import frozen_decoder
 from dalle_ppo.models.dalle.sampling import sample
+from dalle_ppo.models.precision import narrow
 from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.runs.checkpoints import load_checkpoint
 
@@ -277,3 +278,16 @@ def test_merging_leaves_the_body_alone():
     assert all(torch.equal(tensor, before[name]) for name, tensor in reference.state_dict().items())
     assert not is_adapted(frozen_decoder(TINY, first))
     assert json.dumps(adapter_config(actor))
+
+
+@pytest.mark.parametrize("adapted, narrowed", [(True, False), (False, True), (True, True), (False, False)])
+def test_the_forecast_knows_what_the_sampler_copies(adapted, narrowed):
+    decoder = tiny_bart()[1]
+    if narrowed:
+        narrow(decoder, torch.bfloat16)
+    if adapted:
+        add_lora(decoder, ["encoder_attn.k_proj", "encoder_attn.v_proj"], Lora(2, 4.0))
+    own = {t.data_ptr() for t in decoder.state_dict().values()}
+    whole = whole_decoder(decoder).state_dict() if adapted or narrowed else {}
+    copied = {t.data_ptr(): t.numel() * t.element_size() for t in whole.values() if t.data_ptr() not in own}
+    assert copied_bytes(decoder) == sum(copied.values())

@@ -1,7 +1,9 @@
 """A batch shared by processes teaches what it teaches one process. Threads stand in for processes here."""
 
 import copy
+import warnings
 from dataclasses import replace
+from functools import partial
 from threading import Barrier, Thread, get_ident
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.base.distributed import take_device
+from dalle_ppo.base.halving import OutOfMemory
 from dalle_ppo.base.team import ALONE, Team, check_same
 from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.terms import balance
@@ -358,3 +361,27 @@ def test_batches_of_an_evaluation_are_divided_and_kept_once(tmp_path):
         assert len(own.labels["caption_id"]) == 22
     assert sorted(drawn) == [("team", number) for number in (0, 2, 3, 4, 5)]
     assert sorted(path.name for path in kept.iterdir()) == [f"{number:06d}.npz" for number in range(6)]
+
+
+def test_what_does_not_fit_in_one_process_is_told_by_all(monkeypatch):
+    """The others would wait for its images, and nobody would lead them out of it."""
+    teams, draw = thread_teams(2), DalleFamily.draw
+    full = [False, True]
+
+    def run(rank: int):
+        trainer = tiny_trainer(changed(TINY_CONFIG, SHARED), team=teams[rank])
+
+        def limited(family, *args, **kwargs):
+            if full[rank]:
+                raise torch.OutOfMemoryError("injected")
+            return draw(family, *args, **kwargs)
+
+        trainer.family = copy.copy(trainer.family)
+        object.__setattr__(trainer.family, "draw", partial(limited, trainer.family))
+        return trainer.collect()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = together(teams, run)
+    assert all(isinstance(error, OutOfMemory) for error in found), found
+    assert {"drawing one image at a time" in str(error) for error in found} == {True}

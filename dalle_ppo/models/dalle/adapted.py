@@ -58,6 +58,15 @@ def is_narrow(decoder: nn.Module) -> bool:
     return decoder.layers[0].self_attn.out_proj.weight.dtype.itemsize < rest.itemsize
 
 
+def copied_bytes(decoder: BartDecoder) -> int:
+    """Bytes of what `sampler_weights` copies of a decoder in float32: adapted and narrow matrices."""
+    size = decoder.embed_positions.weight.dtype.itemsize
+    adapted = {id(m.get_base_layer().weight) for m in decoder.modules() if hasattr(m, "lora_A")}
+    left = (".lora_", "lm_head.")
+    named = [(n, p) for n, p in decoder.named_parameters() if not any(part in n for part in left)]
+    return sum(size * p.numel() for _, p in named if id(p) in adapted or p.dtype.itemsize < size)
+
+
 def whole_decoder(decoder: BartDecoder) -> BartDecoder:
     """A frozen decoder in one dtype, with any adapters merged in, for the sampler to read."""
     dtype = decoder.embed_positions.weight.dtype

@@ -8,8 +8,7 @@ a GPU has a kernel of its own, `kernels.draw_codes`, which a test compares with 
 """
 
 import importlib.util
-import os
-import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -271,15 +270,33 @@ def sample_branches(
 
 
 def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
-    """Whether a step runs as `kernels`: on CUDA, in float32 or narrower, where Triton works.
-
-    Torch ships with Triton on Linux, and Triton needs a C compiler. Elsewhere a step runs as on CPUs.
-    """
+    """Whether a step runs as `kernels`: on CUDA, in float32 or narrower, where Triton works."""
     narrow = decoder.embed_positions.weight.dtype.itemsize <= 4
-    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang", "cc"))
-    return (
-        device.type == "cuda" and narrow and has_compiler and importlib.util.find_spec("triton") is not None
-    )
+    return device.type == "cuda" and narrow and triton_works()
+
+
+@cache
+def triton_works() -> bool:
+    """Whether Triton, which comes with torch on Linux, can build what it runs on this machine's GPU.
+
+    It needs a C compiler and Python's headers, and says so in errors of many types. Tried once; where it
+    fails, a warning says why the sampler is slower.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # compiles a small C file
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"Triton does not work here ({type(error).__name__}: {reason}), so images are sampled more "
+            "slowly; it needs a C compiler and Python's headers (python3-dev)",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 class _Drawing:

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import TINY, captions, image_tokens, randomise, relative_difference, tiny_bart, tiny_prompts
 
+from dalle_ppo.models.dalle import sampling
 from dalle_ppo.models.dalle.bart import CrossStates
 from dalle_ppo.models.dalle.sampling import _Drawing, draw_replayed, sample
 from dalle_ppo.models.policy_settings import PolicySettings
@@ -234,3 +236,31 @@ def test_every_kernel_compiles_for_a_gpu(capability, dtype, monkeypatch, tmp_pat
     command = [sys.executable, "-c", textwrap.dedent(COMPILE), str(capability), dtype]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_without_a_compiler_or_headers_the_sampler_says_so_once_and_goes_on(works, monkeypatch, recwarn):
+    """Triton compiles a C file when it is first used, and what fails then has many types."""
+
+    class Driver:
+        asked = 0
+
+        @property
+        def active(self):
+            self.asked += 1
+            if not works:
+                raise subprocess.CalledProcessError(1, ["gcc"])
+            return SimpleNamespace(get_current_target=lambda: "a GPU")
+
+    driver = Driver()
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=driver))
+    monkeypatch.setattr(sampling.importlib.util, "find_spec", lambda name: name)
+    sampling.triton_works.cache_clear()
+    decoder = tiny_bart()[1]
+    try:
+        found = [sampling.runs_as_kernels(torch.device("cuda"), decoder) for _ in range(2)]
+        assert not sampling.runs_as_kernels(torch.device("cpu"), decoder)
+    finally:
+        sampling.triton_works.cache_clear()
+    assert found == [works] * 2 and driver.asked == 1
+    assert [("CalledProcessError" in str(w.message)) for w in recwarn] == [True] * (not works)
