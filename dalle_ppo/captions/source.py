@@ -83,7 +83,35 @@ class CaptionSource:
         Raises:
             ValueError: a tag with a share has no caption at all, or a file cannot be read.
         """
+        return [record for _, record in self.next_with_keys(n)]
+
+    def next_with_keys(self, n: int) -> list[tuple[str, CaptionRecord]]:
+        """The next `n` captions, each with the key of `shares` that it was drawn for."""
         return [self._next_record() for _ in range(n)]
+
+    def missing(self, drawn: Mapping[str, str], n: int) -> str | None:
+        """Which of several shares of `n` distinct captions cannot be met because its captions have run out.
+
+        Draws further from streams that fell short, so the source is not to be used afterwards.
+
+        Args:
+            drawn: for the id of each distinct caption drawn so far, the key of `shares`.
+            n: how many were wanted.
+
+        Returns:
+            What is missing, for a message; None if nothing is.
+        """
+        counts = Counter(drawn.values())
+        for key, share in self._shares.items() if len(self._shares) > 1 else ():
+            count, needed = counts[key], math.floor(share * n + 1e-6)
+            if count >= needed:
+                continue
+            # A file's order repeats after one pass. Captions made at random fall short by chance, but do not
+            # end: some of twice as many are new.
+            more = (self._streams[key].next_record().id for _ in range(2 * count + 100))
+            if all(other in drawn for other in more):
+                return f"there are only {count} distinct captions for {key}, whose share needs {needed}"
+        return None
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log: see `position_metrics`."""
@@ -120,13 +148,13 @@ class CaptionSource:
                     f"now {value!r}; resume with the same captions and settings"
                 )
 
-    def _next_record(self) -> CaptionRecord:
+    def _next_record(self) -> tuple[str, CaptionRecord]:
         total = sum(self._drawn.values()) + 1
         key = max(self._shares, key=lambda k: self._shares[k] * total - self._drawn[k])
         record = self._streams[key].next_record()
         self._drawn[key] += 1
         self._tags[record.tag] += 1
-        return record
+        return key, record
 
 
 def position_metrics(state: Mapping[str, Any]) -> dict[str, float]:
@@ -260,18 +288,28 @@ def check_shares(shares: Mapping[str, float]) -> None:
 
 
 def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
-    """Draw `n` captions with distinct ids, as an evaluation set.
+    """Draw `n` captions with distinct ids, as an evaluation set; `source` is not to be used afterwards.
 
     Raises:
-        ValueError: the source has fewer distinct captions.
+        ValueError: the source, or one of its tags with a share, has fewer distinct captions.
     """
     records: dict[str, CaptionRecord] = {}
+    keys: dict[str, str] = {}
     for _ in range(20):
-        for record in source.next_batch(n - len(records)):
+        for key, record in source.next_with_keys(n - len(records)):
             records.setdefault(record.id, record)
+            keys.setdefault(record.id, key)
         if len(records) == n:
-            return list(records.values())
-    raise ValueError(f"there are only {len(records)} distinct captions, not {n}")
+            break
+    # Where a tag ran out, its place went to the others, or not even they were enough.
+    missing = source.missing(keys, n)
+    if missing:
+        raise ValueError(f"{missing}; ask for fewer, change the shares, or give more captions")
+    if len(records) < n:
+        raise ValueError(
+            f"there are only {len(records)} distinct captions, not {n}; ask for fewer, or give more captions"
+        )
+    return list(records.values())
 
 
 def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> list[CaptionRecord]:
