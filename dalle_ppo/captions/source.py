@@ -35,6 +35,8 @@ from dalle_ppo.captions.streams import (
 )
 
 OTHER = "OTHER"
+FROZEN_COLUMNS = {"TEXT": "text", "NSFW": "tag", "ID": "id"}
+"""The columns of a frozen set of captions, by which field of the record each holds."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,17 @@ def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> l
     Raises:
         ValueError: the file cannot be read or contains no captions.
     """
-    source = open_captions(path, CaptionRequest(DrawSettings(split=None), reading=reading))
+    return first_distinct(
+        open_captions(path, CaptionRequest(DrawSettings(split=None), reading=reading)), wanted
+    )
+
+
+def first_distinct(source: CaptionSource, wanted: int) -> list[CaptionRecord]:
+    """At most `wanted` distinct captions, and all of them if there are no more.
+
+    Raises:
+        ValueError: a file cannot be read or contains no captions.
+    """
     records: dict[str, CaptionRecord] = {}
     fruitless = 0
     while len(records) < wanted and fruitless < 3:
@@ -339,9 +351,8 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     """
     path = Path(path)
     rows = [asdict(record) for record in records]
-    columns = {"TEXT": "text", "NSFW": "tag", "ID": "id"}
     table = pa.table(
-        {name: pa.array([row[key] for row in rows], pa.string()) for name, key in columns.items()}
+        {name: pa.array([row[key] for row in rows], pa.string()) for name, key in FROZEN_COLUMNS.items()}
     )
 
     def write(new: Path) -> None:
@@ -353,6 +364,14 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     atomic_write(_hash_file(path), f"{digest}  {path.name}\n")
     return digest
+
+
+def is_frozen(path: Path) -> bool:
+    """Whether a file holds captions that `freeze_captions` wrote, by its columns."""
+    try:
+        return path.suffix == ".parquet" and pq.read_schema(path).names == list(FROZEN_COLUMNS)
+    except (OSError, pa.ArrowException):
+        return False  # whoever reads it says what is wrong
 
 
 def _hash_file(path: Path) -> Path:
