@@ -4,6 +4,8 @@ import csv
 from collections import Counter
 from dataclasses import fields
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dalle_ppo.build.captions import EVALUATION_STREAM, build_captions, evaluation_captions
@@ -115,6 +117,21 @@ def test_bad_files(source):
         drawn(source.parent)
     with pytest.warns(UserWarning, match=r"b\.csv"):
         assert drawn(source.parent, skip_bad_files=True)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_file_without_captions_is_a_bad_file(tmp_path, suffix):
+    (tmp_path / "a.csv").write_text("TEXT\na boat\n")
+    (tmp_path / "b.csv").write_text("width,height\n1,2\n3,4\n")
+    (tmp_path / "b.jsonl").write_text('{"width": 1}\n')
+    pq.write_table(pa.table({"width": [1]}), tmp_path / "b.parquet")
+    for other in {"csv", "jsonl", "parquet"} - {suffix}:
+        (tmp_path / f"b.{other}").unlink()
+    usual = {"column": None, "tag_column": None}
+    with pytest.raises(ValueError, match=rf"b\.{suffix}: has none of the usual caption columns"):
+        drawn(tmp_path, **usual)
+    with pytest.warns(UserWarning, match=rf"file skipped.*b\.{suffix}"):
+        assert drawn(tmp_path, skip_bad_files=True, **usual) == {("a boat", "UNTAGGED")}
 
 
 @pytest.mark.parametrize(
