@@ -13,9 +13,6 @@ from dalle_ppo.config.settings import Config
 from dalle_ppo.config.user_code import NO_USER_CODE, refuse_user_code
 from dalle_ppo.runs.places import POLICY_GROUPS, checkpoint_of, refuse_wrong_path
 
-PROMPT_SETS = ("prompts:", "drawbench:", "partiprompts:", "hpdv2:")
-"""Caption sources that know their own columns."""
-
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m dalle_ppo.evaluate", description=__doc__)
@@ -25,7 +22,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(
             f"--captions.{name}", metavar="VALUE", help=f"of that file; default: the run's captions.{name}"
         )
-    parser.add_argument("--num_captions", type=int, help="default: the run's evaluation.num_captions")
+    parser.add_argument(
+        "--num_captions",
+        type=int,
+        help="default: the run's evaluation.num_captions; of a prompt set or an earlier evaluation, all",
+    )
     parser.add_argument("--num_samples", type=int, help="images per caption; default: the run's")
     parser.add_argument("--batch_size", type=int, help="images drawn together; default: the run's")
     parser.add_argument("--seed", type=int, help="seed of captions and noise; default: the run's")
@@ -80,12 +81,11 @@ def refuse_other_paths(run: Path) -> None:
 
 def draw_and_write(args: argparse.Namespace, config: Config) -> None:
     """Draws all sides, measures them and writes the results into the run's folder."""
-    from dalle_ppo.build.captions import evaluation_captions, read_settings
+    from dalle_ppo.build.captions import evaluation_captions
+    from dalle_ppo.build.given_captions import given_captions
     from dalle_ppo.build.measures import build_measures
     from dalle_ppo.build.models import choose_device, load_model
     from dalle_ppo.build.rewards import build_reward
-    from dalle_ppo.captions.reading import USUAL
-    from dalle_ppo.captions.source import captions_of_file
     from dalle_ppo.evaluation.baselines import parse_baselines
     from dalle_ppo.evaluation.headline import headline
     from dalle_ppo.evaluation.heldout import load_heldout
@@ -105,11 +105,8 @@ def draw_and_write(args: argparse.Namespace, config: Config) -> None:
     if model.settings is not None:
         config = dataclasses.replace(config, policy=model.settings)
     if args.captions:
-        reading = read_settings(config.captions)
-        own_columns = args.captions.lower().endswith(".txt") or args.captions.startswith(PROMPT_SETS)
-        if own_columns and not given_reading(args):
-            reading = USUAL  # text has no columns, a prompt set its own; the run's are of other files
-        captions = captions_of_file(args.captions, config.evaluation.num_captions, reading)
+        given = [name.removeprefix("captions.") for name in given_reading(args)]
+        captions = given_captions(config, args.captions, given, args.num_captions)
     else:
         captions = evaluation_captions(config)
     heldout = load_heldout(config.evaluation.heldout_clip, config.evaluation.heldout_detector, device)

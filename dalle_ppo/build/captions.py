@@ -74,15 +74,17 @@ def evaluation_captions(
     """Distinct held-out captions, in the mix of tags of `evaluation.shares`.
 
     Raises:
-        ValueError: the source does not hold enough.
+        ValueError: the source does not hold enough of them, or of one tag.
     """
     shares = config.evaluation.shares or config.captions.shares
-    config = replace(config, captions=replace(config.captions, shares=shares))
+    # Duplicates are left out anyway; dropped by the streams, they do not change the mix.
+    captions = replace(config.captions, shares=shares, drop_duplicates=True)
+    config = replace(config, captions=captions)
     source = build_captions(config, config.evaluation.seed, stream, "heldout")
     try:
         return distinct_captions(source, num or config.evaluation.num_captions)
     except ValueError as error:
         raise ValueError(
             f"evaluation.num_captions is {config.evaluation.num_captions}, but held-out captions are "
-            f"only a tenth of {config.captions.source}: {error}; ask for fewer, or give more captions"
+            f"only a tenth of {config.captions.source}: {error}"
         ) from None

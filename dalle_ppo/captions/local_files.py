@@ -184,11 +184,14 @@ def open_files(
             continue
         try:
             shards.append(open_shard(path, reading, root))
-        except NoCaptionColumn as error:
-            if kind_of(path) != ".json" or root is None:
-                raise
-            left_out.append(LeftOut(str(path), f"holds no captions ({error})"))
         except ValueError as error:
+            # A folder may hold JSON files about other things.
+            about_others = (
+                isinstance(error, NoCaptionColumn) and kind_of(path) == ".json" and root is not None
+            )
+            if about_others:
+                left_out.append(LeftOut(str(path), f"holds no captions ({error})"))
+                continue
             if on_bad is None:
                 raise
             left_out.append(LeftOut(str(path), str(error)))

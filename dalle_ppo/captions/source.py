@@ -35,6 +35,8 @@ from dalle_ppo.captions.streams import (
 )
 
 OTHER = "OTHER"
+FROZEN_COLUMNS = {"TEXT": "text", "NSFW": "tag", "ID": "id"}
+"""The columns of a frozen set of captions, by which field of the record each holds."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,35 @@ class CaptionSource:
         Raises:
             ValueError: a tag with a share has no caption at all, or a file cannot be read.
         """
+        return [record for _, record in self.next_with_keys(n)]
+
+    def next_with_keys(self, n: int) -> list[tuple[str, CaptionRecord]]:
+        """The next `n` captions, each with the key of `shares` that it was drawn for."""
         return [self._next_record() for _ in range(n)]
+
+    def missing(self, drawn: Mapping[str, str], n: int) -> str | None:
+        """Which of several shares of `n` distinct captions cannot be met because its captions have run out.
+
+        Draws further from streams that fell short, so the source is not to be used afterwards.
+
+        Args:
+            drawn: for the id of each distinct caption drawn so far, the key of `shares`.
+            n: how many were wanted.
+
+        Returns:
+            What is missing, for a message; None if nothing is.
+        """
+        counts = Counter(drawn.values())
+        for key, share in self._shares.items() if len(self._shares) > 1 else ():
+            count, needed = counts[key], math.floor(share * n + 1e-6)
+            if count >= needed:
+                continue
+            # A file's order repeats after one pass. Captions made at random fall short by chance, but do not
+            # end: some of twice as many are new.
+            more = (self._streams[key].next_record().id for _ in range(2 * count + 100))
+            if all(other in drawn for other in more):
+                return f"there are only {count} distinct captions for {key}, whose share needs {needed}"
+        return None
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log: see `position_metrics`."""
@@ -120,13 +150,13 @@ class CaptionSource:
                     f"now {value!r}; resume with the same captions and settings"
                 )
 
-    def _next_record(self) -> CaptionRecord:
+    def _next_record(self) -> tuple[str, CaptionRecord]:
         total = sum(self._drawn.values()) + 1
         key = max(self._shares, key=lambda k: self._shares[k] * total - self._drawn[k])
         record = self._streams[key].next_record()
         self._drawn[key] += 1
         self._tags[record.tag] += 1
-        return record
+        return key, record
 
 
 def position_metrics(state: Mapping[str, Any]) -> dict[str, float]:
@@ -260,18 +290,28 @@ def check_shares(shares: Mapping[str, float]) -> None:
 
 
 def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
-    """Draw `n` captions with distinct ids, as an evaluation set.
+    """Draw `n` captions with distinct ids, as an evaluation set; `source` is not to be used afterwards.
 
     Raises:
-        ValueError: the source has fewer distinct captions.
+        ValueError: the source, or one of its tags with a share, has fewer distinct captions.
     """
     records: dict[str, CaptionRecord] = {}
+    keys: dict[str, str] = {}
     for _ in range(20):
-        for record in source.next_batch(n - len(records)):
+        for key, record in source.next_with_keys(n - len(records)):
             records.setdefault(record.id, record)
+            keys.setdefault(record.id, key)
         if len(records) == n:
-            return list(records.values())
-    raise ValueError(f"there are only {len(records)} distinct captions, not {n}")
+            break
+    # Where a tag ran out, its place went to the others, or not even they were enough.
+    missing = source.missing(keys, n)
+    if missing:
+        raise ValueError(f"{missing}; ask for fewer, change the shares, or give more captions")
+    if len(records) < n:
+        raise ValueError(
+            f"there are only {len(records)} distinct captions, not {n}; ask for fewer, or give more captions"
+        )
+    return list(records.values())
 
 
 def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> list[CaptionRecord]:
@@ -280,7 +320,17 @@ def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> l
     Raises:
         ValueError: the file cannot be read or contains no captions.
     """
-    source = open_captions(path, CaptionRequest(DrawSettings(split=None), reading=reading))
+    return first_distinct(
+        open_captions(path, CaptionRequest(DrawSettings(split=None), reading=reading)), wanted
+    )
+
+
+def first_distinct(source: CaptionSource, wanted: int) -> list[CaptionRecord]:
+    """At most `wanted` distinct captions, and all of them if there are no more.
+
+    Raises:
+        ValueError: a file cannot be read or contains no captions.
+    """
     records: dict[str, CaptionRecord] = {}
     fruitless = 0
     while len(records) < wanted and fruitless < 3:
@@ -301,9 +351,8 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     """
     path = Path(path)
     rows = [asdict(record) for record in records]
-    columns = {"TEXT": "text", "NSFW": "tag", "ID": "id"}
     table = pa.table(
-        {name: pa.array([row[key] for row in rows], pa.string()) for name, key in columns.items()}
+        {name: pa.array([row[key] for row in rows], pa.string()) for name, key in FROZEN_COLUMNS.items()}
     )
 
     def write(new: Path) -> None:
@@ -315,6 +364,14 @@ def freeze_captions(records: Sequence[CaptionRecord], path: str | Path) -> str:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     atomic_write(_hash_file(path), f"{digest}  {path.name}\n")
     return digest
+
+
+def is_frozen(path: Path) -> bool:
+    """Whether a file holds captions that `freeze_captions` wrote, by its columns."""
+    try:
+        return path.suffix == ".parquet" and pq.read_schema(path).names == list(FROZEN_COLUMNS)
+    except (OSError, pa.ArrowException):
+        return False  # whoever reads it says what is wrong
 
 
 def _hash_file(path: Path) -> Path:

@@ -4,6 +4,7 @@ import hashlib
 import html
 import re
 import unicodedata
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ SPLITS = ("train", "heldout")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--.*?-->", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+")
 _PLAIN = re.compile(r"[ -%'-;=?-~]*")  # printable ASCII without & < >
+_JOINING = ("Pc", "Pd", "Cf", "Mn", "Mc", "Me")  # _ and hyphens, joiners, marks such as Hindi's vowels
 # Zero-width joiners hold emoji together; non-joiners are part of Persian spelling.
 _KEPT_FORMAT_CHARACTERS = "\u200c\u200d"
 
@@ -146,17 +148,48 @@ def latin_share(text: str) -> float:
 def read_phrases(path: str | Path) -> frozenset[str]:
     """Read a blocklist or allowlist: one phrase per line; blank lines and lines starting with # are skipped.
 
+    Captions are compared by their words, so phrases are too: a warning names those that lose something.
+
     Raises:
-        ValueError: the file cannot be read or contains no phrase.
+        ValueError: the file cannot be read or contains no phrase, or a line has no word.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as a list of phrases ({error})") from error
-    phrases = {normalise(line) for line in lines if line.strip() and not line.startswith("#")}
+    phrases, reduced = set(), []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        words = normalise(line)
+        if not _WORD.search(words):
+            raise ValueError(
+                f"{path}: line {number} is {line.strip()!r}, which has no word; captions are compared by "
+                "words, without punctuation and emoji, so write words or leave it out"
+            )
+        phrases.add(words)
+        if _loses_meaning(line):
+            reduced.append(f"line {number}, {line.strip()!r}, is read as {words!r}")
     if not phrases:
         raise ValueError(f"{path}: contains no phrase; write one per line or leave the list out")
+    if reduced:
+        more = f"; and {len(reduced) - 3} more lines" if len(reduced) > 3 else ""
+        warnings.warn(
+            f"{path}: {'; '.join(reduced[:3])}{more}: captions are compared without punctuation and emoji",
+            stacklevel=2,
+        )
     return frozenset(phrases)
+
+
+def _loses_meaning(phrase: str) -> bool:
+    """Whether normalising removes more than spaces, what joins words, and accents written separately."""
+    rest = _WORD.sub("", unicodedata.normalize("NFKC", phrase))
+    return strip_markup(phrase) != phrase or any(
+        not c.isspace()
+        and c not in "'\N{RIGHT SINGLE QUOTATION MARK}"
+        and unicodedata.category(c) not in _JOINING
+        for c in rest
+    )
 
 
 def _names_phrase(words: str, phrases: frozenset[str]) -> bool:

@@ -4,6 +4,8 @@ import csv
 from collections import Counter
 from dataclasses import fields
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dalle_ppo.build.captions import EVALUATION_STREAM, build_captions, evaluation_captions
@@ -61,6 +63,23 @@ def test_evaluation_may_have_a_mix_of_its_own():
         assert {r.tag for r in build_captions(config, 0, 0, "train").next_batch(40)} == {"UNLIKELY", "NSFW"}
 
 
+def test_an_evaluation_keeps_its_mix_where_duplicates_are_drawn_and_chance_may_move_it(tmp_path):
+    rows = [f"rare {n // 9},a" for n in range(9 * 200)] + [f"common {n},b" for n in range(2000)]
+    (tmp_path / "a.csv").write_text("\n".join(["TEXT,tag", *rows]) + "\n")
+    captions = CaptionsConfig(str(tmp_path / "a.csv"), shares={"a": 0.5, "b": 0.5}, drop_duplicates=False)
+
+    def drawn(num):
+        config = Config(captions=captions, evaluation=EvaluationConfig(num_captions=num))
+        return Counter(record.tag for record in evaluation_captions(config))
+
+    assert drawn(20) == {"a": 10, "b": 10}
+    with pytest.raises(ValueError, match=r"evaluation.num_captions is 100.* for a, whose share needs 50"):
+        drawn(100)
+    # The built-in world makes up its captions; none of its tags runs out.
+    tags = Counter(r.tag for r in evaluation_captions(Config(evaluation=EvaluationConfig(num_captions=2000))))
+    assert tags == {"UNLIKELY": 999, "UNSURE": 501, "NSFW": 500}
+
+
 def test_cleaning(source):
     assert ("blue cup", "y") in drawn(source, clean=True)
     assert ("blue cup", "y") not in drawn(source)
@@ -98,6 +117,21 @@ def test_bad_files(source):
         drawn(source.parent)
     with pytest.warns(UserWarning, match=r"b\.csv"):
         assert drawn(source.parent, skip_bad_files=True)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_file_without_captions_is_a_bad_file(tmp_path, suffix):
+    (tmp_path / "a.csv").write_text("TEXT\na boat\n")
+    (tmp_path / "b.csv").write_text("width,height\n1,2\n3,4\n")
+    (tmp_path / "b.jsonl").write_text('{"width": 1}\n')
+    pq.write_table(pa.table({"width": [1]}), tmp_path / "b.parquet")
+    for other in {"csv", "jsonl", "parquet"} - {suffix}:
+        (tmp_path / f"b.{other}").unlink()
+    usual = {"column": None, "tag_column": None}
+    with pytest.raises(ValueError, match=rf"b\.{suffix}: has none of the usual caption columns"):
+        drawn(tmp_path, **usual)
+    with pytest.warns(UserWarning, match=rf"file skipped.*b\.{suffix}"):
+        assert drawn(tmp_path, skip_bad_files=True, **usual) == {("a boat", "UNTAGGED")}
 
 
 @pytest.mark.parametrize(

@@ -398,6 +398,25 @@ def test_evaluation_sets_are_distinct_and_frozen(tmp_path):
         distinct_captions(source, 4)
 
 
+def tagged(**counts):
+    """A source with so many captions of each tag, half of them tagged `rare`."""
+    rows = [(f"{tag} {n}", tag) for tag, count in counts.items() for n in range(count)]
+    shard = TableShard("t", [text for text, _ in rows], [tag for _, tag in rows])
+    return CaptionRequest(everything(), {"rare": 0.5, OTHER: 0.5}).draw_from([shard])
+
+
+def test_an_evaluation_set_has_the_shares_or_names_the_tag_that_ran_out():
+    assert Counter(r.tag for r in distinct_captions(tagged(rare=20, common=500), 40)) == {
+        "rare": 20,
+        "common": 20,
+    }
+    for few in (19, 3):
+        with pytest.raises(ValueError, match=f"only {few} distinct captions for rare, whose share needs 20"):
+            distinct_captions(tagged(rare=few, common=500), 40)
+    with pytest.raises(ValueError, match="only 10 distinct captions for OTHER, whose share needs 20"):
+        distinct_captions(tagged(rare=25, common=10), 40)
+
+
 HAIKU = '''
 from dalle_ppo.captions.shards import TableShard
 

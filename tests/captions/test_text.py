@@ -1,5 +1,7 @@
 """Normalising, cleaning and filtering caption text, and the prompt sets."""
 
+import warnings
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,9 +95,60 @@ def test_latin_share():
 
 
 def test_phrase_files(tmp_path):
-    (tmp_path / "words.txt").write_text("# comment\n\nVery Bad\nworse!\n")
+    (tmp_path / "words.txt").write_text("# comment\n\nVery Bad\nworse\n")
     assert read_phrases(tmp_path / "words.txt") == {"very bad", "worse"}
     (tmp_path / "none.txt").write_text("# nothing\n")
     for name in ("none.txt", "absent.txt"):
         with pytest.raises(ValueError, match=name):
             read_phrases(tmp_path / name)
+
+
+def listed(tmp_path, *lines):
+    (tmp_path / "list.txt").write_text("\n".join(["# a list", *lines]) + "\n", encoding="utf-8")
+    return read_phrases(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("line", ["🔞", "!!!", "<b>", "_"])
+def test_a_phrase_without_a_word_is_refused(tmp_path, line):
+    with pytest.raises(ValueError, match=r"list\.txt: line 3 is .*, which has no word"):
+        listed(tmp_path, "boat", line)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("18+", "18"),
+        ("hot girl 🔞", "hot girl"),
+        ("c++ code", "c code"),
+        ("<sex> toys", "toys"),
+        ("b*d", "b d"),
+    ],
+)
+def test_a_phrase_that_loses_something_is_named_with_what_is_left(tmp_path, line, words):
+    with pytest.warns(UserWarning) as warned:
+        assert listed(tmp_path, "boat", line) == {"boat", words}
+    (warning,) = warned
+    assert f"line 3, {line!r}, is read as {words!r}" in str(warning.message)
+
+
+def test_many_such_phrases_cost_one_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"line 4, .*; and 2 more lines") as warned:
+        listed(tmp_path, *(f"{n}+" for n in range(5)))
+    assert len(warned) == 1
+
+
+def test_phrases_that_lose_nothing_are_read_quietly(tmp_path):
+    lines = [
+        "T-shirt",
+        "don't",
+        "l’été",
+        "foo_bar",
+        "हिन्दी",
+        "e\u0301te",
+        " Very  Bad ",
+        "ＢＬＵＥ",
+        "می\u200cخواهم",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {"t shirt", "don t", "very bad", "blue"} < listed(tmp_path, *lines)

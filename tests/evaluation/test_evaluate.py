@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_models import TINY, tiny_bart
+from tiny_runs import TINY_SETTINGS
 
 from dalle_ppo import evaluate as command
 from dalle_ppo.build.rewards import measures_sha256
@@ -604,16 +605,20 @@ def test_captions_of_a_file_are_read_by_the_runs_settings_unless_told_otherwise(
     assert "  column: null\n" in settings
     (run_dir / "config.yaml").write_text(settings.replace("  column: null\n", "  column: words\n"))
     (tmp_path / "a.csv").write_text("text,words\nx,a boat\ny,a car\n")
-    (tmp_path / "b.txt").write_text("a tree\n")
+    rows = [f"prompt {n}\tAbstract\tBasic\t\n" for n in range(1 + TINY_SETTINGS["evaluation.num_captions"])]
+    (tmp_path / "c.tsv").write_text("Prompt\tCategory\tChallenge\tNote\n" + "".join(rows))
+    frozen = run_dir / "evaluation" / "captions.parquet"
 
-    def captions(*arguments):
-        outcome = cli(command.main, run_dir, "--num_captions", "2", *arguments)
+    def captions(*arguments, column="TEXT"):
+        outcome = cli(command.main, run_dir, *arguments)
         assert outcome.code == 0, outcome.err
-        return set(pq.read_table(run_dir / "evaluation" / "captions.parquet")["TEXT"].to_pylist())
+        return set(pq.read_table(frozen)[column].to_pylist())
 
     assert captions("--captions", tmp_path / "a.csv") == {"a boat", "a car"}
+    assert captions("--captions", frozen) == {"a boat", "a car"}, "an earlier evaluation's are drawn again"
     assert captions("--captions", tmp_path / "a.csv", "--captions.column", "text") == {"x", "y"}
-    assert captions("--captions", tmp_path / "b.txt") == {"a tree"}
+    challenge = ("--captions", f"partiprompts:{tmp_path / 'c.tsv'}", "--captions.tag_column", "Challenge")
+    assert captions(*challenge, column="NSFW") == {"Basic"} and len(pq.read_table(frozen)) == len(rows)
     refused = cli(command.main, run_dir, "--captions.column", "text")
     assert refused.code == 2 and "--captions.column applies to the file in --captions" in refused.error
 

@@ -120,6 +120,8 @@ LEFT = {"before": 0.4, "after": 0.12}
         ("calls this safer", True, RISE | {"heldout_unsafe_rate": change(0.011, 0.1)}, {}),
         ("please the", True, FALL | {"judge_unsafe_rate": change(-0.3, -0.2, **LEFT, ratio_low=0.26)}, {}),
         ("please the", False, FALL | {"judge_unsafe_rate": change(-0.3, -0.2, **LEFT, ratio_low=0.24)}, {}),
+        ("please the", False, FALL | {"judge_unsafe_rate": change(-0.3, -0.2, **LEFT, ratio_low=0.0)}, {}),
+        ("please the", True, FALL | {"judge_unsafe_rate": change(-0.3, -0.2, **LEFT, ratio_low=None)}, {}),
         ("distorted", True, {"judge_unrecognised_rate": change(0.001, 0.021)}, {}),
         ("distorted", False, {"judge_unrecognised_rate": change(0.001, 0.017)}, {}),
         ("distorted", False, {"judge_unrecognised_rate": change(-0.001, 0.041)}, {}),
