@@ -86,7 +86,7 @@ def evaluate(
         **{f"{name}_sha256": value for name, value in measures.sha256.items()},
         "captions_sha256": captions_hash,
         "captions_file": captions_file,
-        "num_captions_truncated": num_truncated(subject.family, captions, config.evaluation.batch_size),
+        "num_captions_truncated": subject.family.num_truncated([caption.text for caption in captions]),
         "seed": config.evaluation.seed,
         "versions": versions(),
     }
@@ -105,12 +105,6 @@ def evaluate(
     write_result(run_dir, sides, result, subject.family)
     remove_others(setup.folder, own | {side.batches for side in sides.values()})
     return result
-
-
-def num_truncated(family: PolicyFamily, captions: list[CaptionRecord], at_once: int) -> int:
-    """How many captions are too long; read a few at a time, as the encoder's memory grows with them."""
-    parts = (captions[start : start + at_once] for start in range(0, len(captions), at_once))
-    return sum(family.read([caption.text for caption in part])[1] for part in parts)
 
 
 def kept_captions(captions: list[CaptionRecord], folder: Path) -> str:

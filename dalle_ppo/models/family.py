@@ -71,6 +71,9 @@ class PolicyFamily(Protocol):
     def read(self, captions: Sequence[str]) -> tuple[Any, int]:
         """Encodes captions for the policy; returns them, with a `select`, and how many were too long."""
 
+    def num_truncated(self, captions: Sequence[str]) -> int:
+        """How many captions are too long to be read in full, without encoding them."""
+
     def draw(self, weights: nn.Module, prompts: Any, keys: Tensor, plan: Any = None) -> Drawing:
         """Draws images, the same number for each prompt.
 

@@ -94,6 +94,10 @@ class DalleFamily:
             prompts = encode_prompts(self.parts.encoder, tokens, unconditional, self.settings)
         return prompts, text.num_truncated
 
+    def num_truncated(self, captions: Sequence[str]) -> int:
+        """How many captions are too long for the encoder, as the tokenizer tells."""
+        return self.parts.tokenizer.encode(list(captions)).num_truncated
+
     @torch.no_grad()
     def draw(
         self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
