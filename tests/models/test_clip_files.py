@@ -225,6 +225,33 @@ def test_preprocessing_reaches_the_embeddings(tmp_path):
     torch.testing.assert_close(clip.embed_images(large), clip.embed_images(small), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "MobileCLIP-S1", "PE-Core-B-16"])
+def test_images_become_square_as_for_the_published_weights(tmp_path, monkeypatch, name):
+    """The oracle is open_clip's own table: SigLIP and PE squash, MobileCLIP crops."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, name, TINY)
+    torch.save(model(False).state_dict(), tmp_path / "mine.pt")
+    tag = next(tag for other, tag in open_clip.list_pretrained() if other == name)
+    mode = open_clip.get_pretrained_cfg(name, tag)["resize_mode"]
+    assert load_clip(name, str(tmp_path / "mine.pt")).crops == (mode == "shortest")
+
+
+@pytest.mark.parametrize("mode", ["squash", "shortest"])
+def test_a_configuration_beside_the_file_says_how_images_become_square(tmp_path, mode):
+    torch.save(model(False).state_dict(), tmp_path / "mine.pt")
+    config = {"model_cfg": TINY, "preprocess_cfg": {"resize_mode": mode}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert load_clip("PE-Core-B-16", str(tmp_path / "mine.pt")).crops == (mode == "shortest")
+
+
+def test_only_whoever_crops_is_refused_where_published_weights_differ(tmp_path, monkeypatch):
+    """MetaCLIP's ViT-H/14 crops and DFN's squashes; all else is the same."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-H-14", TINY)
+    torch.save(model(True).state_dict(), tmp_path / "mine.pt")
+    clip = assert_loads(tmp_path / "mine.pt", True, "ViT-H-14", said=True)
+    with pytest.raises(ValueError, match=r"cropped or from squashed images.*open_clip_config\.json"):
+        clip.crops  # noqa: B018
+
+
 def test_preprocessing_that_nothing_tells_is_refused(tmp_path):
     """LAION-2B's ViT-L/14 has another mean than all others with GELU."""
     path = tmp_path / "mine.pt"
