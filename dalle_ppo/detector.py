@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dalle_ppo.base.new_file import check_new_file
 from dalle_ppo.config.command_line import OneLineParser, run_main
 
 
@@ -73,24 +74,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Embeds or trains, and prints the result."""
     args = parse_arguments(argv)
-    _check_out("--out", args.out, ".npy" if args.command == "embed" else ".safetensors")
     return embed(args) if args.command == "embed" else train(args)
-
-
-def _check_out(option: str, path: Path, suffix: str) -> None:
-    """Refuses an unusable output file before any costly work."""
-    if path.suffix != suffix:
-        raise ValueError(f"{option} is {path}; its name must end in {suffix}")
-    if path.exists():
-        raise ValueError(f"{option} {path} already exists; name another file or remove it")
-    if not path.parent.is_dir():
-        raise ValueError(f"{option} {path}: there is no folder {path.parent}; create it first")
 
 
 def embed(args: argparse.Namespace) -> int:
     """Writes embeddings, names and, if asked, labels."""
+    check_new_file("--out", args.out, ".npy", args.out.with_suffix(".txt"))
     if args.labels:
-        _check_out("--labels", args.labels, ".npy")
+        check_new_file("--labels", args.labels, ".npy")
+        if args.labels.resolve() == args.out.resolve():
+            raise ValueError(f"--labels is {args.labels}, the file of --out; name another file")
     elif args.unsafe:
         raise ValueError("--unsafe applies to labels; give --labels FILE.npy too")
     if args.batch_size < 1:
@@ -128,6 +121,8 @@ def embed(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Fits, measures and writes a detector."""
+    check_new_file("--out", args.out, ".safetensors")
+
     import torch
     from tqdm import tqdm
 

@@ -11,6 +11,7 @@ written beside it as .json and .png.
 import argparse
 from pathlib import Path
 
+from dalle_ppo.base.new_file import check_new_file
 from dalle_ppo.config.command_line import OneLineParser, run_main
 
 
@@ -52,12 +53,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Learns, measures and writes."""
     args = parse_arguments(argv)
-    if args.out.suffix != ".safetensors":
-        raise ValueError(f"--out is {args.out}; its name must end in .safetensors")
-    if args.out.exists():
-        raise ValueError(f"--out {args.out} already exists; name another file or remove it")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
+    beside = (args.out.with_suffix(suffix) for suffix in (".json", ".png"))
+    check_new_file("--out", args.out, ".safetensors", *beside)
 
     from dalle_ppo.preferences.store import find_store
 

@@ -165,6 +165,17 @@ def test_an_empty_store_is_told(tmp_path, cli):
     assert cli(reward_model.main, tmp_path / "none", "--out", tmp_path / "rm.safetensors").code == 2
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".json", ".png"])
+def test_no_file_is_replaced(tmp_path, cli, suffix):
+    toy_store(tmp_path / "preferences", captions=30)
+    there = tmp_path / f"notes{suffix}"
+    there.write_text("mine")
+    arguments = (tmp_path, "--out", tmp_path / "notes.safetensors", "--clip_model", "builtin")
+    outcome = cli(reward_model.main, *arguments, "--members", 1, "--steps", 1, "--no_curve")
+    assert outcome.code == 2 and f"{there}" in outcome.error and "already exists" in outcome.error
+    assert there.read_text() == "mine"
+
+
 def test_a_rater_who_always_answers_1_is_left_out(tmp_path):
     store = toy_store(tmp_path, captions=30)
     lazy = [replace(a, id=a.id[::-1], rater="bob", ranks=(1, 2)) for a in store.answers()]
