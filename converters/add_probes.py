@@ -21,7 +21,10 @@ def main() -> int:
     try:
         return _run(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        from dalle_ppo.config.clip_options import clip_option
+        from dalle_ppo.models.clip_config import rename_settings
+
+        print(f"error: {rename_settings(str(error), clip_option)}", file=sys.stderr)
         return 2
 
 

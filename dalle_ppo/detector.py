@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from dalle_ppo.base.new_file import check_new_file
+from dalle_ppo.config.clip_options import add_clip_options
 from dalle_ppo.config.command_line import OneLineParser, run_main
 
 
@@ -62,12 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--seed", type=int, default=0, help="seed of weights, order and held-back images")
     train.add_argument("--licence", default="", help="a note on the detector's terms, kept in its file")
     for command in (embed, train):
-        command.add_argument(
-            "--clip_model",
-            required=True,
-            help="builtin, a folder in open_clip's or transformers' layout, or open_clip's name",
-        )
-        command.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
+        add_clip_options(command)
     return parser.parse_args(argv)
 
 
@@ -103,7 +99,7 @@ def embed(args: argparse.Namespace) -> int:
     names = find_images(args.folder)
     if args.labels:
         labels_from_names(names, tuple(args.unsafe))
-    clip = open_named_clip(args.clip_model, args.clip_pretrained, choose_device(args.device))
+    clip = open_named_clip(args, choose_device(args.device))
     batches = []
     with tqdm(total=len(names), desc="embed", unit="image", dynamic_ncols=True) as bar:
         for batch in embed_images(args.folder, names, clip, args.batch_size):
@@ -143,7 +139,7 @@ def train(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     # Loaded before the training, which would be in vain without it.
-    clip = open_named_clip(args.clip_model, args.clip_pretrained, torch.device("cpu"))
+    clip = open_named_clip(args, torch.device("cpu"))
     parts = split(read_examples(args.embeddings, args.labels), args.seed)
     probes = probes_of(clip, parts.test.embeddings.shape[1], args.embeddings)
     with tqdm(total=args.epochs, desc="train", unit="pass", dynamic_ncols=True) as bar:

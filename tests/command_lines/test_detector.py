@@ -138,6 +138,8 @@ def test_the_suggested_setting_is_accepted(made, tmp_path, capsys):
             ["embed", "IMAGES", "NEW", "--clip_model", "none", "--clip_pretrained", "x"],
             "--clip_model is 'none'",
         ),
+        (["train", "E", "L", "NEW", *BUILTIN, "--quick_gelu", "true"], "--quick_gelu is true, but"),
+        (["embed", "IMAGES", "NEW", *BUILTIN, "--quick_gelu", "true"], "--quick_gelu is true, but"),
         (["embed", "IMAGES", "NEW", "--device", "tpu"], "device is 'tpu'"),
     ],
 )

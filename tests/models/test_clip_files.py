@@ -13,7 +13,12 @@ import torch
 from open_clip import factory, pretrained
 from safetensors.torch import save_file
 
+from dalle_ppo.build.named_clip import open_named_clip
+from dalle_ppo.config.clip import ClipConfig
+from dalle_ppo.config.clip_options import add_clip_options
+from dalle_ppo.evaluation.heldout import load_heldout
 from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.clip_config import rename_settings
 from dalle_ppo.models.clip_files import WeightFile, choose_activation, choose_preprocessing
 
 NAME = "ViT-B-32"
@@ -177,6 +182,33 @@ def test_a_state_dict_is_refused_until_the_user_says(tmp_path, kind):
     for said in (True, False):
         clip = assert_loads(path, said, said=said)
     assert (clip.name, clip.pretrained) == (NAME, str(path))
+
+
+def test_commands_take_the_activation_too(tmp_path):
+    """What the error says can be given as it is named there."""
+    torch.save(model(True).state_dict(), tmp_path / "mine.pt")
+    parser = argparse.ArgumentParser()
+    add_clip_options(parser)
+    words = ["--clip_model", NAME, "--clip_pretrained", str(tmp_path / "mine.pt")]
+    with pytest.raises(ValueError, match="set --quick_gelu to true") as caught:
+        open_named_clip(parser.parse_args(words), torch.device("cpu"))
+    assert f"--clip_pretrained {tmp_path}" in str(caught.value) and "clip.quick" not in str(caught.value)
+    for said in (True, False):
+        args = parser.parse_args([*words, "--quick_gelu", str(said).lower()])
+        found = open_named_clip(args, torch.device("cpu")).embed_images(IMAGES)
+        torch.testing.assert_close(found, expected(said), rtol=1e-4, atol=1e-5)
+
+
+def test_the_held_out_clip_is_named_by_its_own_settings(tmp_path):
+    torch.save(model(True).state_dict(), tmp_path / "mine.pt")
+    heldout = ClipConfig(NAME, str(tmp_path / "mine.pt"))
+    with pytest.raises(ValueError, match=r"set evaluation\.heldout_clip\.quick_gelu to true"):
+        load_heldout(heldout, None, torch.device("cpu"))
+
+
+def test_paths_in_a_message_are_no_settings():
+    told = rename_settings("clip.pretrained my/clip.model.pt is bad; set clip.model", "--clip_{}".format)
+    assert told == "--clip_pretrained my/clip.model.pt is bad; set --clip_model"
 
 
 def test_safetensors_are_refused_until_the_user_says(tmp_path):

@@ -238,6 +238,12 @@ def test_a_store_without_settings_needs_a_clip(tmp_path, cli):
     assert outcome.code == 2 and "give --clip_model, such as builtin" in outcome.error
 
 
+@pytest.mark.parametrize("option", [("--clip_pretrained", "openai"), ("--quick_gelu", "true")])
+def test_options_of_a_clip_that_is_not_named_are_refused(tmp_path, cli, option):
+    outcome = cli(reward_model.main, tmp_path, "--out", tmp_path / "rm.safetensors", *option)
+    assert outcome.code == 2 and f"{option[0]} is for --clip_model" in outcome.error
+
+
 def test_ratings_count_by_their_order(tmp_path):
     store = toy_store(tmp_path, captions=1)
     (answer,) = store.answers()
