@@ -21,7 +21,10 @@ def main() -> int:
     try:
         return _run(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        from dalle_ppo.config.clip_options import clip_option
+        from dalle_ppo.models.clip_config import rename_settings
+
+        print(f"error: {rename_settings(str(error), clip_option)}", file=sys.stderr)
         return 2
 
 
@@ -39,6 +42,11 @@ def _parse_arguments() -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, so that --help does not wait for torch.
+    from dalle_ppo.base.new_file import check_new_file
+
+    out = arguments.out or arguments.head
+    if out.resolve() != arguments.head.resolve():
+        check_new_file("--out", out, ".safetensors")
     from dalle_ppo.config.clip import ClipConfig
     from dalle_ppo.models.clip import load_clip
     from dalle_ppo.models.heads.binding import add_probes
@@ -46,9 +54,9 @@ def _run(arguments: argparse.Namespace) -> int:
     said = None if arguments.quick_gelu is None else arguments.quick_gelu == "true"
     config = ClipConfig(arguments.clip_model, arguments.clip_pretrained, said, arguments.same_as)
     clip = load_clip(config.model, config.pretrained, "cpu", config.quick_gelu, config.same_as)
-    out = arguments.out or arguments.head
     added = add_probes(arguments.head, clip, out)
-    print(f"{out}: probes of {clip.name} ({clip.pretrained}) added" if added else f"{out} has them already")
+    told = f"{out}: probes of {clip.name} ({clip.pretrained}) added"
+    print(told if added else f"{arguments.head} has them already")
     return 0
 
 

@@ -36,7 +36,10 @@ def _parse_arguments() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("source", metavar="SOURCE", help="file, folder, laion-l14 or laion-b32")
-    parser.add_argument("out", metavar="OUT.safetensors", type=Path)
+    # Replaced, because the notes and errors below ask for the same command with one option more.
+    parser.add_argument(
+        "out", metavar="OUT.safetensors", type=Path, help="file to write; one that is there is replaced"
+    )
     parser.add_argument("--clip_model", default="", help="open_clip's name for its CLIP, such as ViT-B-32")
     parser.add_argument(
         "--clip_pretrained", default="", help="open_clip's tag for the weights, such as openai"

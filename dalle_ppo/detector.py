@@ -13,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from dalle_ppo.base.new_file import check_new_file
+from dalle_ppo.config.clip_options import add_clip_options
 from dalle_ppo.config.command_line import OneLineParser, run_main
 
 
@@ -61,36 +63,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     train.add_argument("--seed", type=int, default=0, help="seed of weights, order and held-back images")
     train.add_argument("--licence", default="", help="a note on the detector's terms, kept in its file")
     for command in (embed, train):
-        command.add_argument(
-            "--clip_model",
-            required=True,
-            help="builtin, a folder in open_clip's or transformers' layout, or open_clip's name",
-        )
-        command.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
+        add_clip_options(command)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None) -> int:
     """Embeds or trains, and prints the result."""
     args = parse_arguments(argv)
-    _check_out("--out", args.out, ".npy" if args.command == "embed" else ".safetensors")
     return embed(args) if args.command == "embed" else train(args)
-
-
-def _check_out(option: str, path: Path, suffix: str) -> None:
-    """Refuses an unusable output file before any costly work."""
-    if path.suffix != suffix:
-        raise ValueError(f"{option} is {path}; its name must end in {suffix}")
-    if path.exists():
-        raise ValueError(f"{option} {path} already exists; name another file or remove it")
-    if not path.parent.is_dir():
-        raise ValueError(f"{option} {path}: there is no folder {path.parent}; create it first")
 
 
 def embed(args: argparse.Namespace) -> int:
     """Writes embeddings, names and, if asked, labels."""
+    check_new_file("--out", args.out, ".npy", args.out.with_suffix(".txt"))
     if args.labels:
-        _check_out("--labels", args.labels, ".npy")
+        check_new_file("--labels", args.labels, ".npy")
+        if args.labels.resolve() == args.out.resolve():
+            raise ValueError(f"--labels is {args.labels}, the file of --out; name another file")
     elif args.unsafe:
         raise ValueError("--unsafe applies to labels; give --labels FILE.npy too")
     if args.batch_size < 1:
@@ -110,7 +99,7 @@ def embed(args: argparse.Namespace) -> int:
     names = find_images(args.folder)
     if args.labels:
         labels_from_names(names, tuple(args.unsafe))
-    clip = open_named_clip(args.clip_model, args.clip_pretrained, choose_device(args.device))
+    clip = open_named_clip(args, choose_device(args.device))
     batches = []
     with tqdm(total=len(names), desc="embed", unit="image", dynamic_ncols=True) as bar:
         for batch in embed_images(args.folder, names, clip, args.batch_size):
@@ -128,6 +117,8 @@ def embed(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Fits, measures and writes a detector."""
+    check_new_file("--out", args.out, ".safetensors")
+
     import torch
     from tqdm import tqdm
 
@@ -148,7 +139,7 @@ def train(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     # Loaded before the training, which would be in vain without it.
-    clip = open_named_clip(args.clip_model, args.clip_pretrained, torch.device("cpu"))
+    clip = open_named_clip(args, torch.device("cpu"))
     parts = split(read_examples(args.embeddings, args.labels), args.seed)
     probes = probes_of(clip, parts.test.embeddings.shape[1], args.embeddings)
     with tqdm(total=args.epochs, desc="train", unit="pass", dynamic_ncols=True) as bar:

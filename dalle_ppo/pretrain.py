@@ -11,9 +11,18 @@ DALL·E mini and Mega learn from photos once `converters/flax_to_safetensors.py`
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dalle_ppo.base.new_folder import refuse_existing, whole_folder
 from dalle_ppo.config.command_line import OneLineParser, run_main
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dalle_ppo.iconworld.making.dalle import Tokenizers
+    from dalle_ppo.training.supervised import TokenPairs
+
+NUM_PAIRS = 20_000
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -32,7 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tags", nargs="+", help="with builtin data: use captions with these tags only")
     parser.add_argument(
-        "--num_pairs", type=int, default=20_000, help="with builtin data: number of scenes to draw"
+        "--num_pairs", type=int, help=f"with builtin data: number of scenes to draw; default: {NUM_PAIRS}"
     )
     parser.add_argument("--from_scratch", action="store_true", help="start from fresh weights")
     parser.add_argument("--num_steps", type=int, default=500)
@@ -50,6 +59,7 @@ def main(argv: list[str] | None) -> int:
     """Trains, then writes a model folder for use with `--model` and `--model.path`."""
     args = parse_arguments(argv)
     refuse_existing(args.out)
+    check_data(args)
 
     import copy
     from dataclasses import replace
@@ -78,7 +88,8 @@ def main(argv: list[str] | None) -> int:
     model = load_model(args.model, device)
     vqgan_encoder = world.vqgan_encoder().to(device) if world else load_vqgan_encoder(model.files, device)
     tokenizers = Tokenizers(model.parts.tokenizer, vqgan_encoder, model.parts.vqgan)
-    pairs = load_pairs(args, tokenizers)
+    is_folder = args.data != "builtin"
+    pairs = load_photos(args.data, tokenizers) if is_folder else load_scenes(args, tokenizers)
     if args.from_scratch:
         encoder, decoder = (part.to(device) for part in fresh_bart(model.decoder.config, args.seed))
     else:
@@ -99,54 +110,73 @@ def main(argv: list[str] | None) -> int:
     return 0
 
 
-def load_pairs(args: argparse.Namespace, tokenizers):
-    """Captions and images as tokens, from the built-in world or a folder.
+def check_data(args: argparse.Namespace) -> None:
+    """Refuses wrong options for the data before anything is loaded.
 
     Raises:
-        ValueError: for an unknown tag, or a folder without images and captions.
+        ValueError: there is no such folder, or an option means nothing for one, or its value is wrong.
+    """
+    from dalle_ppo.iconworld.captions import TAGS
+
+    if args.data != "builtin":
+        for option in ("tags", "num_pairs"):
+            if getattr(args, option) is not None:
+                raise ValueError(
+                    f"--{option} is for built-in scenes, but --data {args.data} is a folder, which is read "
+                    f"whole; leave --{option} out"
+                )
+        if not Path(args.data).is_dir():
+            raise ValueError(
+                f"--data {args.data} is not a folder; give one with images and metadata.jsonl or .csv"
+            )
+    unknown = [tag for tag in args.tags or () if tag not in TAGS]
+    if unknown:
+        raise ValueError(
+            f"--tags {unknown[0]} is unknown; the tags of the built-in world are {', '.join(TAGS)}"
+        )
+    if args.num_pairs is not None and args.num_pairs < 1:
+        raise ValueError(f"--num_pairs is {args.num_pairs}; it must be at least 1")
+
+
+def load_scenes(args: argparse.Namespace, tokenizers: "Tokenizers") -> "TokenPairs":
+    """Captions and scenes of the built-in world as tokens.
+
+    Raises:
+        ValueError: the model does not draw such scenes.
     """
     import numpy as np
-    import torch
 
     from dalle_ppo.iconworld.captions import TAGS
     from dalle_ppo.iconworld.making.dalle import sample_token_pairs
-    from dalle_ppo.iconworld.making.scene_tokens import image_tokens
     from dalle_ppo.iconworld.scenes import IMAGE_SIZE
-    from dalle_ppo.training.supervised import TokenPairs
 
-    if args.data == "builtin":
-        if tokenizers.decoder.config.image_size != IMAGE_SIZE:
-            raise ValueError(
-                f"--model {args.model} does not draw built-in scenes; give --data a folder of images"
-            )
-        tags = tuple(args.tags or TAGS)
-        unknown = [tag for tag in tags if tag not in TAGS]
-        if unknown:
-            raise ValueError(
-                f"--tags {unknown[0]} is unknown; the tags of the built-in world are {', '.join(TAGS)}"
-            )
-        if args.num_pairs < 1:
-            raise ValueError(f"--num_pairs is {args.num_pairs}; it must be at least 1")
-        return sample_token_pairs(tokenizers, np.random.default_rng([args.seed, 4]), args.num_pairs, tags)
-    if not Path(args.data).is_dir():
+    if tokenizers.decoder.config.image_size != IMAGE_SIZE:
         raise ValueError(
-            f"--data {args.data} is not a folder; give one with images and metadata.jsonl or .csv"
+            f"--model {args.model} does not draw built-in scenes; give --data a folder of images"
         )
-    from datasets import load_dataset
+    rng = np.random.default_rng([args.seed, 4])
+    return sample_token_pairs(tokenizers, rng, args.num_pairs or NUM_PAIRS, tuple(args.tags or TAGS))
+
+
+def load_photos(folder: str, tokenizers: "Tokenizers") -> "TokenPairs":
+    """Captions and images of a folder as tokens.
+
+    Raises:
+        ValueError: it is not one of images and captions.
+    """
+    import numpy as np
+    import torch
     from PIL import Image, ImageOps
     from tqdm import tqdm
 
-    rows = load_dataset("imagefolder", data_dir=args.data, split="train")
-    if "text" not in rows.column_names:
-        raise ValueError(
-            f"--data {args.data} has columns {', '.join(rows.column_names)}; metadata.jsonl or .csv must "
-            "have a text for each file_name"
-        )
+    from dalle_ppo.iconworld.making.scene_tokens import image_tokens
+    from dalle_ppo.training.supervised import TokenPairs
+
+    rows, texts = read_photos(folder)
     size = (tokenizers.decoder.config.image_size,) * 2
-    texts, codes = [], []
+    codes = []
     for row in tqdm(rows, desc="images to tokens"):
         image = np.array(ImageOps.fit(row["image"].convert("RGB"), size, Image.Resampling.LANCZOS))
-        texts.append(row["text"] or "")
         codes.append(image_tokens(tokenizers.encoder, tokenizers.decoder, image[None]))
     encoded = tokenizers.text.encode(texts)
     if encoded.num_truncated:
@@ -155,6 +185,38 @@ def load_pairs(args: argparse.Namespace, tokenizers):
             f"{encoded.num_truncated} of {len(texts)} captions are longer than {length} tokens and were cut"
         )
     return TokenPairs(encoded.tokens, torch.cat(codes))
+
+
+def read_photos(folder: str) -> tuple["Dataset", list[str]]:
+    """Rows of an imagefolder, and the caption of each; a missing one is empty.
+
+    Raises:
+        ValueError: a file of it cannot be read, or a caption is missing or not text.
+    """
+    from datasets import Image, load_dataset
+
+    try:
+        rows = load_dataset("imagefolder", data_dir=folder, split="train")
+    except ValueError as error:  # Arrow's name no file; such as a text in one row and a list in the next
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"--data {folder} cannot be read ({reason}); give a folder of images with metadata.jsonl or "
+            ".csv, where each text is a caption"
+        ) from None
+    if "text" not in rows.column_names:
+        raise ValueError(
+            f"--data {folder} has columns {', '.join(rows.column_names)}; metadata.jsonl or .csv must "
+            "have a text for each file_name"
+        )
+    texts = rows.select_columns("text")[:]["text"]
+    for number, text in enumerate(texts):
+        if not isinstance(text, str | None):
+            path = rows.cast_column("image", Image(decode=False))[number]["image"]["path"]
+            raise ValueError(
+                f"--data {folder}: the text of {Path(path).name} is {str(text)[:80]}, read as "
+                f"{type(text).__name__}; each text must be a caption, in metadata.jsonl in quotes"
+            )
+    return rows, [text or "" for text in texts]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ written beside it as .json and .png.
 import argparse
 from pathlib import Path
 
+from dalle_ppo.base.new_file import check_new_file
+from dalle_ppo.config.clip_options import add_clip_options
 from dalle_ppo.config.command_line import OneLineParser, run_main
 
 
@@ -25,11 +27,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "store", metavar="STORE", type=Path, help="a run or project folder, or its preferences"
     )
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument(
-        "--clip_model",
-        help="builtin, a folder, or open_clip's name; default: the CLIP of the run that STORE belongs to",
-    )
-    parser.add_argument("--clip_pretrained", help="open_clip's tag for the weights, such as openai")
+    add_clip_options(parser, "the CLIP of the run that STORE belongs to")
     parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
     parser.add_argument("--hidden", type=int, default=128, help="hidden units; 0 is linear; default: 128")
     parser.add_argument(
@@ -52,12 +50,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Learns, measures and writes."""
     args = parse_arguments(argv)
-    if args.out.suffix != ".safetensors":
-        raise ValueError(f"--out is {args.out}; its name must end in .safetensors")
-    if args.out.exists():
-        raise ValueError(f"--out {args.out} already exists; name another file or remove it")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
+    beside = (args.out.with_suffix(suffix) for suffix in (".json", ".png"))
+    check_new_file("--out", args.out, ".safetensors", *beside)
+    for option in ("clip_pretrained", "quick_gelu"):
+        if args.clip_model is None and getattr(args, option) is not None:
+            raise ValueError(f"--{option} is for --clip_model; give that too, or leave --{option} out")
 
     from dalle_ppo.preferences.store import find_store
 
@@ -71,10 +68,7 @@ def main(argv: list[str] | None) -> int:
     settings = FitSettings(args.members, args.hidden, tuple(args.penalties), args.steps, args.seed)
     find_answers(store)  # an empty store is told before a CLIP is loaded
     device = choose_device(args.device)
-    if args.clip_model:
-        clip = open_named_clip(args.clip_model, args.clip_pretrained, device)
-    else:
-        clip = open_run_clip(store.folder.parent, device)
+    clip = open_named_clip(args, device) if args.clip_model else open_run_clip(store.folder.parent, device)
     report = train_reward_model(store, args.out, clip, settings, with_curve=not args.no_curve)
     print("\n".join(report.lines()))
     print(f"wrote {args.out}: reads embeddings of CLIP {clip.name} ({clip.pretrained})")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.clip_config import rename_settings
 from dalle_ppo.models.clip_scorer import ClipScorer
 from dalle_ppo.models.heads.binding import bind_clip
 from dalle_ppo.models.heads.keras.download import detector_file
@@ -54,7 +55,8 @@ def load_heldout(clip: ClipConfig | None, detector: str | None, device: torch.de
     try:
         scorer = load_clip(clip.model, clip.pretrained, device, clip.quick_gelu, clip.same_as)
     except ValueError as error:
-        raise ValueError(f"evaluation.heldout_clip: {error}") from None
+        text = rename_settings(str(error), lambda name: f"evaluation.heldout_clip.{name}")
+        raise ValueError(f"evaluation.heldout_clip: {text}") from None
     if detector is None:
         return HeldOut(scorer, None)
     head = load_detector(detector_file(detector)).to(device)

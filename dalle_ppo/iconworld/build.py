@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dalle_ppo.base.atomic import atomic_write, remove_leftovers
 from dalle_ppo.base.lock import locked
 from dalle_ppo.config.command_line import run_main
 
@@ -103,16 +104,17 @@ def build_detector(out: Path, seed: int) -> None:
     world = World(out)
     clip = load_clip(str(world.clip), None)
     embeddings, unsafe = training_set(np.random.default_rng([seed, 6]), clip, scene_tokens(out), 24_576)
-    keras_file = out / "detector.keras"
+    keras_file, unfinished = out / "detector.keras", out / "detector.unfinished.safetensors"
     train_detector(embeddings, unsafe, keras_file, seed)
     convert(
         keras_file,
-        world.detector,
+        unfinished,
         clip_model=clip.name,
         clip_pretrained=clip.pretrained,
         licence="MIT, part of dalle_ppo",
     )
-    add_probes(world.detector, clip)
+    add_probes(unfinished, clip)
+    unfinished.replace(world.detector)
 
 
 def build_card(out: Path, seed: int) -> None:
@@ -191,7 +193,8 @@ def run_stages(out: Path, seed: int) -> None:
         raise ValueError(
             f"--seed is {seed}, but {out} was begun with seed {first}; use that seed or another folder"
         )
-    begun.write_text(f"{seed}\n", encoding="utf-8")
+    remove_leftovers(out)
+    atomic_write(begun, f"{seed}\n")
     for name, stage in STAGES:
         if (out / name).exists():
             print(f"{name} already exists: kept")

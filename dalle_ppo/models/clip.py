@@ -24,7 +24,8 @@ class OpenClip(ClipScorer):
     Args:
         model: open_clip's model, in eval mode.
         tokenizer: open_clip's tokenizer for that model.
-        preprocess: open_clip's preprocessing: mean and std of each colour channel, and interpolation.
+        preprocess: open_clip's preprocessing: mean and std of each colour channel, interpolation and
+            resize_mode. For a weight file, the model's own `preprocess_cfg` holds defaults instead.
     """
 
     model: nn.Module
@@ -45,9 +46,15 @@ class OpenClip(ClipScorer):
         """Whether it learned from the central squares of images.
 
         Raises:
-            ValueError: it learned from padded images.
+            ValueError: it learned from padded images, or nothing says what it learned from.
         """
-        mode = getattr(self.model.visual, "preprocess_cfg", {}).get("resize_mode", "shortest")
+        mode = self.preprocess["resize_mode"]
+        if mode is None:
+            raise ValueError(
+                f"CLIP {self.name} ({self.pretrained}): published weights of {self.name} learned from "
+                f"cropped or from squashed images, and the file does not say which; put its {CONFIG_FILE} "
+                "with a preprocess_cfg next to it"
+            )
         if mode not in ("shortest", "squash"):
             raise ValueError(f"CLIP {self.name} pads images (resize_mode {mode}), which is not supported")
         return mode == "shortest"

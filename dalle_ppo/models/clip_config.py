@@ -7,6 +7,7 @@ Source: open_clip 3.3.0, factory.py `get_tokenizer`, hf_model.py, timm_model.py.
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,14 @@ def _check_part(part: dict[str, Any], file: Path) -> None:
             f"{file}: tokenizer_kwargs sets {refused[0]}, which can run code or read other files: refused; "
             f"it may set {', '.join(TOKENIZER_OPTIONS)}"
         )
+
+
+def rename_settings(message: str, named: Callable[[str], str]) -> str:
+    """A message of `load_clip` for who gives a CLIP otherwise than by the settings `clip.*`.
+
+    Args:
+        message: names the settings of the run's CLIP, such as clip.quick_gelu.
+        named: what is given instead, for model, pretrained, quick_gelu or same_as.
+    """
+    setting = r"(?<![\w/.-])clip\.(model|pretrained|quick_gelu|same_as)\b(?!\.\w)"  # not in a path
+    return re.sub(setting, lambda found: named(found[1]), message)

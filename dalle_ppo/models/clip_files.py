@@ -180,7 +180,7 @@ def refuse_activation(said: bool | None, told: bool, by_what: str) -> None:
 
 
 def choose_preprocessing(name: str, file: WeightFile, known: dict | None, quick_gelu: bool) -> dict:
-    """Mean, std and interpolation: those known for the file, or those of all published weights of the model.
+    """Preprocessing: that known for the file, or that of all published weights of the model.
 
     Args:
         name: open_clip's name for the model.
@@ -188,18 +188,18 @@ def choose_preprocessing(name: str, file: WeightFile, known: dict | None, quick_
         known: from the hash or the configuration next to the file; empty or None without either.
         quick_gelu: the activation.
 
+    Returns:
+        open_clip's preprocessing; its `resize_mode` is None if published weights differ in that alone.
+
     Raises:
-        ValueError: they are not known, and published weights of the model differ in them.
+        ValueError: it is not known, and published weights of the model differ in colours or interpolation.
     """
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     if known:
         return merge_preprocess_dict(PreprocessCfg(), known)
-    found = {
-        tuple((key, facts[key]) for key in PREPROCESSING)
-        for facts in _published(name).values()
-        if facts.get("quick_gelu", False) == quick_gelu
-    }
+    same = [facts for facts in _published(name).values() if facts.get("quick_gelu", False) == quick_gelu]
+    found = {tuple((key, facts[key]) for key in PREPROCESSING) for facts in same}
     if file.is_openai or not found:
         return merge_preprocess_dict(PreprocessCfg(), {})
     if len(found) > 1:
@@ -207,7 +207,10 @@ def choose_preprocessing(name: str, file: WeightFile, known: dict | None, quick_
             f"clip.pretrained {file.path}: published weights of {name} differ in the mean of their images, "
             f"and the file does not say which; put its {CONFIG_FILE} with a preprocess_cfg next to it"
         )
-    return merge_preprocess_dict(PreprocessCfg(), dict(found.pop()))
+    # How images become square matters to few; it is refused only where somebody asks.
+    modes = {facts["resize_mode"] for facts in same}
+    mode = modes.pop() if len(modes) == 1 else None
+    return merge_preprocess_dict(PreprocessCfg(), dict(found.pop())) | {"resize_mode": mode}
 
 
 def _published(name: str) -> dict[str, dict]:

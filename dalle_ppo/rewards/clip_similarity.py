@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.clip_config import rename_settings
 from dalle_ppo.models.clip_scorer import ClipScorer
 from dalle_ppo.rewards.base import Reward, RewardResult
 from dalle_ppo.rewards.shared import Shared
@@ -50,7 +51,5 @@ def load_own_clip(options, device: torch.device) -> ClipScorer:
     try:
         return load_clip(options.model, options.pretrained, device, options.quick_gelu)
     except ValueError as error:  # load_clip's messages name the settings of the run's CLIP
-        text = str(error)
-        for name in ("model", "pretrained", "quick_gelu"):
-            text = text.replace(f"clip.{name}", f"{name} of clip_similarity")
+        text = rename_settings(str(error), lambda name: f"{name} of clip_similarity")
         raise ValueError(f"reward.terms: {text}") from error

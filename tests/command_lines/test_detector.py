@@ -138,6 +138,8 @@ def test_the_suggested_setting_is_accepted(made, tmp_path, capsys):
             ["embed", "IMAGES", "NEW", "--clip_model", "none", "--clip_pretrained", "x"],
             "--clip_model is 'none'",
         ),
+        (["train", "E", "L", "NEW", *BUILTIN, "--quick_gelu", "true"], "--quick_gelu is true, but"),
+        (["embed", "IMAGES", "NEW", *BUILTIN, "--quick_gelu", "true"], "--quick_gelu is true, but"),
         (["embed", "IMAGES", "NEW", "--device", "tpu"], "device is 'tpu'"),
     ],
 )
@@ -154,6 +156,26 @@ def test_mistakes_are_one_line(arguments, message, images, made, tmp_path):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")) as error:
         run(command, *named, *clip, *rest)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "there, options, message",
+    [
+        ("E.txt", ["--out", "E.npy"], r"E\.txt, which is written with it, already exists"),
+        ("L.npy", ["--out", "E.npy", "--labels", "L.npy"], r"--labels L\.npy already exists"),
+        (None, ["--out", "E.npy", "--labels", "E.npy"], r"--labels is E\.npy, the file of --out"),
+        (None, ["--out", "E.npy", "--labels", "x/../E.npy"], "the file of --out"),
+    ],
+)
+def test_embed_replaces_no_file(images, tmp_path, monkeypatch, there, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
+    if there:
+        Path(there).write_text("mine")
+    with pytest.raises(ValueError, match=message):
+        run("embed", images, *BUILTIN, *options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(filter(None, [there, "x"]))
+    assert there is None or Path(there).read_text() == "mine"
 
 
 def test_the_process_exits_with_2_and_help_is_quick(tmp_path):

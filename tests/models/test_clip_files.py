@@ -13,7 +13,12 @@ import torch
 from open_clip import factory, pretrained
 from safetensors.torch import save_file
 
+from dalle_ppo.build.named_clip import open_named_clip
+from dalle_ppo.config.clip import ClipConfig
+from dalle_ppo.config.clip_options import add_clip_options
+from dalle_ppo.evaluation.heldout import load_heldout
 from dalle_ppo.models.clip import load_clip
+from dalle_ppo.models.clip_config import rename_settings
 from dalle_ppo.models.clip_files import WeightFile, choose_activation, choose_preprocessing
 
 NAME = "ViT-B-32"
@@ -179,6 +184,33 @@ def test_a_state_dict_is_refused_until_the_user_says(tmp_path, kind):
     assert (clip.name, clip.pretrained) == (NAME, str(path))
 
 
+def test_commands_take_the_activation_too(tmp_path):
+    """What the error says can be given as it is named there."""
+    torch.save(model(True).state_dict(), tmp_path / "mine.pt")
+    parser = argparse.ArgumentParser()
+    add_clip_options(parser)
+    words = ["--clip_model", NAME, "--clip_pretrained", str(tmp_path / "mine.pt")]
+    with pytest.raises(ValueError, match="set --quick_gelu to true") as caught:
+        open_named_clip(parser.parse_args(words), torch.device("cpu"))
+    assert f"--clip_pretrained {tmp_path}" in str(caught.value) and "clip.quick" not in str(caught.value)
+    for said in (True, False):
+        args = parser.parse_args([*words, "--quick_gelu", str(said).lower()])
+        found = open_named_clip(args, torch.device("cpu")).embed_images(IMAGES)
+        torch.testing.assert_close(found, expected(said), rtol=1e-4, atol=1e-5)
+
+
+def test_the_held_out_clip_is_named_by_its_own_settings(tmp_path):
+    torch.save(model(True).state_dict(), tmp_path / "mine.pt")
+    heldout = ClipConfig(NAME, str(tmp_path / "mine.pt"))
+    with pytest.raises(ValueError, match=r"set evaluation\.heldout_clip\.quick_gelu to true"):
+        load_heldout(heldout, None, torch.device("cpu"))
+
+
+def test_paths_in_a_message_are_no_settings():
+    told = rename_settings("clip.pretrained my/clip.model.pt is bad; set clip.model", "--clip_{}".format)
+    assert told == "--clip_pretrained my/clip.model.pt is bad; set --clip_model"
+
+
 def test_safetensors_are_refused_until_the_user_says(tmp_path):
     save_file(model(True).state_dict(), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"set clip\.quick_gelu"):
@@ -223,6 +255,33 @@ def test_preprocessing_reaches_the_embeddings(tmp_path):
     large = torch.rand(2, 3, 50, 50)
     small = torch.nn.functional.interpolate(large, size=32, mode="bilinear", antialias=True)
     torch.testing.assert_close(clip.embed_images(large), clip.embed_images(small), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "MobileCLIP-S1", "PE-Core-B-16"])
+def test_images_become_square_as_for_the_published_weights(tmp_path, monkeypatch, name):
+    """The oracle is open_clip's own table: SigLIP and PE squash, MobileCLIP crops."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, name, TINY)
+    torch.save(model(False).state_dict(), tmp_path / "mine.pt")
+    tag = next(tag for other, tag in open_clip.list_pretrained() if other == name)
+    mode = open_clip.get_pretrained_cfg(name, tag)["resize_mode"]
+    assert load_clip(name, str(tmp_path / "mine.pt")).crops == (mode == "shortest")
+
+
+@pytest.mark.parametrize("mode", ["squash", "shortest"])
+def test_a_configuration_beside_the_file_says_how_images_become_square(tmp_path, mode):
+    torch.save(model(False).state_dict(), tmp_path / "mine.pt")
+    config = {"model_cfg": TINY, "preprocess_cfg": {"resize_mode": mode}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert load_clip("PE-Core-B-16", str(tmp_path / "mine.pt")).crops == (mode == "shortest")
+
+
+def test_only_whoever_crops_is_refused_where_published_weights_differ(tmp_path, monkeypatch):
+    """MetaCLIP's ViT-H/14 crops and DFN's squashes; all else is the same."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-H-14", TINY)
+    torch.save(model(True).state_dict(), tmp_path / "mine.pt")
+    clip = assert_loads(tmp_path / "mine.pt", True, "ViT-H-14", said=True)
+    with pytest.raises(ValueError, match=r"cropped or from squashed images.*open_clip_config\.json"):
+        clip.crops  # noqa: B018
 
 
 def test_preprocessing_that_nothing_tells_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions.streams import CaptionRecord
 from dalle_ppo.iconworld.captions import caption_id, parse_icons, sample_caption
 from dalle_ppo.iconworld.judge import Judge, Sighting, labels, load_judge, look
@@ -180,4 +181,4 @@ def write_card(path: Path, rows: list[CardRow], seed: int) -> None:
     for row in rows:
         value = f"{row.value:.2%}" if row.percent else f"{row.value:.4g}"
         lines.append(f"| {row.part} | {row.what} | {value} | {row.wanted} |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    atomic_write(path, "\n".join(lines) + "\n")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.base.tensor_files import save_tensors
 from dalle_ppo.training.optim import cosine_learning_rate, make_adamw, set_learning_rate
 
@@ -57,4 +58,5 @@ def save_half(module: nn.Module, path: Path) -> None:
     """Writes a module's weights as float16 safetensors: half the download, loaded back as float32."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().half().contiguous() for name, value in module.state_dict().items()}
-    save_tensors(tensors, path)
+    # A build takes the file's presence for the end of a stage.
+    atomic_write(path, lambda new: save_tensors(tensors, new))

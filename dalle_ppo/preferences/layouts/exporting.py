@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.new_file import check_new_file
 from dalle_ppo.preferences.store import Answer, Store
 
 TYPES = {
@@ -57,11 +58,7 @@ def export_store(store: Store, layout: str, out: Path) -> str:
     suffix = ".parquet" if layout in ("parquet", "pickapic") else ".json"
     if out.suffix != suffix:
         raise ValueError(f"OUT is {out}; for the layout {layout} its name must end in {suffix}")
-    for path in (out, _pictures(out)):
-        if path.exists():
-            raise ValueError(f"OUT {path} already exists; name another file or remove it")
-    if not out.parent.is_dir():
-        raise ValueError(f"OUT {out}: there is no folder {out.parent}; create it first")
+    check_new_file("OUT", out, suffix, _pictures(out))
     answers = store.answers()
     if layout != "parquet":
         answers = [answer for answer in answers if answer.kind == "ranking" and _is_whole(answer, store)]

@@ -281,6 +281,18 @@ def test_a_published_head_keeps_its_probes_in_a_new_file(tmp_path, clip, monkeyp
     torch.testing.assert_close(load_head(out)(x), load_head(source)(x))
 
 
+def test_the_command_replaces_only_the_head_itself(tmp_path, monkeypatch, capsys, without_probes):
+    main = runpy.run_path(str(ROOT / "converters" / "add_probes.py"))["main"]
+    there = tmp_path / "mine.safetensors"
+    there.write_text("mine")
+    for out, code in ((there, 2), (without_probes, 0)):
+        words = ["add_probes", without_probes, "--out", out, "--clip_model", WORLD.clip]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        assert main() == code
+    assert f"error: --out {there} already exists" in capsys.readouterr().err
+    assert there.read_text() == "mine" and load_head(without_probes).probes is not None
+
+
 def test_probes_of_other_drawings_are_refused(tmp_path, without_probes):
     from safetensors.torch import save_file
 

@@ -165,6 +165,17 @@ def test_an_empty_store_is_told(tmp_path, cli):
     assert cli(reward_model.main, tmp_path / "none", "--out", tmp_path / "rm.safetensors").code == 2
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".json", ".png"])
+def test_no_file_is_replaced(tmp_path, cli, suffix):
+    toy_store(tmp_path / "preferences", captions=30)
+    there = tmp_path / f"notes{suffix}"
+    there.write_text("mine")
+    arguments = (tmp_path, "--out", tmp_path / "notes.safetensors", "--clip_model", "builtin")
+    outcome = cli(reward_model.main, *arguments, "--members", 1, "--steps", 1, "--no_curve")
+    assert outcome.code == 2 and f"{there}" in outcome.error and "already exists" in outcome.error
+    assert there.read_text() == "mine"
+
+
 def test_a_rater_who_always_answers_1_is_left_out(tmp_path):
     store = toy_store(tmp_path, captions=30)
     lazy = [replace(a, id=a.id[::-1], rater="bob", ranks=(1, 2)) for a in store.answers()]
@@ -225,6 +236,12 @@ def test_a_store_without_settings_needs_a_clip(tmp_path, cli):
     toy_store(tmp_path / "preferences", captions=3)
     outcome = cli(reward_model.main, tmp_path, "--out", tmp_path / "rm.safetensors")
     assert outcome.code == 2 and "give --clip_model, such as builtin" in outcome.error
+
+
+@pytest.mark.parametrize("option", [("--clip_pretrained", "openai"), ("--quick_gelu", "true")])
+def test_options_of_a_clip_that_is_not_named_are_refused(tmp_path, cli, option):
+    outcome = cli(reward_model.main, tmp_path, "--out", tmp_path / "rm.safetensors", *option)
+    assert outcome.code == 2 and f"{option[0]} is for --clip_model" in outcome.error
 
 
 def test_ratings_count_by_their_order(tmp_path):

@@ -120,11 +120,9 @@ def test_a_folder_in_transformers_layout_embeds_too(kind, folder, tmp_path):
 
 def test_the_mode_is_clips(clip):
     assert not clip.crops
-    model = SimpleNamespace(visual=SimpleNamespace(preprocess_cfg={"resize_mode": "shortest"}))
-    assert replace(clip, model=model).crops
-    model.visual.preprocess_cfg["resize_mode"] = "longest"
+    assert replace(clip, preprocess={"resize_mode": "shortest"}).crops
     with pytest.raises(ValueError, match="pads images"):
-        replace(clip, model=model).crops  # noqa: B018
+        replace(clip, preprocess={"resize_mode": "longest"}).crops  # noqa: B018
 
 
 def test_images_are_upright(tmp_path):
