@@ -249,6 +249,9 @@ def plot(found: dict[str, dict[str, list[dict]]], path: Path) -> None:
                     label = None if number else objective
                     axis.plot(*points.T, color=f"C{color}", marker=".", linewidth=1, label=label)
             axis.set(xlabel=x, ylabel=y, title=task)
+            if x == "kl":
+                axis.set_xscale("symlog", linthresh=10)  # a policy that collapses is far away
+                axis.set_xticks([0, 5, 10, 100], ["0", "5", "10", "100"])
         of_task[0].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=80)

@@ -173,9 +173,30 @@ PLANTED = (
     Mistake(
         "scores of replayed images change the scale again",
         "training/replay.py",
-        "in_units = replace(config, credit=replace(config.credit, normalise_scores=False))",
-        "in_units = config",
+        "plain = replace(settings, normalise_scores=False, whiten_advantages=False, advantage_clip=None)",
+        "plain = replace(settings, whiten_advantages=False, advantage_clip=None)",
         "training/test_replay.py::test_replayed_scores_are_divided_by_the_scale_of_the_new_ones",
+    ),
+    Mistake(
+        "replayed advantages are whitened by themselves",
+        "training/replay.py",
+        "advantages = whiten(advantages, new.advantage_moments)",
+        "advantages = whiten(advantages)",
+        "training/test_replay.py::test_replayed_advantages_are_in_the_units_of_the_new_ones",
+    ),
+    Mistake(
+        "replayed images lose the codes that they were drawn from",
+        "training/replay.py",
+        'KEPT = ("tokens", "kept", "sampler_log_probs", "old_log_probs", "scores")',
+        'KEPT = ("tokens", "sampler_log_probs", "old_log_probs", "scores")',
+        "training/test_replay.py::test_the_codes_that_tokens_were_drawn_from_are_replayed_too",
+    ),
+    Mistake(
+        "the gradient of a weight is another product",
+        "models/dalle/linear.py",
+        "onednn_product(columns, x.reshape(-1, x.shape[-1]).T) if of_weight else None,",
+        "onednn_product(columns, x.reshape(-1, x.shape[-1]).T) * 2 if of_weight else None,",
+        "models/dalle/test_linear.py::test_gradients_are_those_by_the_book",
     ),
     Mistake(
         "the ratio of an image is the product over its tokens",
