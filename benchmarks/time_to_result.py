@@ -79,7 +79,7 @@ def train(tree: Path, folder: Path, arguments: list[str], threads: int) -> dict[
     Args:
         tree: root of a worktree.
         folder: gets `run/` and `log.txt`.
-        arguments: of the command, without the run's folder.
+        arguments: of the command, without the run's folder; a file after `--config` is the worktree's.
         threads: of the process.
 
     Returns:
@@ -90,7 +90,8 @@ def train(tree: Path, folder: Path, arguments: list[str], threads: int) -> dict[
     """
     shutil.rmtree(folder / "run", ignore_errors=True)  # of a benchmark that was killed
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["dalle_ppo.train", "--run_dir", str(folder / "run"), *arguments]
+    given = [str(tree / value) if (tree / value).is_file() else value for value in arguments]
+    command = ["dalle_ppo.train", "--run_dir", str(folder / "run"), *given]
     seconds, usage = run_command(tree, command, threads, folder / "log.txt")
     unit = 1 if sys.platform == "darwin" else 1024
     whole = {"seconds": seconds, "seconds_cpu": usage.ru_utime + usage.ru_stime}
