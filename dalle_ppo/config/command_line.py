@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
+from dalle_ppo.base.allocator import keep_freed_memory
 from dalle_ppo.base.halving import is_out_of_memory
 from dalle_ppo.base.run_format import FORMAT, check_format
 from dalle_ppo.base.stopping import Stopped
@@ -260,6 +261,7 @@ def run_main(main: Callable[..., int], together: bool = False) -> None:
         main: takes the arguments, None for the process's own; of a team, the team too.
         together: whether several processes work as a team.
     """
+    keep_freed_memory()
     rank, size = launched(os.environ)
     if size > 1 and together:
         _run_in_team(main, rank, size)

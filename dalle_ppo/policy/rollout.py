@@ -89,20 +89,17 @@ def collect(
         of_part = partial(draw, weights, plan=plan)
         return draw_in_parts(of_part, own_prompts, keys, samples_per_caption, size)
 
-    halving = means.halving or Halving()
-    # If it does not fit in one process, all of them must know: they would wait for its images.
-    drawing = team.everywhere(lambda: halving.run("drawing", "rollout.memory_gb", len(keys), work))
+    run = partial((means.halving or Halving()).run, "drawing", "rollout.memory_gb", len(keys), work)
+    drawing = team.everywhere(run)  # a process where it does not fit tells the others, which would wait
     assert drawing.states is None or team.size == 1, "states are not joined"
-    parts = drawing.tokens, drawing.log_probs, drawing.images
-    tokens, log_probs, images = (of_all(part, len(captions), team) for part in parts)
     return Experience(
         captions=tuple(caption.text for caption in rows),
         tags=tuple(caption.tag for caption in rows),
         caption_ids=ids,
         caption_index=index.repeat_interleave(samples_per_caption),
-        tokens=tokens,
-        sampler_log_probs=log_probs,
-        images=images,
+        tokens=of_all(drawing.tokens, len(captions), team),
+        sampler_log_probs=of_all(drawing.log_probs, len(captions), team),
+        images=of_all(drawing.images, len(captions), team),
         policy_states=drawing.states,
         kept=None if drawing.kept is None else of_all(drawing.kept, len(captions), team),
         prompts=prompts,

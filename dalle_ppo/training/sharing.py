@@ -117,6 +117,12 @@ def _joined(result: RewardResult, count: int, team: Team) -> RewardResult:
     )
 
 
+def reuses_states(config: Config, team: Team) -> bool:
+    """Whether scoring takes the policy's states from the sampler, and does not compute them again."""
+    alike = config.rollout.dtype == config.update.dtype == "float32"
+    return alike and not config.update.recompute_log_probs and team.size == 1
+
+
 def shared_score_passes(
     networks: Networks,
     experience: Experience,

@@ -41,6 +41,7 @@ from dalle_ppo.training.sharing import (
     check_equal_weights,
     fingerprint,
     means_of,
+    reuses_states,
     shared_reward,
     shared_score_passes,
 )
@@ -228,20 +229,13 @@ class Trainer:
 
     def collect(self) -> Experience:
         """Draws the iteration's images from the policy, or the reference if the objective says so."""
-        rollout = self.config.rollout
-        records = self.team.on_first(lambda: self.captions.next_batch(self.config.captions_per_iteration))
-        noise = NoiseSource(self.config.seed, "rollout", self.progress.iteration)
+        config, rollout = self.config, self.config.rollout
+        records = self.team.on_first(lambda: self.captions.next_batch(config.captions_per_iteration))
+        noise = NoiseSource(config.seed, "rollout", self.progress.iteration)
+        means = replace(self.means, remember=reuses_states(config, self.team))
         drawer = self.networks.reference if self.draws_from_reference else self.actor.module
-        weights = self.family.sampler_weights(drawer, rollout.dtype)
-        samples, means = rollout.samples_per_caption, replace(self.means, remember=self.reuses_states)
-        return collect(self.family, weights, records, samples, noise, rollout.memory_gb, means)
-
-    @property
-    def reuses_states(self) -> bool:
-        """Whether scoring takes the policy's states from the sampler, and does not compute them again."""
-        rollout, update = self.config.rollout, self.config.update
-        alike = rollout.dtype == update.dtype == "float32" and not self.draws_from_reference
-        return alike and not update.recompute_log_probs and self.team.size == 1
+        weights, per_caption = self.family.sampler_weights(drawer, rollout.dtype), rollout.samples_per_caption
+        return collect(self.family, weights, records, per_caption, noise, rollout.memory_gb, means)
 
     def score_passes(self, experience: Experience) -> Experience:
         """Scores the images with actor, reference and critic."""

@@ -4,7 +4,9 @@ import pytest
 import torch
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
+from dalle_ppo.base.team import Team
 from dalle_ppo.models.dalle import sampling
+from dalle_ppo.training.sharing import reuses_states
 from dalle_ppo.training.trainer import Trainer
 
 COLUMNS = ("old_log_probs", "ref_log_probs", "kl", "entropy", "values")
@@ -39,7 +41,6 @@ def test_scores_are_the_same_without_the_policys_pass(monkeypatch):
     "settings", [{"rollout.dtype": "bfloat16"}, {"update.dtype": "bfloat16"}, {}], ids=str
 )
 def test_states_of_another_precision_are_not_taken(settings):
-    trainer = tiny_trainer(changed(TINY_CONFIG, {"update.recompute_log_probs": False}))
-    assert trainer.reuses_states
-    trainer.config = changed(trainer.config, settings or {"update.recompute_log_probs": True})
-    assert not trainer.reuses_states
+    config = changed(TINY_CONFIG, {"update.recompute_log_probs": False})
+    assert reuses_states(config, Team()) and not reuses_states(config, Team(0, 2))
+    assert not reuses_states(changed(config, settings or {"update.recompute_log_probs": True}), Team())

@@ -7,8 +7,6 @@ top-k renormalises it on the stored set of codes (`rl.log_pi.log_pi_on`), in all
 a GPU has a kernel of its own, `kernels.draw_codes`, which a test compares with it.
 """
 
-import importlib.util
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from dalle_ppo.models.adapters import is_adapted
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, CrossStates, TextStates, at_least_float32
+from dalle_ppo.models.dalle.triton_works import triton_works
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.rl.log_pi import kept_codes, log_pi_of_logits, log_pi_on
 from dalle_ppo.rl.noise import gumbel_noise
@@ -273,30 +272,6 @@ def runs_as_kernels(device: torch.device, decoder: BartDecoder) -> bool:
     """Whether a step runs as `kernels`: on CUDA, in float32 or narrower, where Triton works."""
     narrow = decoder.embed_positions.weight.dtype.itemsize <= 4
     return device.type == "cuda" and narrow and triton_works()
-
-
-@cache
-def triton_works() -> bool:
-    """Whether Triton, which comes with torch on Linux, can build what it runs on this machine's GPU.
-
-    It needs a C compiler and Python's headers, and says so in errors of many types. Tried once; where it
-    fails, a warning says why the sampler is slower.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return False
-    try:
-        from triton.runtime import driver
-
-        driver.active.get_current_target()  # compiles a small C file
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        warnings.warn(
-            f"Triton does not work here ({type(error).__name__}: {reason}), so images are sampled more "
-            "slowly; it needs a C compiler and Python's headers (python3-dev)",
-            stacklevel=2,
-        )
-        return False
-    return True
 
 
 class _Drawing:

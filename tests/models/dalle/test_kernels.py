@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import TINY, captions, image_tokens, randomise, relative_difference, tiny_bart, tiny_prompts
 
-from dalle_ppo.models.dalle import sampling
+from dalle_ppo.models.dalle import sampling, triton_works
 from dalle_ppo.models.dalle.bart import CrossStates
 from dalle_ppo.models.dalle.sampling import _Drawing, draw_replayed, sample
 from dalle_ppo.models.policy_settings import PolicySettings
@@ -254,13 +254,13 @@ def test_without_a_compiler_or_headers_the_sampler_says_so_once_and_goes_on(work
 
     driver = Driver()
     monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=driver))
-    monkeypatch.setattr(sampling.importlib.util, "find_spec", lambda name: name)
-    sampling.triton_works.cache_clear()
+    monkeypatch.setattr(triton_works.importlib.util, "find_spec", lambda name: name)
+    triton_works.triton_works.cache_clear()
     decoder = tiny_bart()[1]
     try:
         found = [sampling.runs_as_kernels(torch.device("cuda"), decoder) for _ in range(2)]
         assert not sampling.runs_as_kernels(torch.device("cpu"), decoder)
     finally:
-        sampling.triton_works.cache_clear()
+        triton_works.triton_works.cache_clear()
     assert found == [works] * 2 and driver.asked == 1
     assert [("CalledProcessError" in str(w.message)) for w in recwarn] == [True] * (not works)
