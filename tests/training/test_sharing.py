@@ -3,7 +3,6 @@
 import copy
 import warnings
 from dataclasses import replace
-from functools import partial
 from threading import Barrier, Thread, get_ident
 
 import numpy as np
@@ -363,25 +362,17 @@ def test_batches_of_an_evaluation_are_divided_and_kept_once(tmp_path):
     assert sorted(path.name for path in kept.iterdir()) == [f"{number:06d}.npz" for number in range(6)]
 
 
-def test_what_does_not_fit_in_one_process_is_told_by_all(monkeypatch):
+def test_what_does_not_fit_in_one_process_is_told_by_all():
     """The others would wait for its images, and nobody would lead them out of it."""
-    teams, draw = thread_teams(2), DalleFamily.draw
-    full = [False, True]
+    team = trainers(2, {}, torch.float32)
 
-    def run(rank: int):
-        trainer = tiny_trainer(changed(TINY_CONFIG, SHARED), team=teams[rank])
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("injected")
 
-        def limited(family, *args, **kwargs):
-            if full[rank]:
-                raise torch.OutOfMemoryError("injected")
-            return draw(family, *args, **kwargs)
-
-        trainer.family = copy.copy(trainer.family)
-        object.__setattr__(trainer.family, "draw", partial(limited, trainer.family))
-        return trainer.collect()
-
+    team[1].family = copy.copy(team[1].family)
+    object.__setattr__(team[1].family, "draw", full)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = together(teams, run)
+        found = together([trainer.team for trainer in team], lambda rank: team[rank].collect())
     assert all(isinstance(error, OutOfMemory) for error in found), found
     assert {"drawing one image at a time" in str(error) for error in found} == {True}
