@@ -19,6 +19,9 @@ from dalle_ppo.models.heads.keras.config_layers import layers_from_config
 
 LayerWeights = dict[str, np.ndarray]
 
+LARGEST_BYTES = 2**28
+"""Of one array or attribute; those of heads are a few megabytes."""
+
 
 def read_keras(path: Path) -> Chain:
     """Read a Keras 3 `.keras` file.
@@ -50,9 +53,9 @@ def read_h5(path: Path) -> Chain:
     with _open_h5(path, path) as h5:
         if "model_config" not in h5.attrs or "model_weights" not in h5:
             raise ValueError(f"{path}: holds no whole model (weights alone do not define the layers)")
-        config = json.loads(h5.attrs["model_config"])
+        config = json.loads(_attribute(h5, "model_config"))
         group = h5["model_weights"]
-        version = str(group.attrs.get("keras_version", h5.attrs.get("keras_version", "2")))
+        version = str(_attribute(group, "keras_version") or _attribute(h5, "keras_version") or "2")
         return layers_from_config(config, lambda layer: _h5_layer(group, layer), version)
 
 
@@ -73,7 +76,7 @@ def _keras3_weights(h5: Any, model: Layer, around: LayerPath = ()) -> dict[Layer
     Source: keras/src/saving/saving_lib.py, `_save_container_state`.
     """
     groups = h5.get("layers", {})
-    names = {place: group["vars"].attrs.get("name") for place, group in groups.items() if "vars" in group}
+    names = {place: _attribute(group["vars"], "name") for place, group in groups.items() if "vars" in group}
     if None in names.values():  # written before Keras recorded the names
         names = {}
         used: dict[str, int] = {}
@@ -116,7 +119,7 @@ def _h5_layer(models: Any, path: LayerPath) -> LayerWeights:
     if path[0] not in models:
         return {}
     group = models[path[0]]
-    names = _texts(group.attrs["weight_names"])
+    names = _texts(_attribute(group, "weight_names"))
     parts = {name: name.partition(":")[0].split("/") for name in names}
     if len(path) > 1:
         names = _inside(path, {name: parts[name] for name in names if path[-1] in parts[name][:-1]})
@@ -165,7 +168,22 @@ def _array(group: Any, name: str) -> np.ndarray:
         place = place[part]
     if place.external or place.is_virtual:
         raise ValueError(f"weight {name} stores its numbers in another file: refused")
+    if place.nbytes > LARGEST_BYTES:
+        raise ValueError(f"weight {name} declares {place.nbytes:,} bytes, above {LARGEST_BYTES:,}: refused")
     return np.asarray(place)
+
+
+def _attribute(place: Any, name: str) -> Any:
+    """An attribute, None if there is none. HDF5 would allocate whatever size a damaged one declares."""
+    import h5py
+
+    if name not in place.attrs:
+        return None
+    found = h5py.h5a.open(place.id, name.encode())
+    size = found.get_type().get_size() * found.get_space().get_simple_extent_npoints()
+    if size > LARGEST_BYTES:
+        raise ValueError(f"attribute {name} declares {size:,} bytes, above {LARGEST_BYTES:,}: refused")
+    return place.attrs[name]
 
 
 def _texts(values: Any) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dalle_ppo.models.heads.keras import keras_files
 from dalle_ppo.models.heads.keras.convert import convert
 from dalle_ppo.models.heads.keras.download import fetch
 from dalle_ppo.models.heads.keras.published import DETECTORS
@@ -127,3 +128,14 @@ def test_a_download_cut_midway_is_one_clear_error(tmp_path, monkeypatch):
             fetch("laion-l14", tmp_path)
         thread.join()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_array_that_declares_more_than_a_head_holds_is_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:  # nothing is stored, so it would be read as zeros
+        file.create_dataset("kernel", shape=(2**27,), dtype="f4", chunks=(1024,))
+    with (
+        h5py.File(tmp_path / "a.h5") as file,
+        pytest.raises(ValueError, match="weight kernel declares 536,870,912 bytes, above"),
+    ):
+        keras_files._array(file, "kernel")
