@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Keeps feature maps and activations of up to 32 MB in the process when they are freed.
 
     By default glibc gives them back to the system, which has to clear them page by page when they are needed
-    again: a tenth of an evaluation's time on a CPU (benchmarks/RESULTS.md). The peak of memory stays what it
-    is. Only for Linux with glibc, and not where the environment sets up the allocator.
+    again: a tenth of an evaluation's time on a CPU (benchmarks/RESULTS.md). The default run's peak of memory
+    is 1.8 GB, and was 1.6. Only for Linux with glibc, and not where the environment sets up the allocator.
 
     Returns:
         Whether it was done.

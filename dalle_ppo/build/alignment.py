@@ -131,7 +131,7 @@ def different_sets(
             )
         numbers = range(number, number + min(SETS_AT_ONCE, wanted - len(sets)))
         number += len(numbers)
-        drawn = [shown for shown in drawer.draw_many(numbers) if len(set(shown.images)) > 1]
+        drawn = [shown for shown in drawer.draw_many(numbers) if shown.differs]
         sets += drawn
         done(len(drawn))
     return sets

@@ -45,7 +45,7 @@ class FixedSets:
 def unanswered(store: Store, sets: Sequence[PictureSet]) -> list[PictureSet]:
     """The sets that nobody has answered or skipped; one whose pictures are all the same is never shown."""
     done = {answer.set_id for answer in store.answers()}
-    return [shown for shown in sets if shown.id not in done and len(set(shown.images)) > 1]
+    return [shown for shown in sets if shown.id not in done and shown.differs]
 
 
 def simulated(config: Config, seed: int) -> LabelStep:
@@ -94,12 +94,13 @@ def page(port: int, num_images: int) -> LabelStep:
     """Opens the page until each set has an answer; ended before, the command ends too."""
 
     def label(store: Store, sets: Sequence[PictureSet], number: int) -> None:
-        if unanswered(store, sets):
+        still = unanswered(store, sets)
+        if still:
             from dalle_ppo.preferences.page.command import serve
 
             # The page counts the answers of all rounds.
             ranked = sum(a.kind == "ranking" and a.source == "person" for a in store.answers())
-            goal = ranked + len(unanswered(store, sets))
+            goal = ranked + len(still)
             args = argparse.Namespace(num_images=num_images, port=port, repeat=0.0, goal=goal)
             print(f"round {number}: {len(sets)} sets; answer them all, then end the page with Ctrl-C")
             serve(args, store, lambda: FixedSets(store, sets))

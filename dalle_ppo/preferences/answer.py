@@ -66,6 +66,11 @@ class PictureSet:
     images: tuple[str, ...]
     chosen: bool = False
 
+    @property
+    def differs(self) -> bool:
+        """Whether at least two pictures differ, so that there is something to say about the set."""
+        return len(set(self.images)) > 1
+
 
 @dataclass(frozen=True)
 class Answer:

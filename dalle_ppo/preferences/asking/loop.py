@@ -121,7 +121,7 @@ class Questions:
 
     def _ask_open(self, picture_set: PictureSet) -> None:
         """Asks what is still open about a set."""
-        if len(set(picture_set.images)) < 2:
+        if not picture_set.differs:
             self.progress.alike += 1
             return
         for images in orders(picture_set):
