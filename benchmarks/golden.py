@@ -95,6 +95,7 @@ LATER_SETTINGS: dict[str, object] = {
     "update.gradient_checkpointing": False, "update.logits_chunk": None,
     "actor.optimizer": "adamw", "critic.optimizer": "adamw",
     "anchor.coef": 0.0, "anchor.num_images": 384, "anchor.minibatch_size": 24, "anchor.shares": None,
+    "anchor.temperature": 1.0,
     "actor.adapter": "none", "actor.lora_rank": 8, "actor.lora_alpha": 16.0,
     "critic.adapter": "none", "critic.lora_rank": 8, "critic.lora_alpha": 16.0,
     "update.shard": "none",

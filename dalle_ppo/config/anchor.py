@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dalle_ppo.base.checks import at_least_one, not_negative
+from dalle_ppo.base.checks import at_least_one, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,17 @@ class AnchorConfig:
     minibatch_size: int = 24
     """How many of them each optimiser step looks at. Default 24, our own. Raise it when the anchor's gradient
     is noisy."""
+    temperature: float = 1.0
+    """The policy is held to the reference at this temperature, in units of its own. Default 1.0: to the
+    reference as it is. Use 0.7 to 0.9 to keep its errors of sampling out as well; pictures then vary less.
+    It does for the anchor what a negative `actor.entropy_coef` does for the drawn images."""
     shares: dict[str, float] | None = None
     """Share of each tag among the anchor's captions, as in `captions.shares`; null uses that mix. Give the
     captions here that must not change, such as {UNLIKELY: 1, UNSURE: 0, NSFW: 0}."""
 
     def __post_init__(self) -> None:
         not_negative(self, "anchor", "coef")
+        positive(self, "anchor", "temperature")
         at_least_one(self, "anchor", "num_images", "minibatch_size")
         if self.minibatch_size > self.num_images:
             raise ValueError(

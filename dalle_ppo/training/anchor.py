@@ -25,11 +25,13 @@ class Anchor:
         images: drawn by the reference, with its states.
         coef: weight of one nat of KL.
         minibatch_size: images per optimiser step.
+        temperature: of the reference that the policy is held to, in units of its own.
     """
 
     images: Experience
     coef: float
     minibatch_size: int
+    temperature: float = 1.0
 
 
 @torch.no_grad()
@@ -48,7 +50,9 @@ def draw_anchor(
     size = config.update.microbatch_size
     kept = Halving().run("scoring", "update.microbatch_size", size, work)
     states = type(kept[0]).cat(kept) if kept[0] is not None else None
-    return Anchor(replace(drawn, reference_states=states), config.anchor.coef, config.anchor.minibatch_size)
+    anchor = config.anchor
+    images = replace(drawn, reference_states=states)
+    return Anchor(images, anchor.coef, anchor.minibatch_size, anchor.temperature)
 
 
 def anchor_backward(
@@ -63,7 +67,8 @@ def anchor_backward(
     """Adds the gradient of coef times the mean KL(policy, reference) over some of the anchor's tokens.
 
     The states come from the reference, and the sum over codes is exact, so the gradient has no noise but that
-    of the choice of images.
+    of the choice of images. At a temperature T the loss is KL + (1 - T) entropy, which is T times the KL from
+    the reference at T, but for a constant.
 
     Args:
         anchor: the images.
@@ -82,6 +87,7 @@ def anchor_backward(
     Differs: the KL of whole distributions in place of the log-likelihood of drawn tokens.
     """
     (actor, reference), team, tries = policies, means.team, 0
+    sharpness = 1.0 - anchor.temperature
     chosen = torch.randperm(len(anchor.images), generator=generator)[: anchor.minibatch_size]
     num_tokens = len(chosen) * anchor.images.tokens.shape[1]
     mine = chosen.tensor_split(team.size)[team.rank].to(anchor.images.tokens.device)
@@ -93,9 +99,11 @@ def anchor_backward(
             redo(size)
         total = 0.0
         for rows in mine.split(size) if len(mine) else ():
-            kl = family.score(actor, anchor.images.select(rows), reference=reference).kl
-            (anchor.coef * kl.sum() / num_tokens).backward()
-            total += float(kl.detach().sum())
+            images = anchor.images.select(rows)
+            scores = family.score(actor, images, entropy=sharpness != 0, reference=reference)
+            loss = scores.kl + sharpness * scores.entropy if sharpness else scores.kl
+            (anchor.coef * loss.sum() / num_tokens).backward()
+            total += float(scores.kl.detach().sum())
         return total
 
     halving = means.halving or Halving()

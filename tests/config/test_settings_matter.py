@@ -117,6 +117,7 @@ CHANGES: dict[str, tuple[object, dict[str, object]]] = {
     "anchor.coef": (1.0, {}),
     "anchor.num_images": (8, ANCHOR),
     "anchor.minibatch_size": (4, ANCHOR),
+    "anchor.temperature": (0.7, ANCHOR),
     "anchor.shares": ({"UNLIKELY": 0.0, "UNSURE": 0.0, "NSFW": 1.0}, ANCHOR),
     "critic.learning_rate": (0.01, {}),
     "critic.max_grad_norm": (0.01, {}),

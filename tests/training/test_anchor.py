@@ -41,9 +41,10 @@ class Images:
 
 
 class Family:
-    def score(self, policy, images, *, reference):
+    def score(self, policy, images, *, reference, entropy):
         now, ref = policy.log_pi(images.tokens), reference.log_pi(images.tokens).detach()
-        return SimpleNamespace(kl=(now.exp() * (now - ref)).sum(-1))
+        nats = -(now.exp() * now).sum(-1) if entropy else None
+        return SimpleNamespace(kl=(now.exp() * (now - ref)).sum(-1), entropy=nats)
 
 
 def by_hand(policy: Bigram, reference: Bigram, tokens: list[list[int]]) -> tuple[float, torch.Tensor]:
@@ -69,6 +70,18 @@ def test_gradient_is_that_of_the_exact_kl(microbatch_size):
     kl = anchor_backward(anchor, Family(), (policy, reference), microbatch_size, torch.Generator())
     assert kl == pytest.approx(expected_kl, rel=1e-12)
     torch.testing.assert_close(policy.logits.grad, 0.7 * expected, rtol=1e-10, atol=1e-14)
+
+
+def test_at_a_temperature_it_pulls_to_the_reference_at_that_temperature():
+    policy, reference, colder = Bigram(1), Bigram(2), Bigram(2)
+    colder.logits.data /= 0.6
+    tokens = torch.randint(CODES, (IMAGES, TOKENS), generator=torch.Generator().manual_seed(3))
+    expected_kl, _ = by_hand(policy, reference, tokens.tolist())
+    _, expected = by_hand(policy, colder, tokens.tolist())
+    anchor = Anchor(Images(tokens), coef=0.7, minibatch_size=IMAGES, temperature=0.6)
+    kl = anchor_backward(anchor, Family(), (policy, reference), 4, torch.Generator())
+    assert kl == pytest.approx(expected_kl, rel=1e-12)  # what is reported is the KL from the reference itself
+    torch.testing.assert_close(policy.logits.grad, 0.7 * 0.6 * expected, rtol=1e-10, atol=1e-14)
 
 
 def test_the_anchor_adds_to_a_gradient_that_is_there():
