@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dalle_ppo.base.archives import check_unpacked
+from dalle_ppo.base.memory_limit import memory_at_most
 from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.config_chain import MODELS, Layer, layer_name, layers_of
 from dalle_ppo.models.heads.keras.config_chain import Path as LayerPath
@@ -21,6 +22,9 @@ LayerWeights = dict[str, np.ndarray]
 
 LARGEST_BYTES = 2**28
 """Of one array or attribute; those of heads are a few megabytes."""
+
+READING_BYTES = 2 * LARGEST_BYTES
+"""What HDF5 may allocate while it reads one: it believes the lengths that a file gives for its texts."""
 
 
 def read_keras(path: Path) -> Chain:
@@ -65,7 +69,8 @@ def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
     except ImportError:
         raise ValueError("reading .keras and .h5 files needs h5py: pip install -e '.[convert]'") from None
     try:
-        return h5py.File(file, "r")
+        with memory_at_most(READING_BYTES):
+            return h5py.File(file, "r")
     except OSError as error:
         raise ValueError(f"{path}: not an HDF5 file ({error})") from None
 
@@ -170,11 +175,12 @@ def _array(group: Any, name: str) -> np.ndarray:
         raise ValueError(f"weight {name} stores its numbers in another file: refused")
     if place.nbytes > LARGEST_BYTES:
         raise ValueError(f"weight {name} declares {place.nbytes:,} bytes, above {LARGEST_BYTES:,}: refused")
-    return np.asarray(place)
+    with memory_at_most(READING_BYTES):
+        return np.asarray(place)
 
 
 def _attribute(place: Any, name: str) -> Any:
-    """An attribute, None if there is none. HDF5 would allocate whatever size a damaged one declares."""
+    """An attribute, None if there is none."""
     import h5py
 
     if name not in place.attrs:
@@ -183,7 +189,8 @@ def _attribute(place: Any, name: str) -> Any:
     size = found.get_type().get_size() * found.get_space().get_simple_extent_npoints()
     if size > LARGEST_BYTES:
         raise ValueError(f"attribute {name} declares {size:,} bytes, above {LARGEST_BYTES:,}: refused")
-    return place.attrs[name]
+    with memory_at_most(READING_BYTES):
+        return place.attrs[name]
 
 
 def _texts(values: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.server
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,3 +140,13 @@ def test_an_array_that_declares_more_than_a_head_holds_is_refused(tmp_path):
         pytest.raises(ValueError, match="weight kernel declares 536,870,912 bytes, above"),
     ):
         keras_files._array(file, "kernel")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process")
+def test_hdf5_may_not_allocate_more_than_a_text_of_a_head_needs(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group("vars").attrs["name"] = "a" * 2**27
+    monkeypatch.setattr(keras_files, "READING_BYTES", 2**25)
+    with h5py.File(tmp_path / "a.h5") as file, pytest.raises((OSError, MemoryError)):
+        keras_files._attribute(file["vars"], "name")
