@@ -26,14 +26,14 @@ class Drawing:
     Args:
         tokens: int64 [N, T].
         log_probs: their log-probs as the sampler computed them, float32 [N, T].
-        images: uint8 [N, 3, H, W].
+        images: uint8 [N, 3, H, W]; None if they were not decoded.
         states: what `score` computes the policy's distributions from, with a `select`; None unless kept.
         kept: the codes that each token was drawn from, int16 [N, T, k]; None if from all, or not stored.
     """
 
     tokens: Tensor
     log_probs: Tensor
-    images: Tensor
+    images: Tensor | None
     states: Any = None
     kept: Tensor | None = None
 
@@ -86,6 +86,9 @@ class PolicyFamily(Protocol):
 
     def draw_and_remember(self, weights: nn.Module, prompts: Any, keys: Tensor, plan: Any = None) -> Drawing:
         """`draw` that keeps `states`, so that `score` need not run the policy again. A family may lack it."""
+
+    def draw_tokens(self, weights: nn.Module, prompts: Any, keys: Tensor, plan: Any = None) -> Drawing:
+        """`draw_and_remember` that decodes no pixels. A family may lack it."""
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""

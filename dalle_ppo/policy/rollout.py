@@ -35,11 +35,13 @@ class Means:
         halving: remembers how many images fit, where memory runs out.
         remember: keep what saves work when the same weights score the images, if the family can; for a
             process on its own.
+        pixels: decode the images. Without, a family that can leaves them out, and remembers what it draws.
     """
 
     team: Team = ALONE
     halving: Halving | None = None
     remember: bool = False
+    pixels: bool = True
 
 
 ALL_AT_ONCE = Means()
@@ -80,7 +82,7 @@ def collect(
     if team.size > 1:
         keys = keys[mine.start * samples_per_caption : mine.stop * samples_per_caption]
         own_prompts = prompts if prompts is None else prompts.select(index[mine])
-    draw = getattr(family, "draw_and_remember", family.draw) if means.remember else family.draw
+    draw = drawing_of(family, means)
 
     def work(size: int) -> Drawing:
         plan = None if memory_gb is None else family.plan(weights, min(size, len(keys)), memory_gb)
@@ -99,12 +101,18 @@ def collect(
         caption_index=index.repeat_interleave(samples_per_caption),
         tokens=of_all(drawing.tokens, len(captions), team),
         sampler_log_probs=of_all(drawing.log_probs, len(captions), team),
-        images=of_all(drawing.images, len(captions), team),
+        images=None if drawing.images is None else of_all(drawing.images, len(captions), team),
         policy_states=drawing.states,
         kept=None if drawing.kept is None else of_all(drawing.kept, len(captions), team),
         prompts=prompts,
         num_truncated=num_truncated,
     )
+
+
+def drawing_of(family: PolicyFamily, means: Means) -> Callable[..., Drawing]:
+    """The family's method that draws what is asked for; a family may lack all but `draw`."""
+    name = "draw_and_remember" if means.remember else "draw"
+    return getattr(family, name if means.pixels else "draw_tokens", family.draw)
 
 
 def of_all(part: Tensor, num_captions: int, team: Team) -> Tensor:

@@ -43,7 +43,7 @@ class Experience:
         caption_index: which of the M captions each image belongs to, int64 [B].
         tokens: int64 [B, T].
         sampler_log_probs: log-probs of the tokens, as the cached sampler computed them, float32 [B, T].
-        images: uint8 [B, 3, H, W].
+        images: uint8 [B, 3, H, W]; None where nobody looks at them.
         kept: the codes that each token was drawn from, int16 [B, T, k]; None if from all. Log-probs, KL and
             entropy are those of the distribution on them.
         prompts: the M captions as the policy's family read them.
@@ -76,7 +76,7 @@ class Experience:
     caption_index: Tensor
     tokens: Tensor
     sampler_log_probs: Tensor
-    images: Tensor
+    images: Tensor | None
     kept: Tensor | None = None
     prompts: Any = None
     num_truncated: int = 0

@@ -40,16 +40,17 @@ def draw_anchor(
 ) -> Anchor:
     """Draws the anchor's images, one per caption; the same ones for the same seed, so none are saved."""
     noise, memory_gb = NoiseSource(config.seed, "anchor"), config.rollout.memory_gb
-    drawn = collect(family, family.sampler_weights(reference), list(captions), 1, noise, memory_gb)
-    drawn = replace(drawn, images=None)
+    means = Means(pixels=False)
+    drawn = collect(family, family.sampler_weights(reference), list(captions), 1, noise, memory_gb, means)
+    drawn, states = replace(drawn, images=None, policy_states=None), drawn.policy_states
 
     def work(size: int) -> list:
         index = torch.arange(len(drawn), device=drawn.tokens.device)
         return [family.remember(reference, drawn.select(rows)) for rows in index.split(size)]
 
-    size = config.update.microbatch_size
-    kept = Halving().run("scoring", "update.microbatch_size", size, work)
-    states = type(kept[0]).cat(kept) if kept[0] is not None else None
+    if states is None:  # the family's sampler gives none
+        kept = Halving().run("scoring", "update.microbatch_size", config.update.microbatch_size, work)
+        states = type(kept[0]).cat(kept) if kept[0] is not None else None
     anchor = config.anchor
     images = replace(drawn, reference_states=states)
     return Anchor(images, anchor.coef, anchor.minibatch_size, anchor.temperature)

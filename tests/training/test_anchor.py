@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from dalle_ppo.training.anchor import Anchor, anchor_backward
+from dalle_ppo.captions.source import CaptionRecord
+from dalle_ppo.training.anchor import Anchor, anchor_backward, draw_anchor
 from tests.tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
 CODES, TOKENS, IMAGES = 5, 4, 6
@@ -99,7 +100,8 @@ def test_nothing_holds_before_the_first_step_and_its_images_are_counted():
     assert trainer.progress.images == 8
     networks = trainer.networks
     untouched = networks.actor, networks.reference
-    assert anchor_backward(networks.anchor, trainer.family, untouched, 4, torch.Generator()) == 0
+    kl = anchor_backward(networks.anchor, trainer.family, untouched, 4, torch.Generator())
+    assert kl == pytest.approx(0, abs=1e-6)  # the sampler's states round differently
     trainer.actor.optimizer.zero_grad()
     metrics = trainer.iterate(NoWriter())
     assert metrics["images"] == 8 + TINY_CONFIG.rollout.rollout_batch_size
@@ -112,6 +114,18 @@ def test_the_same_seed_draws_the_same_anchor():
         for seed in (0, 0, 1)
     )
     assert first.equal(again) and not first.equal(other)
+
+
+def test_its_states_are_those_that_scoring_gives_and_no_pixels_are_decoded(monkeypatch):
+    trainer = tiny_trainer(TINY_CONFIG)
+    monkeypatch.setattr(type(trainer.family), "decode", None)
+    monkeypatch.setattr(type(trainer.family.parts.vqgan), "decode_uint8", None)
+    config = changed(TINY_CONFIG, ANCHORED)
+    captions = [CaptionRecord("a", "a red sun", "UNLIKELY"), CaptionRecord("b", "two", "UNLIKELY")]
+    images = draw_anchor(trainer.family, trainer.networks.reference, captions, config).images
+    expected = trainer.family.remember(trainer.networks.reference, images)
+    torch.testing.assert_close(images.reference_states.conditional, expected.conditional)
+    torch.testing.assert_close(images.reference_states.unconditional, expected.unconditional)
 
 
 def test_without_a_weight_there_is_no_anchor():

@@ -112,18 +112,33 @@ class DalleFamily:
         """`draw`, with the hidden states that the tokens were drawn from: a fiftieth of the caches' size."""
         return self._draw(weights, prompts, keys, plan, Keep(hidden=True, codes=self.stores_kept))
 
+    @torch.no_grad()
+    def draw_tokens(
+        self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None = None
+    ) -> Drawing:
+        """`draw_and_remember` without pixels, for images that nobody looks at."""
+        keep = Keep(hidden=True, codes=self.stores_kept)
+        samples = self._sample(weights, prompts, keys, plan, keep)
+        return Drawing(samples.tokens, samples.log_probs, None, samples.hidden, samples.kept)
+
     def _draw(
         self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None, keep: Keep
     ) -> Drawing:
-        keys = keys.to(self.device)
+        samples = self._sample(weights, prompts, keys, plan, keep)
         if plan is None:
-            samples = sample(weights, prompts, keys, self.settings, keep)
             images = self.decode(samples.tokens)
         else:
-            samples = sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size, keep)
             with self._autocast(self.frozen_dtype):
                 images = self.parts.vqgan.decode_uint8(samples.tokens, plan.microbatch_size)
         return Drawing(samples.tokens, samples.log_probs, images, samples.hidden, samples.kept)
+
+    def _sample(
+        self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None, keep: Keep
+    ) -> Samples:
+        keys = keys.to(self.device)
+        if plan is None:
+            return sample(weights, prompts, keys, self.settings, keep)
+        return sample_in_parts(weights, prompts, keys, self.settings, plan.batch_size, keep)
 
     @property
     def text_token_count(self) -> int:
