@@ -96,7 +96,8 @@ def batch_identity(
     sections = {
         name: asdict(getattr(config, name)) for name in ("model", "policy", "clip", "reward", "evaluation")
     }
-    del sections["evaluation"]["suite"]  # it has captions of its own
+    for name in ("suite", "at_end"):  # a suite has captions of its own
+        del sections["evaluation"][name]
     terms = (*config.reward.parsed, *config.evaluation.parsed_judges)
     return {
         **sections,

@@ -285,6 +285,14 @@ def files_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_when_a_run_evaluates_does_not_change_what_is_drawn(tmp_path, monkeypatch):
+    run(tmp_path)
+    calls = kill_at(monkeypatch, 0)
+    other = dataclasses.replace(CONFIG.evaluation, at_end=not CONFIG.evaluation.at_end)
+    run(tmp_path, dataclasses.replace(CONFIG, evaluation=other))
+    assert not calls
+
+
 @pytest.mark.parametrize("call", [0, 2, 5])
 def test_killed_and_started_again_gives_the_same_result(plain, tmp_path, monkeypatch, call):
     """Three batches a side."""
