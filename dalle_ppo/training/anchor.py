@@ -48,7 +48,8 @@ def draw_anchor(
         index = torch.arange(len(drawn), device=drawn.tokens.device)
         return [family.remember(reference, drawn.select(rows)) for rows in index.split(size)]
 
-    if states is None:  # the family's sampler gives none
+    # The actor is scored in update.dtype and the sampler has its own: only in float32 do the two agree.
+    if states is None or config.update.dtype != "float32":
         kept = Halving().run("scoring", "update.microbatch_size", config.update.microbatch_size, work)
         states = type(kept[0]).cat(kept) if kept[0] is not None else None
     anchor = config.anchor

@@ -95,13 +95,17 @@ def test_the_anchor_adds_to_a_gradient_that_is_there():
     torch.testing.assert_close(policy.logits.grad, 1 + expected, rtol=1e-10, atol=1e-14)
 
 
-def test_nothing_holds_before_the_first_step_and_its_images_are_counted():
-    trainer = tiny_trainer(changed(TINY_CONFIG, ANCHORED))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_holds_before_the_first_step_and_its_images_are_counted(dtype):
+    precision = {"update.dtype": dtype, "policy.guidance": 16.0}
+    trainer = tiny_trainer(changed(TINY_CONFIG, ANCHORED | precision))
     assert trainer.progress.images == 8
     networks = trainer.networks
     untouched = networks.actor, networks.reference
     kl = anchor_backward(networks.anchor, trainer.family, untouched, 4, torch.Generator())
     assert kl == pytest.approx(0, abs=1e-6)  # the sampler's states round differently
+    gradients = [p.grad for p in networks.actor.parameters() if p.grad is not None]
+    assert gradients and max(float(gradient.abs().max()) for gradient in gradients) < 1e-3
     trainer.actor.optimizer.zero_grad()
     metrics = trainer.iterate(NoWriter())
     assert metrics["images"] == 8 + TINY_CONFIG.rollout.rollout_batch_size
