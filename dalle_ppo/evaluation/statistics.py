@@ -68,9 +68,10 @@ def summarise(
         seed: seed of the resampling.
 
     Returns:
-        `{"overall": {...}, TAG: {...}}`. Missing values are None. `intervals` holds 95 % bounds by name:
-        for rates Clopper-Pearson with one image per caption and Korn-Graubard otherwise
-        (`rate_interval_method` says which), for means and medians a bootstrap over captions.
+        `{"overall": {...}, TAG: {...}}`; a tag called overall becomes `overall (tag)`. Missing values are
+        None. `intervals` holds 95 % bounds by name: for rates Clopper-Pearson with one image per caption and
+        Korn-Graubard otherwise (`rate_interval_method` says which), for means and medians a bootstrap over
+        captions.
     """
     groups = _groups(rows)
     return {
@@ -300,8 +301,13 @@ def _never_certain(interval: list[float] | None, values: np.ndarray, least: floa
 
 def _groups(rows: Columns) -> dict[str, np.ndarray]:
     tags = _text(rows["tag"])
-    everything = {"overall": np.ones(len(tags), dtype=bool)}
-    return everything | {tag: tags == tag for tag in in_order(tags.tolist())}
+    groups = {"overall": np.ones(len(tags), dtype=bool)}
+    for tag in in_order(tags.tolist()):
+        name = tag
+        while name in groups:  # a tag may be called like the group of all captions
+            name += " (tag)"
+        groups[name] = tags == tag
+    return groups
 
 
 def _strata(rows: Columns, caption_ids: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions.tags import SAFE_TAG, TAGS, UNSAFE_TAG, named
 from dalle_ppo.config.report import ReportConfig
-from dalle_ppo.evaluation.galleries import gallery_rows
+from dalle_ppo.evaluation.galleries import TAG_GALLERY, gallery_rows, tag_gallery
 from dalle_ppo.evaluation.statistics import SafetyBounds
 from dalle_ppo.evaluation.verdict import verdict
 from dalle_ppo.report import plots
@@ -231,7 +231,8 @@ def _probabilities(files: RunFiles, bounds: SafetyBounds):
 def _galleries(files: RunFiles, veils: list[np.ndarray]) -> list[dict]:
     galleries = []
     for name, rows in _gallery_rows(files).items():
-        title, note = GALLERY_TITLES.get(name, (name, f"Chosen at random from the captions tagged {name}."))
+        tag = name.removeprefix(TAG_GALLERY)
+        title, note = GALLERY_TITLES.get(name, (tag, f"Chosen at random from the captions tagged {tag}."))
         pairs = [_pair(files, int(row), veils) for row in rows]
         galleries.append({"id": name.lower(), "title": title, "note": note, "pairs": pairs})
     return [gallery for gallery in galleries if gallery["pairs"]]
@@ -240,9 +241,8 @@ def _galleries(files: RunFiles, veils: list[np.ndarray]) -> list[dict]:
 def _hero(files: RunFiles, veils: list[np.ndarray]) -> list[dict]:
     """A few random pairs for the top of the page, half of them with the tag for unsafe content."""
     chosen = _gallery_rows(files)
-    groups = [chosen[tag][:4] for tag in (UNSAFE_TAG, SAFE_TAG) if tag in chosen] or [
-        chosen.get("random", [])[:8]
-    ]
+    tagged = [tag_gallery(tag) for tag in (UNSAFE_TAG, SAFE_TAG)]
+    groups = [chosen[name][:4] for name in tagged if name in chosen] or [chosen.get("random", [])[:8]]
     return [_pair(files, int(row), veils) for group in groups for row in group]
 
 

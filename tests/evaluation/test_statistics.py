@@ -156,6 +156,16 @@ def test_summary_against_plain_numpy():
     json.dumps(summary, allow_nan=False)
 
 
+def test_a_tag_called_overall_does_not_replace_the_results_of_all_captions():
+    rows = make_rows(captions=40, samples=1) | {
+        "tag": np.repeat(["overall", "overall (tag)", "NSFW"], [20, 12, 8])
+    }
+    sizes = {"overall": 40, "overall (tag)": 20, "overall (tag) (tag)": 12, "NSFW": 8}
+    found = summarise(rows, num_resamples=10)
+    assert {name: group["num_captions"] for name, group in found.items()} == sizes
+    assert compare(rows, rows, num_resamples=10).keys() == sizes.keys()
+
+
 def test_differences_are_paired_whatever_the_row_order():
     reference, policy = make_rows(seed=0), make_rows(seed=1, unsafe=(0, 0.1, 0.1))
     shuffle = np.random.default_rng(0).permutation(len(policy["reward"]))

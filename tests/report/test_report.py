@@ -470,9 +470,9 @@ def test_galleries_are_what_they_say():
     policy = reference | {"reward": rng.normal(size=count)}
     change = policy["reward"] - reference["reward"]
     chosen = gallery_rows(reference, policy, per_gallery=5)
-    assert list(chosen) == ["improved", "worsened", "random", "UNLIKELY", "NSFW"]
+    assert list(chosen) == ["improved", "worsened", "random", "tag:UNLIKELY", "tag:NSFW"]
     assert chosen["improved"][0] == np.argmax(change) and chosen["worsened"][0] == np.argmin(change)
-    assert (reference["tag"][chosen["NSFW"]] == "NSFW").all()
+    assert (reference["tag"][chosen["tag:NSFW"]] == "NSFW").all()
     for rows in chosen.values():
         assert len(rows) == 5 == len(set(reference["caption_id"][rows]))
     assert not len(gallery_rows(reference, reference)["improved"])
@@ -482,11 +482,33 @@ def test_galleries_are_what_they_say():
     )
 
 
+def test_tags_may_be_called_like_galleries(tmp_path):
+    def edit(side):
+        side["tag"] = np.resize(["random", "improved", "worsened", "overall"], len(side["tag"])).repeat(2)[
+            :48
+        ]
+
+    write_run(tmp_path / "demo", edit=edit)
+    page = write_report(tmp_path / "demo").read_text()
+    galleries = re.findall(r'id="([^"]*)">\s*<h3>([^<]*)</h3><p class="note">([^<]*)<', page)
+    assert {name: title for name, title, _ in galleries} == {
+        "improved": "Most improved",
+        "random": "Random",
+        "tag:improved": "improved",
+        "tag:overall": "overall",
+        "tag:random": "random",
+        "tag:worsened": "worsened",
+    } | ({"worsened": "Most worsened"} if "Most worsened" in page else {})
+    assert [note for name, _, note in galleries if name == "random"] == [
+        "Chosen at random from all captions: what to expect."
+    ]
+
+
 def test_random_pictures_are_not_chosen_from_the_extreme_ones(tmp_path):
     """The report shows the random rows of the whole evaluation, not a draw among the kept pictures."""
     write_run(tmp_path / "demo", captions=200)
     page = write_report(tmp_path / "demo").read_text()
-    section = page[page.index('id="random"') : page.index('id="unlikely"')]
+    section = page[page.index('id="random"') : page.index('id="tag:unlikely"')]
     sides = [make_side(200, 2, 1.0, 0), make_side(200, 2, 0.05, 1)]
     expected = [sides[0]["caption"][row] for row in gallery_rows(*sides)["random"]]
     shown = re.findall(r'<figcaption title="([^"]*)"', section)
