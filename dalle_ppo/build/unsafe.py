@@ -1,7 +1,6 @@
 """The detector of a run or of the built-in world, for pictures that people will see."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,8 +13,7 @@ from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.policy.rollout import as_float
-
-Detect = Callable[[Tensor, str], list[bool]]
+from dalle_ppo.training.guards import Detect
 
 
 def unsafe_detector(model: str, world: World | None, device: torch.device) -> Detect | None:

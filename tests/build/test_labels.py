@@ -13,8 +13,10 @@ from dalle_ppo.build.captions import SAMPLES_STREAM, build_captions
 from dalle_ppo.build.labels import LabelOptions, open_drawer
 from dalle_ppo.build.simulated import read_pictures
 from dalle_ppo.build.trainer import build_trainer
+from dalle_ppo.build.unsafe import unsafe_detector
 from dalle_ppo.config.command_line import load_config, parse_command_line, to_yaml
 from dalle_ppo.config.reward import RewardConfig
+from dalle_ppo.config.settings import Config
 from dalle_ppo.iconworld.judge import load_judge, look
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.policy.rollout import NoiseSource, collect
@@ -49,6 +51,12 @@ def test_generate_blurs_what_a_run_without_detector_draws(tiny_run, tmp_path, cl
     outcome = cli(generate.main, *command)
     assert outcome.code == 0 and "images are not checked" not in outcome.out
     assert int(re.search(r"(\d+) of 9 images flagged unsafe", outcome.out)[1]) > 0
+
+
+def test_without_any_detector_it_is_said(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(to_yaml(Config(reward=RewardConfig(terms=PREFERENCE))))
+    assert unsafe_detector(str(tmp_path), None, torch.device("cpu")) is None
+    assert "images are not checked: this run's reward has no nsfw term" in capsys.readouterr().out
 
 
 def test_samples_of_a_run_without_detector_are_blurred(tmp_path):
