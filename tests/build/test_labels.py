@@ -9,6 +9,7 @@ import torch
 from tiny_runs import tiny_arguments
 
 from dalle_ppo import generate
+from dalle_ppo.build import trainer as builder
 from dalle_ppo.build.captions import SAMPLES_STREAM, build_captions
 from dalle_ppo.build.labels import LabelOptions, open_drawer
 from dalle_ppo.build.simulated import read_pictures
@@ -59,13 +60,16 @@ def test_without_any_detector_it_is_said(tmp_path, capsys):
     assert "images are not checked: this run's reward has no nsfw term" in capsys.readouterr().out
 
 
-def test_samples_of_a_run_without_detector_are_blurred(tmp_path):
-    """What the trainer is given finds unsafe what the judge does, and draws the same numbers."""
+def test_samples_of_a_run_without_detector_are_blurred(tmp_path, monkeypatch):
+    """What the trainer is given finds unsafe what the judge does, and loading it changes no random number."""
     terms = "[{name: jpeg_size}]"
     config = parse_command_line(tiny_arguments(tmp_path / "run", reward__terms=terms), "train", "")[0]
     torch.manual_seed(7)
-    trainer = build_trainer(config, tmp_path / "run")
-    assert build_trainer(replace(config, reward=RewardConfig()), tmp_path / "run").detect is None
+    trainer, state = build_trainer(config, tmp_path / "run"), torch.get_rng_state()
+    monkeypatch.setattr(builder, "unsafe_detector", lambda *arguments: None)
+    torch.manual_seed(7)
+    assert build_trainer(config, tmp_path / "run").detect is None
+    assert torch.equal(torch.get_rng_state(), state)
     result = RewardResult(torch.zeros(96), {})
     captions = build_captions(config, 1, SAMPLES_STREAM, "train").next_batch(96)
     drawn = collect(trainer.family, trainer.actor.module, captions, 1, NoiseSource(0, "samples"), 4.0)
