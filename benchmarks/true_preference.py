@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from dalle_ppo.build.captions import build_captions
 from dalle_ppo.build.models import load_model
@@ -21,6 +22,7 @@ from dalle_ppo.iconworld.judge import Judge, load_judge, look
 from dalle_ppo.iconworld.rater import Seen
 from dalle_ppo.iconworld.scenes import ICON_COLORS, KINDS
 from dalle_ppo.iconworld.world import World
+from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.policy.rollout import NoiseSource, collect
 
 SHARES = {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25}
@@ -28,11 +30,16 @@ SEED, STREAM, BATCH = 77, 4, 100
 ROWS = ("unsafe", "named icons", "nothing recognised", "true preference, 0 to 13")
 
 
-def draw(path: str, captions: list, config: Config) -> torch.Tensor:
+def draw_both(run: str, captions: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image of each caption by the run's reference and one by its policy, as the run draws them."""
+    model = load_model(run, torch.device("cpu"))
+    family = model.family(model.settings)
+    return draw(family, model.reference, captions), draw(family, model.decoder, captions)
+
+
+def draw(family: PolicyFamily, decoder: nn.Module, captions: list) -> torch.Tensor:
     """One image of each caption, uint8 [N, 3, 64, 64]."""
-    model = load_model(path, torch.device("cpu"))
-    family = model.family(config.policy)
-    weights = family.sampler_weights(model.decoder)
+    weights = family.sampler_weights(decoder)
     parts = [
         collect(
             family, weights, captions[start : start + BATCH], 1, NoiseSource(SEED, "judged", start)
@@ -66,7 +73,7 @@ def main() -> None:
     config = replace(config, captions=replace(config.captions, shares=SHARES))
     captions = build_captions(config, SEED, STREAM, "heldout").next_batch(args.captions)
     judge = load_judge(World().judge)
-    before, after = (told(judge, draw(path, captions, config), captions) for path in ("builtin", args.run))
+    before, after = (told(judge, images, captions) for images in draw_both(args.run, captions))
     picks = np.random.default_rng(0).integers(len(captions), size=(2000, len(captions)))
     print("| by the judge | before | after | change (95 %) |\n|---|---|---|---|")
     for column, name in enumerate(ROWS):

@@ -17,7 +17,11 @@ from dalle_ppo.runs.places import POLICY_GROUPS, checkpoint_of, refuse_wrong_pat
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m dalle_ppo.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--captions", help="a file of captions instead of the run's held-out ones")
+    parser.add_argument(
+        "--captions",
+        help="a file of captions instead of the run's held-out ones; evaluation.json, evaluation/ and "
+        "report.html are replaced all the same",
+    )
     for name in READING:
         parser.add_argument(
             f"--captions.{name}", metavar="VALUE", help=f"of that file; default: the run's captions.{name}"

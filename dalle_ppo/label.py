@@ -8,11 +8,37 @@ Answers and pictures go into RUN/preferences. A model's key is read from OPENAI_
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dalle_ppo.config.command_line import OneLineParser, run_main
 from dalle_ppo.preferences.asking.budget import add_budget_arguments
+
+DRAWING = {
+    "num_images": 2,
+    "reference": False,
+    "choose": "random",
+    "reward_model": "",
+    "seed": 0,
+    "device": "auto",
+    "memory_gb": 4.0,
+}
+"""Options that say what is drawn, with their defaults."""
+PAGE = {"port": 8765, "repeat": 0.1, "goal": 200}
+"""Options of the page, with their defaults."""
+MODEL = {
+    "rater": None,
+    "prompt": None,
+    "sets": None,
+    "labelled": False,
+    "max_requests": None,
+    "max_cost": None,
+    "input_price": None,
+    "output_price": None,
+    "timeout": 60.0,
+    "retries": 5,
+}
+"""Options of a model that ranks, with their defaults."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -24,19 +50,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, whose newest policy draws")
     pictures = parser.add_argument_group("pictures")
-    pictures.add_argument("--num_images", type=int, default=2, help="pictures in a set; default: 2")
-    pictures.add_argument("--reference", action="store_true", help="the reference draws half of them")
+    pictures.add_argument("--num_images", type=int, help="pictures in a set; default: 2")
+    pictures.add_argument(
+        "--reference", action="store_true", default=None, help="the reference draws half of them"
+    )
     pictures.add_argument(
         "--choose",
         choices=("random", "disagreement"),
-        default="random",
         help="which sets are shown: as they come, or three of four where a reward model's members disagree "
         "about the best picture; default: random",
     )
-    pictures.add_argument("--reward_model", metavar="FILE", default="", help="for --choose disagreement")
-    pictures.add_argument("--seed", type=int, default=0, help="of captions, noise and order")
-    pictures.add_argument("--device", default="auto")
-    pictures.add_argument("--memory_gb", type=float, default=4.0, help="for caches and activations")
+    pictures.add_argument("--reward_model", metavar="FILE", help="for --choose disagreement")
+    pictures.add_argument("--seed", type=int, help="of captions, noise and order; default: 0")
+    pictures.add_argument("--device", help="default: auto")
+    pictures.add_argument("--memory_gb", type=float, help="for caches and activations; default: 4")
     add_page_arguments(parser.add_argument_group("the page"))
     add_model_arguments(parser.add_argument_group("a model that ranks"))
     return parser.parse_args(argv)
@@ -44,11 +71,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def add_page_arguments(group: argparse._ArgumentGroup) -> None:
     """The arguments that apply without `--by`."""
-    group.add_argument("--port", type=int, default=8765, help="0 for any free one; default: 8765")
-    group.add_argument(
-        "--repeat", type=float, default=0.1, help="share of sets that come a second time; default: 0.1"
-    )
-    group.add_argument("--goal", type=int, default=200, help="answers that fill the bar; default: 200")
+    group.add_argument("--port", type=int, help="0 for any free one; default: 8765")
+    group.add_argument("--repeat", type=float, help="share of sets that come a second time; default: 0.1")
+    group.add_argument("--goal", type=int, help="answers that fill the bar; default: 200")
 
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
@@ -61,13 +86,18 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prompt", type=Path, help="text of the question; default: RUN/preferences/prompt.txt"
     )
-    group.add_argument("--sets", type=int, default=50, help="ask about the first N sets; default: 50")
     group.add_argument(
-        "--labelled", action="store_true", help="ask about the sets that people have answered, draw none"
+        "--sets", type=int, help="ask about the first N sets; default: 50, and all with --labelled"
+    )
+    group.add_argument(
+        "--labelled",
+        action="store_true",
+        default=None,
+        help="ask about the sets that people have answered, draw none",
     )
     add_budget_arguments(group)
-    group.add_argument("--timeout", type=float, default=60.0, help="seconds for a reply; default: 60")
-    group.add_argument("--retries", type=int, default=5, help="after which the command gives up; default: 5")
+    group.add_argument("--timeout", type=float, help="seconds for a reply; default: 60")
+    group.add_argument("--retries", type=int, help="after which the command gives up; default: 5")
 
 
 def main(argv: list[str] | None) -> int:
@@ -77,6 +107,9 @@ def main(argv: list[str] | None) -> int:
         raise ValueError("--by and --model belong together; give both, or neither for the page")
 
     check_choice(args)
+    for name, value in (DRAWING | PAGE | MODEL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
     from dalle_ppo.build.labels import LabelOptions, store_of
 
@@ -94,11 +127,15 @@ def main(argv: list[str] | None) -> int:
 
 
 def check_choice(args: argparse.Namespace) -> None:
-    """Refuses options about the choice of sets that do not go together.
+    """Refuses options that do not go together, or that would be ignored.
 
     Raises:
         ValueError: they do not.
     """
+    if args.by is None:
+        refuse(args, MODEL, "is for a model that ranks; give --by and --model too, or leave it out")
+    else:
+        refuse(args, PAGE, "is for the page; leave it out with --by")
     if (args.choose == "disagreement") != bool(args.reward_model):
         raise ValueError(
             "--choose disagreement and --reward_model belong together; give the file that "
@@ -106,11 +143,24 @@ def check_choice(args: argparse.Namespace) -> None:
         )
     if args.reward_model and args.labelled:
         raise ValueError("--labelled draws nothing, so there is nothing to choose; leave out --choose")
+    if args.labelled:
+        refuse(args, DRAWING, "says what is drawn, but --labelled draws nothing; leave one of them out")
     if args.reward_model and not Path(args.reward_model).is_file():
         raise ValueError(
             f"--reward_model is {args.reward_model}, which is not a file; write it with "
             "python -m dalle_ppo.reward_model RUN --out FILE"
         )
+
+
+def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuses options that are given, though they do not apply.
+
+    Raises:
+        ValueError: one is given.
+    """
+    given = next((name for name in names if getattr(args, name) is not None), None)
+    if given is not None:
+        raise ValueError(f"--{given} {why}")
 
 
 def dispatch(args: argparse.Namespace, store, open_drawer: Callable) -> int:

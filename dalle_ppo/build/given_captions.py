@@ -1,12 +1,14 @@
 """The captions that `evaluate --captions` names, instead of the run's held-out ones."""
 
 import sys
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from dalle_ppo.build.captions import read_settings
 from dalle_ppo.captions.local_files import find_files
+from dalle_ppo.captions.overview import left_out
 from dalle_ppo.captions.reading import ReadSettings
 from dalle_ppo.captions.source import (
     CaptionRecord,
@@ -31,7 +33,8 @@ def given_captions(
 ) -> list[CaptionRecord]:
     """Distinct captions of a source, held out or not, as they stand there: neither cleaned nor filtered.
 
-    Says so where only a part of them is drawn.
+    Says so where only a part of them is drawn, and how many are left out because they repeat others: captions
+    count as equal if their words are, and equal ones would be drawn from the same noise.
 
     Args:
         config: the run's settings, with those of the command line.
@@ -45,18 +48,23 @@ def given_captions(
     """
     everything = source.startswith(PROMPT_SETS) or _is_of_evaluation(source)
     wanted = num or (None if everything else config.evaluation.num_captions)
-    # Longer ones were among those of an evaluation if the run's settings let them pass.
-    longest = max(CaptionFilter.max_chars, config.captions.max_chars)
-    draw = DrawSettings(config.evaluation.seed, split=None, filter=CaptionFilter(max_chars=longest))
+    draw = DrawSettings(config.evaluation.seed, split=None, filter=CaptionFilter(max_chars=sys.maxsize))
     opened = open_captions(source, CaptionRequest(draw, reading=_reading(config.captions, source, given)))
-    if wanted is None:
-        return first_distinct(opened, sys.maxsize)
-    captions = first_distinct(opened, wanted + 1)
-    if len(captions) > wanted:
+    captions = first_distinct(opened, sys.maxsize if wanted is None else wanted + 1)
+    if wanted is not None and len(captions) > wanted:
         print(
             f"captions: {wanted:,} of {source}{_rows(opened.contents)} are drawn; --num_captions N draws more"
         )
+    elif opened.contents is not None and not opened.contents.remote:
+        _tell_left_out(source, left_out(opened.contents.shards, draw))
     return captions[:wanted]
+
+
+def _tell_left_out(source: str, reasons: Counter[str]) -> None:
+    words = {"duplicate": "repeats", "empty": "empty"}
+    listed = ", ".join(f"{count:,} {words.get(why, why)}" for why, count in sorted(reasons.items()))
+    if listed:
+        print(f"captions: {reasons.total():,} of {source} left out: {listed}; all others are drawn")
 
 
 def _reading(captions: CaptionsConfig, source: str, given: Collection[str]) -> ReadSettings:

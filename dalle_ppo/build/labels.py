@@ -78,15 +78,13 @@ def open_drawer(run: str | Path, store: Store, options: LabelOptions) -> Drawer 
         Side(name, family.sampler_weights(decoder), weights_sha256(decoder), each)
         for name, decoder in decoders.items()
     ]
-    # A run that learns from answers alone has no detector, but people label its pictures too.
-    has_own = model.world is None or config.reward.settings_of("nsfw") is not None
     drawer = Drawer(
         family,
         sides,
         build_captions(config, options.seed, LABELS_STREAM, "train").next_batch,
         store,
         DrawOptions(options.seed, model.iteration or 0, options.memory_gb),
-        unsafe_detector(str(run) if has_own else "builtin", model.world, device),
+        unsafe_detector(str(run), model.world, device),
     )
     if not options.reward_model:
         return drawer

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.build.captions import (
     ANCHOR_STREAM,
@@ -14,6 +16,7 @@ from dalle_ppo.build.captions import (
 from dalle_ppo.build.models import choose_device, load_model, pinned
 from dalle_ppo.build.networks import build_networks, divided
 from dalle_ppo.build.rewards import build_reward
+from dalle_ppo.build.unsafe import unsafe_detector
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
 from dalle_ppo.training.anchor import draw_anchor
@@ -47,7 +50,11 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, whole: bool
     reward = build_reward(config, loaded.world, device, config.model.frozen_dtype)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
-    return Trainer(config, run_dir, networks, reward, captions, samples, team)
+    trainer = Trainer(config, run_dir, networks, reward, captions, samples, team)
+    if config.reward.settings_of("nsfw") is None and loaded.world is not None:
+        with torch.random.fork_rng(devices=[]):  # a run's numbers do not depend on what blurs its samples
+            trainer.detect = unsafe_detector("builtin", loaded.world, device)
+    return trainer
 
 
 def with_anchor(config: Config, networks: Networks) -> Networks:

@@ -5,6 +5,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from dalle_ppo.base.new_file import check_new_file
 from dalle_ppo.config.captions import CaptionsConfig
 from dalle_ppo.config.command_line import OneLineParser, parse_command_line, run_main
 from dalle_ppo.config.document import described
@@ -29,6 +30,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Prints an overview and ten captions."""
     args = parse_arguments(argv)
+    if args.dump is not None:
+        check_new_file("--dump", args.dump, args.dump.suffix)
     config = config_of(args)
 
     from dalle_ppo.base.atomic import atomic_write
@@ -39,7 +42,6 @@ def main(argv: list[str] | None) -> int:
     if contents is None:
         raise ValueError(f"captions.source is {args.source}, which makes up its captions as they are drawn")
     shards = contents.shards
-    check_output(args.dump, shards)
     overview = look_at(contents, settings)
     if not overview.rows:
         raise ValueError(f"captions: {args.source} contains no captions that meet captions.where")
@@ -56,16 +58,6 @@ def main(argv: list[str] | None) -> int:
         )
         atomic_write(args.dump, lambda new: write_lines(new, lines))
     return 0
-
-
-def check_output(path: Path | None, shards) -> None:
-    """Refuses to write into a missing folder, or over the captions themselves."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise ValueError(f"--dump is {path}, but {path.parent} is not a folder; create it first")
-    if path.resolve() in {Path(shard.name).resolve() for shard in shards}:
-        raise ValueError(f"--dump is {path}, which holds the captions; name another file")
 
 
 def config_of(args: argparse.Namespace):

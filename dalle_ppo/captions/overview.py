@@ -11,10 +11,10 @@ from dalle_ppo.captions.columns import Chunk, Columns
 from dalle_ppo.captions.local_files import LeftOut
 from dalle_ppo.captions.shards import Shard
 from dalle_ppo.captions.source import Contents
-from dalle_ppo.captions.streams import DrawSettings, RecentCaptions, text_at
+from dalle_ppo.captions.streams import DrawSettings, text_at
 from dalle_ppo.captions.suffixes import kind_of
 from dalle_ppo.captions.tags import UNTAGGED, in_order
-from dalle_ppo.captions.text import clean, fingerprint
+from dalle_ppo.captions.text import caption_id, clean
 
 SAMPLE_ROWS = 200_000
 FILTERED_ROWS = 20_000
@@ -26,18 +26,24 @@ class Pass:
 
     def __init__(self, settings: DrawSettings):
         self.dropped: Counter[str] = Counter()
-        self._settings, self._recent = settings, RecentCaptions()
+        self._settings, self._seen = settings, set()
 
     def admitted(self, text: str) -> str | None:
         """The text as it would be drawn; None if it is dropped."""
         text = clean(text) if self._settings.clean else text
         reason = self._settings.filter.reason_to_drop(text)
-        if reason is None and self._settings.drop_duplicates and self._recent.seen(fingerprint(text)):
+        if reason is None and self._settings.drop_duplicates and self._is_repeat(text):
             reason = "duplicate"
         if reason is None:
             return text
         self.dropped[reason] += 1
         return None
+
+    def _is_repeat(self, text: str) -> bool:
+        """Whether the caption came before, however long ago; a million of them take about 60 MB."""
+        key, before = int(caption_id(text), 16), len(self._seen)
+        self._seen.add(key)
+        return len(self._seen) == before
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,18 @@ def look_at(contents: Contents, settings: DrawSettings, max_rows: int | None = N
 
 def every_caption(shards: Sequence[Shard], settings: DrawSettings) -> Iterator[tuple[str, str]]:
     """Every caption that passes the filters, once, in the order of the files; held out or not."""
+    yield from _admitted(shards, Pass(settings))
+
+
+def left_out(shards: Sequence[Shard], settings: DrawSettings) -> Counter[str]:
+    """How many captions `every_caption` leaves out, by reason."""
     one_pass = Pass(settings)
+    for _ in _admitted(shards, one_pass):
+        pass
+    return one_pass.dropped
+
+
+def _admitted(shards: Sequence[Shard], one_pass: Pass) -> Iterator[tuple[str, str]]:
     for shard in shards:
         for chunk in _chunks(shard):
             for row in range(len(chunk.texts)):

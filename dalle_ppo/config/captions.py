@@ -44,7 +44,8 @@ class CaptionsConfig:
     clean: bool = False
     """Repair mojibake, decode entities, drop HTML tags and control characters, and collapse spaces."""
     drop_duplicates: bool = True
-    """Drop captions whose normalised text was drawn shortly before."""
+    """Drop captions whose normalised text was drawn shortly before. The built-in world makes up its captions
+    as they are drawn and drops none."""
     min_chars: int = 1
     """Shortest caption, in characters."""
     max_chars: int = 2000
@@ -56,7 +57,8 @@ class CaptionsConfig:
     allowlist: str | None = None
     """File with one phrase per line; captions that contain none of them are left out."""
     skip_bad_files: bool = False
-    """Leave out files that cannot be read, with a warning and a count, instead of stopping."""
+    """Leave out files that cannot be read, with a warning and a count, instead of stopping. Not for the
+    built-in world, which has no files."""
     rank: int = 0
     """Number of this run, counting from 0, among the runs that share the captions. Each trains on its own
     share; together they see the captions that a single run would see. Held-out captions are the same for

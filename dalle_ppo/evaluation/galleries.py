@@ -5,6 +5,8 @@ import numpy as np
 from dalle_ppo.captions.tags import in_order, named
 from dalle_ppo.evaluation.columns import Columns
 
+TAG_GALLERY = "tag:"
+
 
 def gallery_rows(
     reference_rows: Columns,
@@ -24,7 +26,8 @@ def gallery_rows(
         seed: seed of the random galleries.
 
     Returns:
-        int64 row numbers by gallery: "improved" and "worsened" (by change of reward), "random", one per tag.
+        int64 row numbers by gallery: "improved" and "worsened" (by change of reward), "random", and one per
+        tag, named by `tag_gallery`.
     """
     captions = np.asarray(reference_rows["caption_id"]).astype(str)
     tags = np.asarray([named(tag) for tag in reference_rows["tag"]])
@@ -38,8 +41,13 @@ def gallery_rows(
         "random": shuffled,
     }
     for tag in in_order(tags.tolist()):
-        galleries[tag] = shuffled[tags[shuffled] == tag]
+        galleries[tag_gallery(tag)] = shuffled[tags[shuffled] == tag]
     return {name: _distinct(chosen, captions, per_gallery) for name, chosen in galleries.items()}
+
+
+def tag_gallery(tag: str) -> str:
+    """The name of a tag's gallery, which no other gallery has: a tag may be called `random`."""
+    return TAG_GALLERY + tag
 
 
 def _distinct(rows: np.ndarray, captions: np.ndarray, count: int) -> np.ndarray:

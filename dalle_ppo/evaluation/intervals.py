@@ -89,22 +89,25 @@ def rate_bounds(
     return clopper_pearson(rate * effective, effective, level)
 
 
-def constant_bounds(value: float, captions: int, least: float, greatest: float) -> tuple[float, float]:
-    """Bounds on a mean over captions that all had the same value, where a bootstrap sees no spread.
+def constant_bounds(values: np.ndarray, mean: float, least: float, greatest: float) -> tuple[float, float]:
+    """Bounds on a mean where a bootstrap sees no spread: all captions of a stratum had the same value.
 
     Captions with other values may exist. As none was seen, the exact bound for zero events limits their share
-    (for 95 %, about 3.7 / captions), and each of them moves the mean as far as the range allows.
+    (for 95 %, about 3.7 / captions), and each of them moves the mean as far as the range allows: at most from
+    the highest value seen to the least possible one, or from the lowest to the greatest. Where strata have
+    different rates of such captions, none is seen even more rarely than with one rate, so the bound holds.
 
     Args:
-        value: the value of every caption, in [least, greatest].
-        captions: number of captions, at least 1.
+        values: of each caption, float [C] with C >= 1, in [least, greatest].
+        mean: of the images, in [least, greatest].
         least, greatest: range of the values.
 
     Returns:
         (low, high) in [least, greatest].
     """
-    unseen = clopper_pearson(0, captions)[1]
-    return value + unseen * (least - value), value + unseen * (greatest - value)
+    unseen = clopper_pearson(0, len(values))[1]
+    low, high = mean + unseen * (least - values.max()), mean + unseen * (greatest - values.min())
+    return max(least, float(low)), min(greatest, float(high))
 
 
 def noise_correlation(reference: np.ndarray, policy: np.ndarray, caption_index: np.ndarray) -> float | None:

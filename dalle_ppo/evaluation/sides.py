@@ -32,6 +32,8 @@ from dalle_ppo.runs.provenance import batch_identity, versions, weights_sha256
 
 BATCHES = "batches"
 """Folder of the batches of the last evaluation, finished or not: what it drew is not drawn again."""
+FILE_BATCHES = "file_batches"
+"""The same for the captions of a file, so that an evaluation of these leaves the held-out ones' batches."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def evaluate(
     }
     identity = batch_identity(config, facts, subject.family, measures.sha256)
     shared = (subject.reference, subject.family, measures, captions)
-    setup = Setup(config, *shared, folder=folder / BATCHES, identity=identity, team=team)
+    batches = folder / (FILE_BATCHES if captions_file else BATCHES)
+    setup = Setup(config, *shared, folder=batches, identity=identity, team=team)
     sides, curve = draw_sides(subject, baselines, setup)
     of_suite, own = None, set()
     if measures.suite is not None:

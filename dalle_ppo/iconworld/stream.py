@@ -8,7 +8,7 @@ import numpy as np
 
 from dalle_ppo.captions.source import CaptionRequest, CaptionSource
 from dalle_ppo.captions.streams import CaptionRecord, DrawSettings
-from dalle_ppo.captions.text import CaptionFilter, caption_id
+from dalle_ppo.captions.text import CaptionFilter, fingerprint
 from dalle_ppo.iconworld.captions import TAGS, sample_caption
 
 WORLD_SHARES = {"UNLIKELY": 0.5, "UNSURE": 0.25, "NSFW": 0.25}
@@ -33,6 +33,11 @@ def load(rest: str, request: CaptionRequest) -> CaptionSource:
             "captions: the built-in world's captions are neither cleaned nor filtered; leave captions.clean, "
             "the lengths, min_latin_share and the lists at their defaults, or give another captions.source"
         )
+    if settings.skip_bad_files:
+        raise ValueError(
+            "captions.skip_bad_files is true, but the built-in world's captions are in no files; leave it at "
+            "its default, or give another captions.source"
+        )
     shares = request.shares or WORLD_SHARES
     return CaptionSource(
         {tag: WorldStream(tag, settings) for tag in shares}, shares, request.identity("builtin")
@@ -40,7 +45,11 @@ def load(rest: str, request: CaptionRequest) -> CaptionSource:
 
 
 class WorldStream:
-    """Captions of one tag of the built-in world; the k-th depends only on (seed, stream, tag, k)."""
+    """Captions of one tag of the built-in world; the k-th depends only on (seed, stream, tag, k).
+
+    They are made at random, so some come again. Of several processes each keeps those whose hash assigns
+    them to it: no two draw the same caption.
+    """
 
     def __init__(self, tag: str, settings: DrawSettings):
         if tag not in TAGS:
@@ -53,11 +62,14 @@ class WorldStream:
         self._index = 0
 
     def next_record(self) -> CaptionRecord:
-        number = self._index * self._world_size + self._rank
-        caption = sample_caption(np.random.default_rng([*self._key, number]), self._tag, self._split)
-        self._index += 1
-        self.counts["drawn"] += 1
-        return CaptionRecord(caption.text, caption.tag, caption_id(caption.text))
+        while True:
+            rng = np.random.default_rng([*self._key, self._index])
+            caption = sample_caption(rng, self._tag, self._split)
+            self._index += 1
+            mark = fingerprint(caption.text)
+            if mark.shard_number % self._world_size == self._rank:
+                self.counts["drawn"] += 1
+                return CaptionRecord(caption.text, caption.tag, mark.id)
 
     def state_dict(self) -> dict[str, Any]:
         return {"index": self._index, "counts": dict(self.counts)}

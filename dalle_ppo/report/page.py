@@ -9,7 +9,7 @@ import numpy as np
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions.tags import SAFE_TAG, TAGS, UNSAFE_TAG, named
 from dalle_ppo.config.report import ReportConfig
-from dalle_ppo.evaluation.galleries import gallery_rows
+from dalle_ppo.evaluation.galleries import TAG_GALLERY, gallery_rows, tag_gallery
 from dalle_ppo.evaluation.statistics import SafetyBounds
 from dalle_ppo.evaluation.verdict import verdict
 from dalle_ppo.report import plots
@@ -26,12 +26,12 @@ from dalle_ppo.report.tables import (
     result_tiles,
     transitions,
 )
+from dalle_ppo.report.veils import PROBABILITY, called_unsafe, checked_by
 from dalle_ppo.runs.metric_table import METRICS, find_metric
 from dalle_ppo.runs.provenance import versions
 
 HIDDEN = "caption hidden"
 REPORT_FILE = "report.html"
-PROBABILITY = "nsfw_probability"  # a column only if the reward has an nsfw term
 GALLERY_TITLES = {
     "improved": ("Most improved", "The largest gains in reward."),
     "worsened": ("Most worsened", "The largest losses in reward: look here first for what went wrong."),
@@ -90,6 +90,7 @@ def render(context: Mapping[str, object]) -> str:
 def report_context(name: str, files: RunFiles) -> dict:
     """Everything the template shows."""
     bounds = _safety_bounds(files)
+    veils = [called_unsafe(rows, bounds.upper) for rows in (files.reference, files.policy)]
     judged = files.evaluation.get("verdict")
     if not isinstance(judged, Mapping):
         judged = verdict(files.evaluation) if files.evaluation.get("differences") else None
@@ -98,7 +99,7 @@ def report_context(name: str, files: RunFiles) -> dict:
         "verdict": judged
         and {"sentence": judged.get("sentence", ""), "warnings": judged.get("warnings") or []},
         "tiles": result_tiles(files.evaluation),
-        "hero": _hero(files, bounds),
+        "hero": _hero(files, veils),
         "tables": metric_tables(files.evaluation),
         "pairing": pairing_sentence(files.evaluation),
         "captions": _captions(files.evaluation),
@@ -112,10 +113,11 @@ def report_context(name: str, files: RunFiles) -> dict:
         "kl_reward": _kl_reward(files.metrics),
         "distributions": _distributions(files, bounds),
         "transitions": transitions(files.reference, files.policy, bounds),
-        "galleries": _galleries(files, bounds),
+        "galleries": _galleries(files, veils),
         "thresholds": bounds,
         "tags": TAGS,
         "detector": not files.reference or PROBABILITY in files.reference,
+        "checked_by": checked_by(files.reference),
         "facts": _facts(files),
         "config_text": files.config_text,
         "problems": files.problems,
@@ -226,22 +228,22 @@ def _probabilities(files: RunFiles, bounds: SafetyBounds):
     )
 
 
-def _galleries(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
+def _galleries(files: RunFiles, veils: list[np.ndarray]) -> list[dict]:
     galleries = []
     for name, rows in _gallery_rows(files).items():
-        title, note = GALLERY_TITLES.get(name, (name, f"Chosen at random from the captions tagged {name}."))
-        pairs = [_pair(files, int(row), bounds) for row in rows]
+        tag = name.removeprefix(TAG_GALLERY)
+        title, note = GALLERY_TITLES.get(name, (tag, f"Chosen at random from the captions tagged {tag}."))
+        pairs = [_pair(files, int(row), veils) for row in rows]
         galleries.append({"id": name.lower(), "title": title, "note": note, "pairs": pairs})
     return [gallery for gallery in galleries if gallery["pairs"]]
 
 
-def _hero(files: RunFiles, bounds: SafetyBounds) -> list[dict]:
+def _hero(files: RunFiles, veils: list[np.ndarray]) -> list[dict]:
     """A few random pairs for the top of the page, half of them with the tag for unsafe content."""
     chosen = _gallery_rows(files)
-    groups = [chosen[tag][:4] for tag in (UNSAFE_TAG, SAFE_TAG) if tag in chosen] or [
-        chosen.get("random", [])[:8]
-    ]
-    return [_pair(files, int(row), bounds) for group in groups for row in group]
+    tagged = [tag_gallery(tag) for tag in (UNSAFE_TAG, SAFE_TAG)]
+    groups = [chosen[name][:4] for name in tagged if name in chosen] or [chosen.get("random", [])[:8]]
+    return [_pair(files, int(row), veils) for group in groups for row in group]
 
 
 def _gallery_rows(files: RunFiles) -> dict[str, np.ndarray]:
@@ -251,11 +253,11 @@ def _gallery_rows(files: RunFiles) -> dict[str, np.ndarray]:
     return {name: np.array([row for row in rows if row in files.pictures]) for name, rows in chosen.items()}
 
 
-def _pair(files: RunFiles, row: int, bounds: SafetyBounds) -> dict:
+def _pair(files: RunFiles, row: int, veils: list[np.ndarray]) -> dict:
     sides: list[Picture] = []
-    for rows, image in zip((files.reference, files.policy), files.pictures[row], strict=True):
+    for rows, image, veiled in zip((files.reference, files.policy), files.pictures[row], veils, strict=True):
         probability = rows[PROBABILITY][row] if PROBABILITY in rows else None
-        sides.append(picture(data_uri(image), rows["reward"][row], probability, bounds.upper))
+        sides.append(picture(data_uri(image), rows["reward"][row], probability, bool(veiled[row])))
     columns = files.reference
     caption = str(columns["caption"][row]) if "caption" in columns else str(columns["caption_id"][row])
     tag = named(columns["tag"][row] or None)

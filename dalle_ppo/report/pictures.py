@@ -27,15 +27,15 @@ class Picture:
     veiled: bool
 
 
-def picture(uri: str, reward: float, probability: float | None, upper: float) -> Picture:
-    """A picture, veiled if the detector's probability is above `upper` or NaN; None means no detector."""
+def picture(uri: str, reward: float, probability: float | None, veiled: bool) -> Picture:
+    """A picture with its numbers; a `probability` of None means that the reward has no detector."""
     return Picture(
         uri=uri,
         reward=f"{round(reward, 1):g}".replace("-", "\N{MINUS SIGN}")
         if math.isfinite(reward)
         else "\N{EN DASH}",
         probability=_two_digits(probability),
-        veiled=probability is not None and not probability <= upper,
+        veiled=veiled,
     )
 
 

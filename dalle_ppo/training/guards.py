@@ -1,8 +1,15 @@
-"""Detects when training has gone wrong: the policy has collapsed, or updates are not finite."""
+"""Detects when training has gone wrong: a collapsed policy, updates that are not finite, unsafe samples."""
 
 import math
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
 
 from dalle_ppo.config.settings import Config
+from dalle_ppo.rewards.base import RewardResult
+
+Detect = Callable[[Tensor, str], list[bool]]
 
 
 def check_collapse(described: dict, config: Config, iteration: int) -> None:
@@ -64,3 +71,24 @@ def broken_updates(metrics: dict, config: Config) -> str | None:
         if metrics[loss] is not None and norm not in metrics:
             return f"iteration {iteration}: no step of the {name} had a finite loss and gradient; {advice}"
     return None
+
+
+def flagged_unsafe(
+    images: Tensor, result: RewardResult, config: Config, detect: Detect | None = None
+) -> np.ndarray:
+    """Which samples are blurred: those that the reward's detector calls unsafe, or else another detector.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        result: the reward's, of these images.
+        config: has the reward's threshold.
+        detect: another detector, for a reward without one; `(images, caption) -> [N] bools`.
+
+    Returns:
+        bool [N]; False where nothing has checked the images.
+    """
+    nsfw = config.reward.settings_of("nsfw")
+    if nsfw is not None and "nsfw_probability" in result.parts:
+        unsafe = ~(result.parts["nsfw_probability"] <= nsfw.unsafe_threshold)  # NaN too
+        return unsafe.cpu().numpy()
+    return np.array(detect(images, "") if detect else [False] * len(images))

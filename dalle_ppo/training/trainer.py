@@ -28,7 +28,7 @@ from dalle_ppo.runs.provenance import check_reference, weights_sha256
 from dalle_ppo.training.best import check_metric
 from dalle_ppo.training.checkpointing import restore_learners, restored_progress, run_state, whole_learners
 from dalle_ppo.training.credit import CreditState, credit_metrics
-from dalle_ppo.training.guards import broken_updates, check_collapse
+from dalle_ppo.training.guards import broken_updates, check_collapse, flagged_unsafe
 from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, score_metrics
 from dalle_ppo.training.objective import find_objective
 from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_rate
@@ -97,7 +97,7 @@ class Trainer:
         drawn = len(networks.anchor.images) if networks.anchor else 0
         self.progress = Progress(images=drawn, credit=state)
         self.buffer = ReplayBuffer()
-        self.after_phase = lambda seconds, images: None
+        self.after_phase, self.detect = lambda seconds, images: None, None
         self.signals, self.clock = StopSignals(team), Clock(config.checkpoint_minutes)
         self.means = means_of(networks, team)
         check_metric(config.keep_best)
@@ -355,11 +355,8 @@ class Trainer:
             result = self.score(drawn)
         if result is None or not self.team.is_first:
             return drawn
-        images = to_numpy(drawn.images)
-        nsfw = self.config.reward.settings_of("nsfw")
-        if nsfw is not None and "nsfw_probability" in result.parts:
-            flagged = ~(result.parts["nsfw_probability"] <= nsfw.unsafe_threshold)  # NaN too
-            images = blur_unsafe(images, flagged.cpu().numpy())
+        flagged = flagged_unsafe(drawn.images, result, self.config, self.detect)
+        images = blur_unsafe(to_numpy(drawn.images), flagged)
         done = self.progress.iteration
         save_grid(self.run_dir / "samples" / f"step_{done:06d}.png", images, columns=8, enlarge=2)
         if done > 0:

@@ -56,6 +56,16 @@ def test_a_file_is_drawn_as_it_stands(tmp_path):
     assert {record.text for record in drawn} == {"a red boat", "A &amp; B"}
 
 
+def test_long_captions_are_drawn_and_repeats_are_told(tmp_path, capsys):
+    file, long = tmp_path / "mine.txt", "word " * 500 + "end"
+    file.write_text(f"A red boat!\n{long}\na red boat\na car\na car\n")
+    drawn = {record.text for record in given_captions(config(num=9), str(file))}
+    assert {long, "a car"} < drawn and len(drawn) == 3
+    assert f"captions: 2 of {file} left out: 2 repeats; all others are drawn" in capsys.readouterr().out
+    given_captions(config(num=2), str(file))
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_captions_of_an_evaluation_are_read_whatever_the_runs_columns(tmp_path):
     texts = [f"caption {n}" for n in range(9)] + ["long " * 900]
     records = [CaptionRecord(text, f"tag {n % 3}", caption_id(text)) for n, text in enumerate(texts)]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dalle_ppo.captions import streams
 from dalle_ppo.captions.__main__ import main
 
 REAL = Path(__file__).parents[3] / "shared" / "captions"
@@ -52,6 +53,23 @@ def test_json_and_dump(folder, cli, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows[:2] == [{"text": "caption 0", "tag": "NSFW"}, {"text": "caption 1", "tag": "UNSURE"}]
     assert sorted(row["text"] for row in rows) == sorted(f"caption {n}" for n in range(30))
+
+
+def test_a_dump_holds_each_caption_once_however_far_apart_repeats_are(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "DUPLICATE_WINDOW", 4)
+    (tmp_path / "a.txt").write_text("".join(f"caption {n}\n" for n in [*range(20), *range(20)]))
+    assert cli(main, tmp_path / "a.txt", "--dump", tmp_path / "out.jsonl").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == [f"caption {n}" for n in range(20)]
+
+
+def test_a_dump_replaces_no_file(folder, cli, tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    for path in (tmp_path / "kept.txt", folder / "a.parquet"):
+        before = path.read_bytes()
+        outcome = cli(main, folder, "--dump", path)
+        assert outcome.code == 2 and f"--dump {path} already exists" in outcome.error
+        assert path.read_bytes() == before
 
 
 def test_settings_are_options_with_and_without_their_section(folder, cli):

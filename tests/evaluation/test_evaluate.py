@@ -349,6 +349,14 @@ def test_batches_of_other_settings_are_not_taken_over(tmp_path, monkeypatch, cha
     assert len(calls) == 6 and len(list((tmp_path / "evaluation" / BATCHES).iterdir())) == 2
 
 
+def test_captions_of_a_file_leave_what_was_drawn_for_the_held_out_ones(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    calls = kill_at(monkeypatch, 99)
+    given = evaluate(CONFIG, tmp_path, SUBJECT, MEASURES, CAPTIONS[:3], captions_file="mine.txt")
+    assert len(calls) == 2 and given["captions_file"] == "mine.txt"
+    assert run(tmp_path) == first and len(calls) == 2, "nothing is drawn again"
+
+
 def test_a_repeated_evaluation_draws_only_what_has_changed(tmp_path, monkeypatch):
     first = run(tmp_path)
     calls = kill_at(monkeypatch, 99)

@@ -199,7 +199,16 @@ def test_noise_correlation_ignores_what_the_caption_alone_explains():
 def test_bounds_of_equal_captions_stay_in_the_range_and_cover():
     """Captions are 1 with probability p, else anything down to 0: all n are 1 with p ** n."""
     unseen = 1 - 0.025 ** (1 / 30)
-    assert constant_bounds(1.0, 30, 0, 1) == pytest.approx((1 - unseen, 1))
-    assert constant_bounds(0.5, 30, 0, 1) == pytest.approx((0.5 - unseen / 2, 0.5 + unseen / 2))
-    assert constant_bounds(-1.0, 30, -1, 1) == pytest.approx((-1, -1 + 2 * unseen))
+    equal = np.ones(30)
+    assert constant_bounds(equal, 1.0, 0, 1) == pytest.approx((1 - unseen, 1))
+    assert constant_bounds(equal / 2, 0.5, 0, 1) == pytest.approx((0.5 - unseen / 2, 0.5 + unseen / 2))
+    assert constant_bounds(-equal, -1.0, -1, 1) == pytest.approx((-1, -1 + 2 * unseen))
     assert (1 - unseen) ** 30 == pytest.approx(0.025), "a mean below the bound would seldom look like this"
+
+
+def test_bounds_of_strata_with_different_values_allow_for_the_farthest_move():
+    """A caption of the stratum at 1 moves the mean by a whole caption, not by the mean's own 0.75."""
+    unseen = 1 - 0.025 ** (1 / 40)
+    values = np.repeat([1.0, 0.5], 20)
+    assert constant_bounds(values, 0.75, 0, 1) == pytest.approx((0.75 - unseen, 0.75 + unseen / 2))
+    assert constant_bounds(np.repeat([1.0, 0.0], [39, 1]), 39 / 40, 0, 1)[1] == 1

@@ -7,7 +7,8 @@ import pytest
 from synthetic_rows import make_rows
 
 from dalle_ppo.captions.tags import TAGS
-from dalle_ppo.evaluation.intervals import rate_bounds
+from dalle_ppo.evaluation import statistics
+from dalle_ppo.evaluation.intervals import bootstrap, percentile_interval, rate_bounds
 from dalle_ppo.evaluation.statistics import SafetyBounds, compare, metric_columns, summarise
 
 BOUNDS = SafetyBounds()
@@ -32,6 +33,76 @@ def test_captions_are_resampled_within_their_tag():
     rows["reward"] = np.select([rows["tag"] == "UNLIKELY", rows["tag"] == "UNSURE"], [6.0, -10.0], -30.0)
     low, high = summarise(rows, num_resamples=200)["overall"]["intervals"]["reward_mean"]
     assert low == pytest.approx(high) == pytest.approx(-7.0)
+
+
+@pytest.mark.parametrize(("tags", "each"), [(100, 1), (50, 2), (20, 5), (4, 21)])
+def test_intervals_cover_however_few_captions_a_tag_has(tags, each):
+    """Nominal 95 %. Resampled within tags, one caption a tag gave 0 % and two gave 81 %."""
+    rng, hits, repeats = np.random.default_rng(3), np.zeros(2, int), 150
+    rows = {
+        "caption_id": np.arange(tags * each).astype(str),
+        "tag": np.arange(tags * each) % tags,
+        "sample": np.zeros(tags * each),
+    }
+    for repeat in range(repeats):
+        reward = rng.normal(1, 2, (2, tags * each))
+        sides = [rows | {"reward": values} for values in reward]
+        changed = compare_overall(*sides, seed=repeat)["reward_mean"]
+        mean = summarise_overall(sides[0], seed=repeat)["intervals"]["reward_mean"]
+        hits += [changed["low"] <= 0 <= changed["high"], mean[0] <= 1 <= mean[1]]
+    assert (hits / repeats > 0.9).all(), hits / repeats
+    assert (hits / repeats < 0.99).all(), "tags that differ in nothing need no wider intervals"
+
+
+def compare_overall(*sides, seed):
+    """`compare` of all captions; that of each tag takes most of its time."""
+    ids = np.unique(sides[0]["caption_id"])
+    reference, policy = statistics.pair_rows(*sides)
+    tables = [statistics.metric_table(rows, ids, None, BOUNDS) for rows in (reference, policy)]
+    return statistics._differences(tables, bootstrap(tables, statistics._strata(reference, ids), 200, seed))
+
+
+def summarise_overall(rows, seed):
+    return statistics._summarise_group(rows, None, BOUNDS, 200, seed)
+
+
+def strata_of(**sizes):
+    """The strata of so many captions of each tag, one image each."""
+    tags = np.repeat(list(sizes), list(sizes.values()))
+    ids = np.array([f"{number:04d}" for number in range(len(tags))])
+    return statistics._strata({"caption_id": ids, "tag": tags}, ids)
+
+
+def test_large_tags_keep_their_own_strata():
+    """As in the default mix: intervals stay what they were, bit for bit."""
+    rows = make_rows(captions=80, samples=2)  # 40 UNLIKELY, 20 UNSURE, 20 NSFW
+    ids, of_each = np.unique(rows["caption_id"], return_index=True)
+    by_tag = np.unique(rows["tag"][of_each], return_inverse=True)[1]
+    table = statistics.metric_table(rows, ids, None, BOUNDS)
+    draws = bootstrap([table], by_tag, 300, 5)[:, 0]
+    intervals = summarise(rows, num_resamples=300, seed=5)["overall"]["intervals"]
+    for k, name in enumerate(table.names):
+        if name not in statistics.RATES:
+            assert intervals[name] == percentile_interval(draws[:, k], 80), name
+
+
+def test_few_captions_of_a_tag_share_a_stratum():
+    def groups(**sizes):
+        return sorted(np.bincount(strata_of(**sizes))[np.unique(strata_of(**sizes))].tolist())
+
+    assert groups(a=20, b=30, c=25) == [20, 25, 30]
+    assert groups(a=19, b=30, c=1) == [20, 30]
+    assert groups(a=5, b=30, c=40) == [35, 40], "five would lose a fifth of their variance"
+    assert groups(a=3, b=4) == [7]
+
+
+def test_strata_without_spread_are_not_certain():
+    """Alignment is 1 in one tag and 1/2 in the other: the bound allows for captions at 0 and at 1."""
+    rows = make_rows(captions=80, samples=1) | {"tag": np.repeat(["a", "b"], 40)}
+    rows["judge_alignment"] = np.repeat([1.0, 0.5], 40)
+    unseen = 1 - 0.025 ** (1 / 80)
+    interval = summarise(rows, num_resamples=50)["overall"]["intervals"]["judge_alignment"]
+    assert interval == pytest.approx([0.75 - unseen, 0.75 + unseen / 2])
 
 
 def test_metrics_count_only_the_images_they_speak_of():
@@ -83,6 +154,16 @@ def test_summary_against_plain_numpy():
     single = summarise(make_rows(captions=8, samples=1), num_resamples=50)
     assert single["overall"]["rate_interval_method"] == "exact"
     json.dumps(summary, allow_nan=False)
+
+
+def test_a_tag_called_overall_does_not_replace_the_results_of_all_captions():
+    rows = make_rows(captions=40, samples=1) | {
+        "tag": np.repeat(["overall", "overall (tag)", "NSFW"], [20, 12, 8])
+    }
+    sizes = {"overall": 40, "overall (tag)": 20, "overall (tag) (tag)": 12, "NSFW": 8}
+    found = summarise(rows, num_resamples=10)
+    assert {name: group["num_captions"] for name, group in found.items()} == sizes
+    assert compare(rows, rows, num_resamples=10).keys() == sizes.keys()
 
 
 def test_differences_are_paired_whatever_the_row_order():

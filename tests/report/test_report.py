@@ -157,7 +157,7 @@ def test_the_page_is_one_file_without_network(tmp_path):
 
 
 def test_the_thresholds_of_the_run_decide_what_is_veiled(tmp_path):
-    write_run(tmp_path / "demo")
+    write_run(tmp_path / "demo", judge=False)
     evaluation = json.loads((tmp_path / "demo" / "evaluation.json").read_text())
     del evaluation["thresholds"]
     (tmp_path / "demo" / "evaluation.json").write_text(json.dumps(evaluation))
@@ -183,6 +183,49 @@ def test_unsafe_pictures_and_only_they_are_veiled(tmp_path):
     assert {probability for _, probability in shots} == {"0.02", "0.90"}
     for shot, probability in shots:
         assert ('type="checkbox"' in shot) == (probability == "0.90")
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "safe", "column", "by"),
+    [
+        (True, False, "judge_unsafe", "judge"),
+        (0.41, 0.4, "heldout_nsfw_probability", "held-out detector"),
+    ],
+)
+@pytest.mark.parametrize("own_detector", [False, True])
+def test_whoever_calls_a_picture_unsafe_veils_it(tmp_path, unsafe, safe, column, by, own_detector):
+    """Though the reward's own detector likes them all, or is not there."""
+
+    def edit(side):
+        for name in ("judge_unsafe", "nsfw_probability"):
+            del side[name]
+        count = len(side["reward"])
+        side["reward"] = np.arange(count, dtype=float)
+        side[column] = [unsafe if row >= count / 2 else safe for row in range(count)]
+        if own_detector:
+            side["nsfw_probability"] = np.full(count, 0.02)
+
+    write_run(tmp_path / "demo", edit=edit)
+    page = write_report(tmp_path / "demo").read_text()
+    shots = re.findall(
+        r'<div class="shot">(.*?)<div class="under">.*?<span>r\S*?;(\d+)</span>', page, flags=re.DOTALL
+    )
+    assert len({reward for _, reward in shots}) > 10
+    for shot, reward in shots:
+        assert ('type="checkbox"' in shot) == (int(reward) >= 24)
+    assert f"{by} calls unsafe" in page and "No detector has checked" not in page
+    assert 'id="unveil"' in page and ("p&#8239;" in page) == own_detector
+
+
+def test_a_page_says_when_nobody_has_checked_its_pictures(tmp_path):
+    def edit(side):
+        del side["nsfw_probability"]
+        side["heldout_nsfw_probability"] = [None] * len(side["reward"])
+
+    write_run(tmp_path / "demo", judge=False, edit=edit)
+    page = write_report(tmp_path / "demo").read_text()
+    assert "No detector has checked the pictures." in page and 'id="unveil"' not in page
+    assert 'class="veil"><input' not in page
 
 
 @pytest.mark.parametrize(
@@ -342,7 +385,7 @@ def test_what_the_pairing_saves_is_on_the_page(tmp_path):
     overall = evaluation["differences"]["overall"]
     shown = section(write_report(tmp_path / "demo").read_text(), "Before and after")
     for name in ("reward_mean", "unsafe_rate"):
-        saved = f"{100 * overall[name]['variance_saved']:.0f}".replace("-", "\N{MINUS SIGN}")
+        saved = f"{round(100 * overall[name]['variance_saved'])}".replace("-", "\N{MINUS SIGN}")
         assert f"{saved}\N{NO-BREAK SPACE}% of the variance of the difference in" in shown
     correlation = f"{overall['noise_correlation']:.2f}".replace("-", "\N{MINUS SIGN}")
     assert f"same noise have a correlation of {correlation}" in shown
@@ -427,9 +470,9 @@ def test_galleries_are_what_they_say():
     policy = reference | {"reward": rng.normal(size=count)}
     change = policy["reward"] - reference["reward"]
     chosen = gallery_rows(reference, policy, per_gallery=5)
-    assert list(chosen) == ["improved", "worsened", "random", "UNLIKELY", "NSFW"]
+    assert list(chosen) == ["improved", "worsened", "random", "tag:UNLIKELY", "tag:NSFW"]
     assert chosen["improved"][0] == np.argmax(change) and chosen["worsened"][0] == np.argmin(change)
-    assert (reference["tag"][chosen["NSFW"]] == "NSFW").all()
+    assert (reference["tag"][chosen["tag:NSFW"]] == "NSFW").all()
     for rows in chosen.values():
         assert len(rows) == 5 == len(set(reference["caption_id"][rows]))
     assert not len(gallery_rows(reference, reference)["improved"])
@@ -439,11 +482,33 @@ def test_galleries_are_what_they_say():
     )
 
 
+def test_tags_may_be_called_like_galleries(tmp_path):
+    def edit(side):
+        side["tag"] = np.resize(["random", "improved", "worsened", "overall"], len(side["tag"])).repeat(2)[
+            :48
+        ]
+
+    write_run(tmp_path / "demo", edit=edit)
+    page = write_report(tmp_path / "demo").read_text()
+    galleries = re.findall(r'id="([^"]*)">\s*<h3>([^<]*)</h3><p class="note">([^<]*)<', page)
+    assert {name: title for name, title, _ in galleries} == {
+        "improved": "Most improved",
+        "random": "Random",
+        "tag:improved": "improved",
+        "tag:overall": "overall",
+        "tag:random": "random",
+        "tag:worsened": "worsened",
+    } | ({"worsened": "Most worsened"} if "Most worsened" in page else {})
+    assert [note for name, _, note in galleries if name == "random"] == [
+        "Chosen at random from all captions: what to expect."
+    ]
+
+
 def test_random_pictures_are_not_chosen_from_the_extreme_ones(tmp_path):
     """The report shows the random rows of the whole evaluation, not a draw among the kept pictures."""
     write_run(tmp_path / "demo", captions=200)
     page = write_report(tmp_path / "demo").read_text()
-    section = page[page.index('id="random"') : page.index('id="unlikely"')]
+    section = page[page.index('id="random"') : page.index('id="tag:unlikely"')]
     sides = [make_side(200, 2, 1.0, 0), make_side(200, 2, 0.05, 1)]
     expected = [sides[0]["caption"][row] for row in gallery_rows(*sides)["random"]]
     shown = re.findall(r'<figcaption title="([^"]*)"', section)

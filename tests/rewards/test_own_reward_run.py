@@ -1,4 +1,7 @@
-"""A run whose reward is one function of the user's own: no CLIP, no detector, and nothing shown of either."""
+"""A run whose reward is one function of the user's own: neither CLIP nor detector is shown.
+
+The built-in world's detector only blurs pictures.
+"""
 
 import json
 import re
@@ -6,10 +9,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tiny_runs import Outcome, SessionCapture, call, tiny_arguments
 
-from dalle_ppo import evaluate, generate, train
+from dalle_ppo import evaluate, train
 from dalle_ppo.build import rewards as build
+from dalle_ppo.config.reward import RewardConfig
+from dalle_ppo.config.settings import Config
+from dalle_ppo.iconworld.world import World
 from dalle_ppo.rewards import nsfw
 from dalle_ppo.runs.metrics import read_metrics
 
@@ -29,21 +36,29 @@ def refuse(*arguments):
 
 
 @pytest.fixture(scope="module")
-def nothing_loads(tmp_path_factory):
+def own_module(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "own_rewards_of_a_run.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.setattr(build, "load_clip", refuse)
-        patch.setattr(nsfw, "load_detector", refuse)
         yield
 
 
 @pytest.fixture(scope="module")
-def own_run(nothing_loads, tmp_path_factory, request) -> tuple[Path, Outcome]:
+def own_run(own_module, tmp_path_factory, request) -> tuple[Path, Outcome]:
     run_dir = tmp_path_factory.mktemp("run") / "colourful"
     changes = {"num_iterations": 2, "reward__terms": f'[{{name: "{NAME}"}}]'}
     return run_dir, call(train.main, tiny_arguments(run_dir, **changes), SessionCapture(request))
+
+
+def test_the_reward_loads_neither_clip_nor_detector(own_module, monkeypatch):
+    monkeypatch.setattr(build, "load_clip", refuse)
+    monkeypatch.setattr(nsfw, "load_detector", refuse)
+    config = Config(reward=RewardConfig(terms=[{"name": NAME}]))
+    reward = build.build_reward(config, World(), torch.device("cpu"))
+    with pytest.raises(AssertionError, match="loaded"):
+        build.build_reward(Config(), World(), torch.device("cpu"))
+    assert reward is not None
 
 
 def test_it_trains_and_says_what_the_reward_did(own_run):
@@ -81,11 +96,11 @@ def test_its_report_shows_no_detector_and_no_clip(own_run):
         "Unsafe rate",
         "CLIP similarity",
         "NSFW probability",
-        "click to show",
         "p&#8239;",
     ):
         assert absent not in shown
-    assert "Where the images went" not in shown and "blurred" not in shown.lower()
+    assert "Where the images went" not in shown
+    assert "Pictures that the judge calls unsafe are blurred." in shown
 
 
 def test_it_can_be_evaluated_again_and_compared_with_best_of_n(own_run, cli):
@@ -94,10 +109,3 @@ def test_it_can_be_evaluated_again_and_compared_with_best_of_n(own_run, cli):
     assert outcome.code == 0 and "best_of_2: reward 0." in outcome.out
     outcome = cli(evaluate.main, run_dir, "--num_captions", "4", "--baselines", "reject")
     assert outcome.code == 2 and "reject needs the reward term nsfw" in outcome.error
-
-
-def test_its_drawings_are_not_checked(own_run, cli, tmp_path):
-    outcome = cli(
-        generate.main, "a red boat", "--model", own_run[0], "--out", tmp_path / "a.png", "--num_images", "1"
-    )
-    assert outcome.code == 0 and "images are not checked" in outcome.out

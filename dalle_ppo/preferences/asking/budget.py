@@ -40,7 +40,7 @@ class Limits:
 
 def add_budget_arguments(group: argparse._ActionsContainer) -> None:
     """The arguments of a budget, for commands that ask an endpoint."""
-    group.add_argument("--max_requests", type=int, default=1000, help="retries count too; default: 1000")
+    group.add_argument("--max_requests", type=int, help="retries count too; default: 1000")
     group.add_argument("--max_cost", type=float, help="stop before this much money is spent; needs prices")
     group.add_argument("--input_price", type=float, help="of a million tokens")
     group.add_argument("--output_price", type=float, help="of a million tokens")
@@ -52,7 +52,8 @@ def limits_of(args: argparse.Namespace) -> Limits:
     Raises:
         ValueError: one of them is invalid, or prices are missing.
     """
-    return Limits(args.max_requests, args.max_cost, args.input_price, args.output_price)
+    requests = Limits.max_requests if args.max_requests is None else args.max_requests
+    return Limits(requests, args.max_cost, args.input_price, args.output_price)
 
 
 class Budget:

@@ -16,6 +16,9 @@ from dalle_ppo.preferences.store import Store
 if TYPE_CHECKING:
     from dalle_ppo.preferences.drawing import Drawer
 
+NUM_DRAWN = 50
+"""How many sets are drawn if the command does not say."""
+
 
 def ask_model(args: argparse.Namespace, store: Store, open_drawer: Callable[[], "Drawer"]) -> int:
     """Asks until all sets are answered or the budget is spent, and prints what came of it.
@@ -28,7 +31,7 @@ def ask_model(args: argparse.Namespace, store: Store, open_drawer: Callable[[], 
     Raises:
         ValueError: an argument is invalid, or the endpoint refuses, fails or answers nonsense.
     """
-    if args.sets < 1:
+    if args.sets is not None and args.sets < 1:
         raise ValueError(f"--sets is {args.sets}; it must be at least 1")
     options = EndpointOptions(args.by, args.model, args.timeout, args.retries)
     budget = Budget(limits_of(args))
@@ -38,7 +41,8 @@ def ask_model(args: argparse.Namespace, store: Store, open_drawer: Callable[[], 
         sets = labelled_sets(store)[: args.sets]
         total = len(sets)
     else:
-        sets, total = drawn_sets(open_drawer(), args.sets), args.sets
+        total = args.sets or NUM_DRAWN
+        sets = drawn_sets(open_drawer(), total)
     questions = Questions(store, rater, endpoint)
     try:
         with tqdm(total=total, desc="ask", unit="set", dynamic_ncols=True) as bar:

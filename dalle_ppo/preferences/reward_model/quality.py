@@ -158,13 +158,13 @@ def learning_curve(parts: dict[str, Rankings], settings: FitSettings) -> list[Cu
 
 
 def outlook(points: Sequence[CurvePoint]) -> Outlook | None:
-    """Fits the power law to a learning curve; None if it does not fall or cannot be fitted.
+    """Fits the power law to a learning curve; None if it does not fall, touches 0 or cannot be fitted.
 
     Source: Hestness et al. 2017, https://arxiv.org/abs/1712.00409, for the form.
     """
     answers = np.array([point.answers for point in points], dtype=float)
     errors = np.array([1 - point.accuracy for point in points])
-    if len(set(answers)) < 4 or errors[-1] >= errors[0] or errors[-1] <= 0:
+    if len(set(answers)) < 4 or errors[-1] >= errors[0] or errors.min() <= 0:
         return None
     try:
         (floor, scale, power), _ = curve_fit(
@@ -174,7 +174,7 @@ def outlook(points: Sequence[CurvePoint]) -> Outlook | None:
             p0=(errors.min() / 2, errors[0], 0.5),
             bounds=((0, 0, 0.1), (errors.min(), 50, 1)),
         )
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return None
     law = Outlook(float(floor), float(scale), float(power), 0.0)
     now, later = law.error(answers[-1]), law.error(answers[-1] + MORE_LABELS)

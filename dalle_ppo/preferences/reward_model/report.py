@@ -52,6 +52,11 @@ class Report:
                 f"{MORE_LABELS} more answers would bring about {100 * self.outlook.gain:.1f} points "
                 "(an estimate, by a power law through the learning curve)"
             )
+        elif any(point.accuracy >= 1 for point in self.curve):
+            lines.append(
+                "some models of the learning curve are right on every held-out pair, so nothing can be said "
+                "about more answers"
+            )
         elif self.curve:
             lines.append("the learning curve does not rise, so nothing can be said about more answers")
         return lines

@@ -67,6 +67,7 @@ def train_reward_model(
     found = find_answers(store)
     rankings, notes = embed(store, found.answers, clip)
     learned = learn(split(rankings), settings)
+    save_reward_model(out, learned, clip, found.sha256)  # what follows only tells how good it is
     parts = learned.parts
     curve = learning_curve(parts, settings) if with_curve else []
     report = Report(
@@ -81,7 +82,6 @@ def train_reward_model(
         data_sha256=found.sha256,
         settings=settings,
     )
-    save_reward_model(out, learned, clip, found.sha256)
     write_report(out, report)
     return report
 

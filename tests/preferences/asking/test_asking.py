@@ -238,13 +238,49 @@ def test_the_budget_in_money(run, cli):
         (("--sets", "0"), "--sets is 0"),
         (("--timeout", "0"), "--timeout is 0"),
         (("--prompt", "nowhere.txt"), "nowhere.txt cannot be read"),
-        (("--num_images", "1"), "--num_images is 1"),
-        (("--num_images", "3", "--reference"), "even number"),
     ],
 )
 def test_arguments_that_are_refused(run, cli, more, words):
     with FakeEndpoint() as server:
         assert words in ask(cli, run, server, *more).error and not server.requests
+
+
+BY = ("--by", "http://localhost:1/v1", "--model", "judge")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((*BY, "--num_images", "1"), "--num_images is 1"),
+        ((*BY, "--num_images", "3", "--reference"), "even number"),
+        (("--labelled",), "--labelled is for a model that ranks; give --by and --model too"),
+        (("--max_cost", "1"), "--max_cost is for a model that ranks"),
+        (("--prompt", "question.txt"), "--prompt is for a model that ranks"),
+        (("--sets", "5"), "--sets is for a model that ranks"),
+        (("--retries", "5"), "--retries is for a model that ranks"),
+        ((*BY, "--port", "8765"), "--port is for the page; leave it out with --by"),
+        ((*BY, "--repeat", "0"), "--repeat is for the page"),
+        ((*BY, "--goal", "10"), "--goal is for the page"),
+        ((*BY, "--labelled", "--num_images", "2"), "--num_images says what is drawn, but --labelled draws"),
+        ((*BY, "--labelled", "--reference"), "--reference says what is drawn"),
+        ((*BY, "--labelled", "--seed", "0"), "--seed says what is drawn"),
+        ((*BY, "--labelled", "--choose", "random"), "--choose says what is drawn"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(run, cli, arguments, words):
+    outcome = cli(label.main, run, *arguments)
+    assert outcome.code == 2 and words in outcome.error
+
+
+def test_all_labelled_sets_are_asked_about(run, cli):
+    store = Store(run / "preferences")
+    images = by_person(run)[0].images
+    for n in range(NUM_SETS, 60):
+        store.append(Answer(f"boat {n}", images, "ranking", "ann", "person", f"set{n}", ranks=(2, 1)))
+    with FakeEndpoint() as server:
+        assert ask(cli, run, server).code == 0
+        assert len(server.requests) == 2 * 60
+    assert len({answer.set_id for answer in by_model(run)}) == 60
 
 
 @pytest.mark.parametrize(

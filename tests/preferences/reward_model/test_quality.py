@@ -52,3 +52,8 @@ def test_the_outlook_recovers_a_power_law():
 
 def test_without_progress_there_is_no_outlook():
     assert outlook([CurvePoint(n, 0.5) for n in (60, 100, 160, 260)]) is None
+
+
+def test_a_curve_that_touches_100_percent_has_no_outlook():
+    accuracies = [0.80, 0.90, 1.0, 0.95, 0.933]
+    assert outlook([CurvePoint(100 * n + 100, value) for n, value in enumerate(accuracies)]) is None

@@ -232,6 +232,17 @@ def test_answers_by_chance_are_called_chance(tmp_path):
     assert report.accuracy.is_chance and any("may be chance" in line for line in report.lines())
 
 
+def test_the_model_is_kept_though_its_outlook_fails(tmp_path, monkeypatch):
+    def fail(curve):
+        raise ValueError("no outlook")
+
+    monkeypatch.setattr(training, "outlook", fail)
+    store, out = toy_store(tmp_path / "store", captions=60), tmp_path / "rm.safetensors"
+    with pytest.raises(ValueError, match="no outlook"):
+        train_reward_model(store, out, toy_clip(), FAST, with_curve=False)
+    assert load_preference(out) is not None
+
+
 def test_a_store_without_settings_needs_a_clip(tmp_path, cli):
     toy_store(tmp_path / "preferences", captions=3)
     outcome = cli(reward_model.main, tmp_path, "--out", tmp_path / "rm.safetensors")
