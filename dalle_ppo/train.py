@@ -1,6 +1,8 @@
 """Fine-tunes a text-to-image model with PPO: `python -m dalle_ppo.train`."""
 
 import dataclasses
+import os
+import shlex
 import shutil
 import sys
 from datetime import datetime
@@ -61,11 +63,11 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
             dry(trainer, measures, tried, flags["resume"])
         return 0
     if not team.is_first:
-        with trainer.signals.caught(lambda: how_to_go_on(run_dir)):
+        with trainer.signals.caught(lambda: how_to_go_on(run_dir, team.size)):
             follow(trainer, captions, measures)
         return 0
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
-    with sole_writer(run_dir), trainer.signals.caught(lambda: how_to_go_on(run_dir)):
+    with sole_writer(run_dir), trainer.signals.caught(lambda: how_to_go_on(run_dir, team.size)):
         prepare(trainer, flags)
         say_what_is_there(trainer.captions.contents, draw_settings(config))
         print(plan(config), flush=True)
@@ -74,7 +76,7 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         try:
             trainer.run()
         except OSError as error:  # the disk is full, or the folder is gone
-            raise ValueError(f"run_dir: {error}; {how_to_go_on(run_dir)}") from error
+            raise ValueError(f"run_dir: {error}; {how_to_go_on(run_dir, team.size)}") from error
         if trainer.progress.captions_truncated:
             print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
         if config.evaluation.at_end:
@@ -230,13 +232,22 @@ def check_room(trainer) -> None:
     warn_of_little_space(trainer.run_dir, needed, max(1, trainer.config.keep_checkpoints + 1 - there))
 
 
-def how_to_go_on(run_dir: Path) -> str:
-    """What a run that was stopped has kept, and the command that continues it."""
+def how_to_go_on(run_dir: Path, processes: int = 1) -> str:
+    """What a run that was stopped has kept, and the command that continues it.
+
+    Args:
+        run_dir: the run's folder.
+        processes: how many have trained together.
+    """
     from dalle_ppo.runs.checkpoints import checkpoint_folders
 
     found = max(checkpoint_folders(run_dir / "checkpoints"), default=None)
     kept = "no checkpoint yet" if found is None else f"the newest checkpoint is {found[1]}"
-    return f"{kept}; go on with: python -m dalle_ppo.train --run_dir {run_dir} --resume"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if here < processes:
+        return f"{kept}; go on with the command of this run, on every machine, and --resume"
+    start = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
+    return f"{kept}; go on with: {start} -m dalle_ppo.train --run_dir {shlex.quote(str(run_dir))} --resume"
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
