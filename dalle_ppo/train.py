@@ -257,9 +257,15 @@ def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, 
         run_dir: the run's folder, with its `config.yaml`.
         argv: the command line.
     """
+    from dalle_ppo.config.resumed import without_repeated
+
     saved = run_dir / "config.yaml"
-    model = load_config(saved).model
-    given = ["--config", str(saved), *argv]
+    settings = load_config(saved)
+    model = settings.model
+    given, repeated = without_repeated(argv, settings)
+    for option in repeated:
+        print(f"{option}: the run has this entry already, so it is not added again", flush=True)
+    given = ["--config", str(saved), *given]
     config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
     if config.model.revision is None and config.model.path == model.path:
         # A --config on the command line may say null where the run has recorded the commit it found.

@@ -27,7 +27,7 @@ def unread():
     """A stream whose reader has gone."""
     reader, writer = os.pipe()
     os.close(reader)
-    stream = open(writer, "w", buffering=1)
+    stream = os.fdopen(writer, "w", buffering=1)
     yield stream
     let_go(stream)
     stream.close()  # raises if it still holds anything
