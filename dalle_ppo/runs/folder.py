@@ -72,7 +72,8 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
     folder = Path(run_dir)
     _refuse_unfit(folder, resume, overwrite)
     if resume:
-        return _checkpoint_to_resume(folder)
+        put_back(folder / "checkpoints")
+        return checkpoint_to_resume(folder)
     checkpoints = folder / "checkpoints"
     for name in _occupied(folder):
         _remove(folder / name)
@@ -112,8 +113,12 @@ def _refuse_unfit(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _checkpoint_to_resume(folder: Path) -> Path | None:
-    put_back(folder / "checkpoints")
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run; None if the run ended before its first. Changes nothing.
+
+    Raises:
+        ValueError: there are only others.
+    """
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None and checkpoint_folders(folder / "checkpoints"):
         raise ValueError(
