@@ -1,6 +1,7 @@
 """`train --dry_run`: says what a run would need, and leaves nothing."""
 
 import shutil
+import warnings
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,9 @@ def test_what_is_there_counts_and_what_is_too_little_for_all_only_warns(tmp_path
     old = tmp_path / "run" / "checkpoints" / "step_000002"
     old.mkdir(parents=True)
     (old / "policy.safetensors").write_bytes(bytes(one))
-    assert check_room(trainer).more == 2  # fits: pytest makes errors of warnings that nobody expects
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_room(trainer).more == 2
     assert check_room(trainer, replaced=True).more == 3, "the old ones go first"
     trainer.progress.iteration = trainer.config.num_iterations
     with_free(monkeypatch, 0)
