@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shlex
 import shutil
 import sys
 from datetime import datetime
@@ -239,6 +238,7 @@ def how_to_go_on(run_dir: Path, processes: int = 1) -> str:
         processes: how many have trained together.
     """
     from dalle_ppo.runs.checkpoints import checkpoint_folders
+    from dalle_ppo.runs.places import quoted
 
     found = max(checkpoint_folders(run_dir / "checkpoints"), default=None)
     kept = "no checkpoint yet" if found is None else f"the newest checkpoint is {found[1]}"
@@ -246,7 +246,7 @@ def how_to_go_on(run_dir: Path, processes: int = 1) -> str:
     if here < processes:
         return f"{kept}; go on with the command of this run, on every machine, and --resume"
     start = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
-    return f"{kept}; go on with: {start} -m dalle_ppo.train --run_dir {shlex.quote(str(run_dir))} --resume"
+    return f"{kept}; go on with: {start} -m dalle_ppo.train --run_dir {quoted(run_dir)} --resume"
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:

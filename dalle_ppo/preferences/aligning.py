@@ -15,7 +15,6 @@ either finished or done again, so a run that was killed goes on where it was.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.base.checks import at_least_one
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.store import Answer, Store
-from dalle_ppo.runs.places import holds_run
+from dalle_ppo.runs.places import holds_run, quoted
 
 ROUNDS_FOLDER = "align"
 SETS_FILE, ROUND_FILE, MODEL_FILE = "sets.json", "round.json", "reward_model.safetensors"
@@ -157,7 +156,7 @@ def refuse_other_run(run_dir: Path) -> None:
     if holds_run(run_dir) and not (run_dir / ROUNDS_FOLDER / "round_000").is_dir():
         raise ValueError(
             f"--run_dir: {run_dir} holds a run that was not begun by dalle_ppo.align, which would replace "
-            f"its settings; name another folder, with --model.path {shlex.quote(str(run_dir))} to start from "
+            f"its settings; name another folder, with --model.path {quoted(run_dir)} to start from "
             "its policy"
         )
 

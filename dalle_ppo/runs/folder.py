@@ -8,7 +8,7 @@ from pathlib import Path
 from dalle_ppo.base.atomic import TEMPORARY, remove_leftovers
 from dalle_ppo.base.lock import OTHERWISE, locked, refuse_locked
 from dalle_ppo.runs.checkpoints import checkpoint_folders, latest_checkpoint, put_back
-from dalle_ppo.runs.places import RUN_ENTRIES, enclosing_run, holds_run, refuse_wrong_path
+from dalle_ppo.runs.places import RUN_ENTRIES, enclosing_run, holds_run, quoted, refuse_wrong_path
 
 
 def check_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> None:
@@ -92,7 +92,7 @@ def _refuse_unfit(folder: Path, resume: bool, overwrite: bool) -> None:
     if run is not None:
         raise ValueError(
             f"run_dir: {folder} lies inside the run {run}; name another folder, or type --resume --run_dir "
-            f"{run} to continue that run"
+            f"{quoted(run)} to continue that run"
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir: {folder} is a file; name a folder")
