@@ -1,6 +1,7 @@
 """Fine-tunes a text-to-image model with PPO: `python -m dalle_ppo.train`."""
 
 import dataclasses
+import os
 import shutil
 import sys
 from datetime import datetime
@@ -58,14 +59,14 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
     captions, measures = evaluation_parts(trainer) if config.evaluation.at_end else ([], None)
     if flags["dry_run"]:
         if team.is_first:
-            dry(trainer, measures, tried, flags["resume"])
+            dry(trainer, measures, tried, flags)
         return 0
     if not team.is_first:
-        with trainer.signals.caught(lambda: how_to_go_on(run_dir)):
+        with trainer.signals.caught(lambda: how_to_go_on(run_dir, team.size)):
             follow(trainer, captions, measures)
         return 0
     check_run_dir(run_dir, flags["resume"], flags["overwrite"])  # loading may have taken minutes
-    with sole_writer(run_dir), trainer.signals.caught(lambda: how_to_go_on(run_dir)):
+    with sole_writer(run_dir), trainer.signals.caught(lambda: how_to_go_on(run_dir, team.size)):
         prepare(trainer, flags)
         say_what_is_there(trainer.captions.contents, draw_settings(config))
         print(plan(config), flush=True)
@@ -74,7 +75,7 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         try:
             trainer.run()
         except OSError as error:  # the disk is full, or the folder is gone
-            raise ValueError(f"run_dir: {error}; {how_to_go_on(run_dir)}") from error
+            raise ValueError(f"run_dir: {error}; {how_to_go_on(run_dir, team.size)}") from error
         if trainer.progress.captions_truncated:
             print(truncation(trainer.progress.captions_truncated, trainer.family.text_token_count))
         if config.evaluation.at_end:
@@ -144,7 +145,7 @@ def take_own_device(team: Team, config: Config) -> None:
     take_device(team, config.device)
 
 
-def dry(trainer, measures, tried: str, resume: bool) -> None:
+def dry(trainer, measures, tried: str, flags: dict[str, bool]) -> None:
     """Prints what the run would do and need.
 
     Raises:
@@ -152,14 +153,32 @@ def dry(trainer, measures, tried: str, resume: bool) -> None:
     """
     from dalle_ppo.build.captions import draw_settings, say_what_is_there
     from dalle_ppo.build.dry_run import dry_run
-    from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
+    from dalle_ppo.runs.checkpoints import load_checkpoint
+    from dalle_ppo.runs.folder import checkpoint_to_resume
 
-    checkpoint = latest_checkpoint(trainer.run_dir) if resume else None
-    if checkpoint is not None:
-        trainer.load(load_checkpoint(checkpoint))
+    if flags["resume"]:
+        folder = checkpoint_to_resume(trainer.run_dir)
+        go_to(trainer, None if folder is None else load_checkpoint(folder))
     say_what_is_there(trainer.captions.contents, draw_settings(trainer.config))
-    print(plan(trainer.config), trainer.memory_plan(), tried, dry_run(trainer, measures), sep="\n")
+    needs = dry_run(trainer, measures, flags["overwrite"])
+    print(plan(trainer.config), trainer.memory_plan(), tried, needs, sep="\n")
     print("dry run: nothing was trained or written")
+
+
+def go_to(trainer, checkpoint) -> None:
+    """Takes a resumed trainer to its checkpoint; without one, it begins again.
+
+    Raises:
+        ValueError: the folder's metrics do not fit the checkpoint, or it should have one.
+    """
+    from dalle_ppo.runs.metrics import METRICS_FILE, newest_metrics
+
+    if checkpoint is None:
+        # The settings that it ran with: those of now may ask for more checkpoints.
+        check_unsaved(trainer.run_dir, load_config(trainer.run_dir / "config.yaml").checkpoint_every)
+        return
+    trainer.load(checkpoint)
+    newest_metrics(trainer.run_dir / METRICS_FILE, trainer.progress.iteration, 1)
 
 
 def prepare(trainer, flags: dict[str, bool]) -> None:
@@ -168,9 +187,10 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     Raises:
         ValueError: the folder or its checkpoint does not fit.
     """
+    from dalle_ppo.build.room import check_room
     from dalle_ppo.runs.checkpoints import load_checkpoint
     from dalle_ppo.runs.folder import prepare_run_dir
-    from dalle_ppo.runs.metrics import METRICS_FILE, newest_metrics
+    from dalle_ppo.runs.metrics import METRICS_FILE
     from dalle_ppo.runs.tensorboard import write_settings
     from dalle_ppo.training.checkpointing import shared_checkpoint
 
@@ -178,16 +198,15 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     folder = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     checkpoint = None if folder is None else load_checkpoint(folder)
     shared_checkpoint(checkpoint, trainer.team)
-    if checkpoint is not None:
-        trainer.load(checkpoint)
-        newest_metrics(run_dir / METRICS_FILE, trainer.progress.iteration, 1)  # raises before any change
-    elif flags["resume"]:
-        check_unsaved(run_dir, config.checkpoint_every)
+    if flags["resume"]:
+        go_to(trainer, checkpoint)  # raises before any change
     if trainer.progress.iteration == 0 and (run_dir / "tensorboard").is_dir():
         shutil.rmtree(run_dir / "tensorboard")  # what it shows begins at 0, and would be there twice
     check_room(trainer)
     # First, because settings beside it make a run that can be resumed, and it alone is an empty folder.
     (run_dir / "checkpoints").mkdir(exist_ok=True)
+    if trainer.progress.iteration == 0:
+        (run_dir / METRICS_FILE).unlink(missing_ok=True)  # `check_unsaved` compares it with these settings
     atomic_write(run_dir / "config.yaml", to_yaml(config))
     settings = by_dotted_name(to_dict(config))
     write_settings(run_dir, to_yaml(config), settings, trainer.progress.iteration)
@@ -211,32 +230,23 @@ def follow(trainer, captions: list, measures) -> None:
         finish(trainer, captions, measures)
 
 
-def check_room(trainer) -> None:
-    """Looks at the disk before anything is trained.
+def how_to_go_on(run_dir: Path, processes: int = 1) -> str:
+    """What a run that was stopped has kept, and the command that continues it.
 
-    Raises:
-        ValueError: not even one checkpoint fits.
+    Args:
+        run_dir: the run's folder.
+        processes: how many have trained together.
     """
     from dalle_ppo.runs.checkpoints import checkpoint_folders
-    from dalle_ppo.runs.space import check_space, warn_of_little_space
-    from dalle_ppo.training.checkpointing import expected_bytes
-
-    if trainer.progress.iteration >= trainer.config.num_iterations:
-        return
-    needed = expected_bytes(trainer.actor, trainer.critic)
-    check_space(trainer.run_dir, needed)
-    there = len(checkpoint_folders(trainer.run_dir / "checkpoints"))
-    # One more than are kept: the oldest is removed once the newest is complete.
-    warn_of_little_space(trainer.run_dir, needed, max(1, trainer.config.keep_checkpoints + 1 - there))
-
-
-def how_to_go_on(run_dir: Path) -> str:
-    """What a run that was stopped has kept, and the command that continues it."""
-    from dalle_ppo.runs.checkpoints import checkpoint_folders
+    from dalle_ppo.runs.places import quoted
 
     found = max(checkpoint_folders(run_dir / "checkpoints"), default=None)
     kept = "no checkpoint yet" if found is None else f"the newest checkpoint is {found[1]}"
-    return f"{kept}; go on with: python -m dalle_ppo.train --run_dir {run_dir} --resume"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if here < processes:
+        return f"{kept}; go on with the command of this run, on every machine, and --resume"
+    start = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
+    return f"{kept}; go on with: {start} -m dalle_ppo.train --run_dir {quoted(run_dir)} --resume"
 
 
 def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, bool]]:
@@ -246,9 +256,15 @@ def resumed_settings(run_dir: Path, argv: list[str]) -> tuple[Config, dict[str, 
         run_dir: the run's folder, with its `config.yaml`.
         argv: the command line.
     """
+    from dalle_ppo.config.resumed import without_repeated
+
     saved = run_dir / "config.yaml"
-    model = load_config(saved).model
-    given = ["--config", str(saved), *argv]
+    settings = load_config(saved)
+    model = settings.model
+    given, repeated = without_repeated(argv, settings)
+    for option in repeated:
+        print(f"{option}: the run has this entry already, so it is not added again", flush=True)
+    given = ["--config", str(saved), *given]
     config, flags = parse_command_line(given, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
     if config.model.revision is None and config.model.path == model.path:
         # A --config on the command line may say null where the run has recorded the commit it found.

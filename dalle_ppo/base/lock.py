@@ -41,16 +41,20 @@ def locked(folder: Path, what: str, otherwise: str = OTHERWISE) -> Iterator[None
 
     Raises:
         Busy: another process holds it; the message names that process.
+        ValueError: the file may not be opened, such as another user's.
         OSError: the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
+    path, created = folder / LOCK_FILE, []
     try:
-        descriptor = _acquire(path)
+        descriptor = _acquire(path, created)
+    except PermissionError as error:
+        raise _forbidden(path, what) from error
     except OSError as error:
         descriptor = None
-        with suppress(OSError):
-            path.unlink()
+        if created:  # not a file that was there: where its holder is, there may be locks
+            with suppress(OSError):
+                path.unlink()
         warnings.warn(
             f"{what} cannot be locked ({error.strerror}): nothing keeps a second process out of this folder",
             stacklevel=3,
@@ -71,9 +75,15 @@ def refuse_locked(folder: Path, what: str) -> None:
 
     Raises:
         Busy: as in `locked`.
+        ValueError: likewise.
     """
-    with suppress(OSError):
+    try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR)
+    except PermissionError as error:
+        raise _forbidden(folder / LOCK_FILE, what) from error
+    except OSError:
+        return
+    with suppress(OSError):
         try:
             busy = not try_lock(descriptor)
         finally:
@@ -82,11 +92,16 @@ def refuse_locked(folder: Path, what: str) -> None:
             raise _busy(folder / LOCK_FILE, what, OTHERWISE)
 
 
-def _acquire(path: Path) -> int:
-    """Opens and locks the file; returns its descriptor, or TAKEN. Raises OSError where there are no locks."""
+def _acquire(path: Path, created: list[Path]) -> int:
+    """Opens and locks the file; returns its descriptor, or TAKEN. Raises OSError where there are no locks.
+
+    Args:
+        path: the file.
+        created: gets the path if the file was made here.
+    """
     patience = 3  # refuse_locked in another process also locks the file for a moment
     while patience:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open(path, created)
         try:
             free = try_lock(descriptor)
             # Not if the last holder removed the file after it was opened here.
@@ -100,6 +115,15 @@ def _acquire(path: Path) -> int:
             patience -= 1
             time.sleep(0.05)
     return TAKEN
+
+
+def _open(path: Path, created: list[Path]) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # its holder may remove it meanwhile
+    created.append(path)
+    return descriptor
 
 
 def try_lock(descriptor: int) -> bool:
@@ -158,6 +182,14 @@ def _busy(path: Path, what: str, otherwise: str) -> Busy:
     except (OSError, ValueError, KeyError, TypeError):  # that process is just starting or ending
         who = "another process"
     return Busy(f"{what} is in use by {who}; wait until it has ended, {otherwise}")
+
+
+def _forbidden(path: Path, what: str) -> ValueError:
+    """Whether another user's process holds the file cannot be told, so it counts as held."""
+    return ValueError(
+        f"{what} cannot be locked: {path} may not be opened by this user, perhaps because another user's "
+        "process works there; let its owner allow that or remove the file, or name another folder"
+    )
 
 
 def _let_go() -> None:

@@ -142,8 +142,10 @@ def _watch(reader: socket.socket, advice: Callable[[], str]) -> None:
     if second is None:
         return
     why = "a second signal" if second else f"no orderly end within {GRACE_SECONDS} seconds"
-    print(f"\n{Stopped(first)}; ended at once after {why}; {advice()}", file=sys.stderr, flush=True)
-    os._exit(128 + (second or first))
+    try:
+        print(f"\n{Stopped(first)}; ended at once after {why}; {advice()}", file=sys.stderr, flush=True)
+    finally:  # the reader of the line may be gone, and so may the folder that the advice looks into
+        os._exit(128 + (second or first))
 
 
 def _next_signal(reader: socket.socket, patience: float | None) -> int | None:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 SILENCE = 20
@@ -123,8 +124,10 @@ class Watch(threading.Thread):
     def _exit(self, text: str | None, code: int) -> None:
         self._ending.acquire()  # never released: whoever comes second waits for the end
         if text is not None:
-            sys.stdout.flush()
-            print(f"\n{text}", file=sys.stderr, flush=True)  # a progress bar may be on the line
+            with suppress(OSError):  # nobody may read them any more
+                sys.stdout.flush()
+            with suppress(OSError):
+                print(f"\n{text}", file=sys.stderr, flush=True)  # a progress bar may be on the line
         if self.rank == 0:
             self._tell({"end": None, "code": code})
             self._until_they_ended()

@@ -20,7 +20,16 @@ from dalle_ppo.build.unsafe import unsafe_detector
 from dalle_ppo.config.command_line import to_yaml
 from dalle_ppo.config.settings import Config
 from dalle_ppo.models.clip_scorer import ClipScorer
-from dalle_ppo.preferences.aligning import MODEL_FILE, ROUNDS_FOLDER, Accuracy, AlignSettings, Steps
+from dalle_ppo.preferences.aligning import (
+    MODEL_FILE,
+    ROUNDS_FOLDER,
+    Accuracy,
+    AlignSettings,
+    Steps,
+    intact,
+    refuse_other_run,
+    refuse_passed,
+)
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.choosing import Disagreement
 from dalle_ppo.preferences.chosen_sets import ChosenSets, DrawsMany
@@ -28,6 +37,7 @@ from dalle_ppo.preferences.drawing import Drawer, DrawOptions, Side
 from dalle_ppo.preferences.reward_model.network import FitSettings
 from dalle_ppo.preferences.reward_model.training import accuracy_on, train_reward_model
 from dalle_ppo.preferences.store import Answer, Store
+from dalle_ppo.runs.checkpoints import checkpoint_folders
 from dalle_ppo.runs.places import holds_run
 from dalle_ppo.runs.provenance import weights_sha256
 
@@ -69,8 +79,9 @@ def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
     """The steps of a run's alignment; who labels is given.
 
     Raises:
-        ValueError: the model or its CLIP cannot be loaded.
+        ValueError: the model or its CLIP cannot be loaded, or the folder holds a run that is no alignment.
     """
+    refuse_other_run(build.run_dir)  # also before the alignment's lock makes a folder in it
     device = choose_device(build.config.device)
     world = find_world(build.config.model.path)
     clip = load_run_clip(build.config.clip, world, device)
@@ -78,7 +89,8 @@ def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
     def refit(store: Store, file: Path) -> float:
         numbers = file.with_suffix(".json")
         if numbers.is_file():  # written last: training goes on with the reward that it began with
-            return json.loads(numbers.read_text(encoding="utf-8"))["accuracy"]["value"]
+            with intact(numbers):
+                return float(json.loads(numbers.read_text(encoding="utf-8"))["accuracy"]["value"])
         report = train_reward_model(store, file, clip, build.fit, with_curve=False)
         print("\n".join(report.lines()), flush=True)
         return report.accuracy.value
@@ -173,9 +185,11 @@ def train_policy(build: AlignBuild, file: Path, iterations: int) -> None:
     """Trains the run up to an iteration, in a process of its own: a round frees all its memory.
 
     Raises:
-        ValueError: training has failed; it has said why.
+        ValueError: training has failed and has said why, or the run is already further.
         Stopped: a signal came, and training has ended in order.
     """
+    done = [iteration for iteration, _ in checkpoint_folders(build.run_dir / "checkpoints")]
+    refuse_passed(build.run_dir, max(done, default=0), iterations)
     config = round_config(build, file, iterations)
     path = file.with_name("config.yaml")
     atomic_write(path, to_yaml(config))

@@ -1,27 +1,25 @@
 """What `train --dry_run` looks at beyond what every run checks: captions, disk space and memory."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from types import CellType, FunctionType, MethodType, ModuleType
 
 import torch
 from torch import nn
 
-from dalle_ppo.training.checkpointing import learner_state
-from dalle_ppo.training.eight_bit import state_bytes
+from dalle_ppo.build.room import check_room
 from dalle_ppo.training.memory import gb, predict_memory
 from dalle_ppo.training.trainer import Trainer
 
 
-def dry_run(trainer: Trainer, measures: object = None) -> str:
+def dry_run(trainer: Trainer, measures: object = None, overwrite: bool = False) -> str:
     """Reads a batch of captions, and predicts disk space and memory; trains and writes nothing.
 
     Args:
-        trainer: ready to run; its captions move on by a batch.
+        trainer: ready to run, from where it will begin; its captions move on by a batch.
         measures: of the evaluation; only the networks that they hold count.
+        overwrite: whether the run in the folder will be removed first.
 
     Returns:
         Lines for the user.
@@ -38,7 +36,8 @@ def dry_run(trainer: Trainer, measures: object = None) -> str:
         {"rewards": network_bytes([trainer.reward, measures])},
         trainer.team.size,
     )
-    lines = [f"captions: read {len(records)}, such as {first!r}", disk_space(trainer), str(memory)]
+    room = check_room(trainer, overwrite).line()
+    lines = [f"captions: read {len(records)}, such as {first!r}", room, str(memory)]
     available = memory_of(trainer.family.device)
     if available is not None and memory.peak > available:
         lines.append(
@@ -47,46 +46,6 @@ def dry_run(trainer: Trainer, measures: object = None) -> str:
             "rollout.memory_gb bounds drawing"
         )
     return "\n".join(lines)
-
-
-def disk_space(trainer: Trainer) -> str:
-    """One line: what checkpoints take and what is free.
-
-    Raises:
-        ValueError: it is not enough, or the folder is read-only.
-    """
-    config = trainer.config
-    needed = checkpoint_bytes(trainer) * (config.keep_checkpoints + 1)  # the new one beside those to keep
-    folder = existing(trainer.run_dir)
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"run_dir: {trainer.run_dir} cannot be written to; name another folder")
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"run_dir: {trainer.run_dir} has {gb(free)} GB of free disk space, but {config.keep_checkpoints} "
-            f"checkpoints and a new one need {gb(needed)} GB; lower keep_checkpoints, or name another folder"
-        )
-    return f"disk: checkpoints need {gb(needed)} GB of the {gb(free)} GB that are free"
-
-
-def checkpoint_bytes(trainer: Trainer) -> int:
-    """Bytes of a checkpoint after the first step: weights and optimiser states of what is trained."""
-    tensors, _ = learner_state(trainer.actor, trainer.critic)
-    weights = sum(t.nbytes for name in ("policy", "critic") for t in tensors.get(name, {}).values())
-    learners = [(trainer.actor, trainer.config.actor.optimizer)]
-    if trainer.critic is not None:
-        learners.append((trainer.critic, trainer.config.critic.optimizer))
-    for learner, optimizer in learners:
-        weights += state_bytes([p for p in learner.module.parameters() if p.requires_grad], optimizer)
-    return weights
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def network_bytes(root: object) -> int:

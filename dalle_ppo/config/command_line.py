@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 
 from dalle_ppo.base.allocator import keep_freed_memory
 from dalle_ppo.base.halving import is_out_of_memory
+from dalle_ppo.base.lasting import Lasting, let_go
 from dalle_ppo.base.run_format import FORMAT, check_format
 from dalle_ppo.base.stopping import Stopped
 from dalle_ppo.base.team import launched
@@ -38,6 +40,8 @@ ONE_PROCESS = (
 )
 
 LONGEST_MESSAGE = 1000
+TOLD_SECONDS = 10
+"""How long a process that a signal has stopped waits for the first one to say so."""
 NO_SETTINGS = "does not contain settings as YAML, such as `seed: 1`"
 
 if TYPE_CHECKING:
@@ -262,6 +266,15 @@ def run_main(main: Callable[..., int], together: bool = False) -> None:
         together: whether several processes work as a team.
     """
     keep_freed_memory()
+    try:
+        with redirect_stderr(Lasting(sys.stderr)):
+            _run_main(main, together)
+    finally:
+        let_go(sys.stdout)
+        let_go(sys.stderr)
+
+
+def _run_main(main: Callable[..., int], together: bool) -> NoReturn:
     rank, size = launched(os.environ)
     if size > 1 and together:
         _run_in_team(main, rank, size)
@@ -330,6 +343,10 @@ def _run_in_team(main: Callable[..., int], rank: int, size: int) -> NoReturn:
             team.close()
         except (ValueError, OSError) as error:
             team.watch.end(f"error: {error}", 2)
+        except Stopped as stopped:
+            if rank != 0:
+                team.watch.join(TOLD_SECONDS)  # the first process, whose folder it is, says it and ends all
+            team.watch.end(str(stopped), stopped.exit_code)
         except KeyboardInterrupt:
             team.watch.end("interrupted", 130)
         except SystemExit as end:

@@ -103,6 +103,11 @@ class Config:
             )
         if self.run_dir is not None and "\0" in self.run_dir:
             raise ValueError(f"run_dir is {self.run_dir!r}; a path holds no NUL: name a folder")
+        if self.run_dir is not None and not self.run_dir.strip():
+            raise ValueError(
+                f"run_dir is {self.run_dir!r}, which would mean the current folder; name a folder, such as "
+                "runs/a, or leave it out"
+            )
         at_least_one(self, "", "num_iterations", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "", "seed")
         positive(self, "", "checkpoint_minutes")

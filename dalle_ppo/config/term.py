@@ -112,6 +112,18 @@ def read_terms(entries: Sequence[Mapping[str, Any]]) -> list[TermConfig]:
     return [replace(term, gate=_find_gate(term, found)) for term in found]
 
 
+def spelled_out(entry: str | Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `reward.terms` or `evaluation.judges` with every setting, as a run saves it.
+
+    Raises:
+        ValueError: a term or setting is invalid. Its gate is not looked at.
+    """
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        raise ValueError(f"{entry} has no name; write an entry as {{name: ..., weight: ...}}")
+    return _read_term(entry, 1).to_mapping()
+
+
 def term_names() -> list[str]:
     """The names of all terms."""
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.base.checks import at_least_one
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.store import Answer, Store
+from dalle_ppo.runs.places import holds_run, quoted
 
 ROUNDS_FOLDER = "align"
 SETS_FILE, ROUND_FILE, MODEL_FILE = "sets.json", "round.json", "reward_model.safetensors"
@@ -126,27 +128,88 @@ def align(run_dir: Path, settings: AlignSettings, steps: Steps) -> Iterator[Roun
         Each round, with those that were finished before.
 
     Raises:
-        ValueError: a step fails, or nobody has answered anything.
+        ValueError: a step fails, or nobody has answered anything, or the folder holds a run that is no
+            alignment, or one that is further than the settings say.
     """
-    store = Store(run_dir / "preferences")
+    refuse_other_run(run_dir)
+    store, reached = Store(run_dir / "preferences"), 0
     for number in range(settings.rounds):
         folder = run_dir / ROUNDS_FOLDER / f"round_{number:03d}"
         finished = read_round(folder)
         if finished is None:
+            refuse_passed(run_dir, reached, (number + 1) * settings.iterations - 1)
             folder.mkdir(parents=True, exist_ok=True)
             finished = _run_round(folder, store, settings, steps)
             atomic_write(folder / ROUND_FILE, json.dumps(asdict(finished), indent=2) + "\n")
         yield finished
         if finished.stopped:
             return
+        reached = finished.iterations
+
+
+def refuse_other_run(run_dir: Path) -> None:
+    """Refuses a folder with a run that no alignment has begun, before anything in it is changed.
+
+    Raises:
+        ValueError: it holds one.
+    """
+    if holds_run(run_dir) and not (run_dir / ROUNDS_FOLDER / "round_000").is_dir():
+        raise ValueError(
+            f"--run_dir: {run_dir} holds a run that was not begun by dalle_ppo.align, which would replace "
+            f"its settings; name another folder, with --model.path {quoted(run_dir)} to start from "
+            "its policy"
+        )
+
+
+def refuse_passed(run_dir: Path, reached: int, last: int) -> None:
+    """Refuses to train a run that is already further than a round would take it.
+
+    Args:
+        run_dir: the run.
+        reached: its iterations so far.
+        last: the most that the round can build on.
+
+    Raises:
+        ValueError: it has more; nothing would be trained.
+    """
+    if reached > last:
+        raise ValueError(
+            f"--iterations is too small: {run_dir} is at iteration {reached}, which the next round would not "
+            "pass; give the --iterations with which the alignment was begun, or name another --run_dir"
+        )
 
 
 def read_round(folder: Path) -> Round | None:
-    """The finished round in a folder; None if it is not finished."""
+    """The finished round in a folder; None if it is not finished.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
     path = folder / ROUND_FILE
     if not path.is_file():
         return None
-    return Round(**json.loads(path.read_text(encoding="utf-8")))
+    with intact(path):
+        found = Round(**json.loads(path.read_text(encoding="utf-8")))
+        found.line()  # which formats all numbers
+        if type(found.iterations) is not int or not isinstance(found.stopped, str):
+            raise TypeError("iterations or stopped is of the wrong type")
+    return found
+
+
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Reads a file of a round in its block.
+
+    Raises:
+        ValueError: the block has failed because the file is damaged; names the file and the way out.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise ValueError(
+            f"{path} is damaged ({reason}); remove it to do the round again, or restore it"
+        ) from error
 
 
 def _run_round(folder: Path, store: Store, settings: AlignSettings, steps: Steps) -> Round:
@@ -198,11 +261,18 @@ def _sets(folder: Path, store: Store, steps: Steps, number: int) -> list[Picture
     """The round's sets: drawn once, because training moves the policy on."""
     path = folder / SETS_FILE
     if path.is_file():
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            PictureSet(row["id"], row["caption"], tuple(row["images"]), row.get("chosen", False))
-            for row in rows
-        ]
+        with intact(path):
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not rows or not isinstance(rows, list):
+                raise TypeError("it holds no sets")
+            return [_picture_set(row) for row in rows]
     sets = steps.draw(store, number)
     atomic_write(path, json.dumps([asdict(shown) for shown in sets], indent=1) + "\n")
     return sets
+
+
+def _picture_set(row: dict) -> PictureSet:
+    texts = row["id"], row["caption"], *row["images"]
+    if not isinstance(row["images"], list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("id, caption or images is of the wrong type")
+    return PictureSet(row["id"], row["caption"], tuple(row["images"]), row.get("chosen", False))

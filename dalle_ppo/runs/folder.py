@@ -8,7 +8,7 @@ from pathlib import Path
 from dalle_ppo.base.atomic import TEMPORARY, remove_leftovers
 from dalle_ppo.base.lock import OTHERWISE, locked, refuse_locked
 from dalle_ppo.runs.checkpoints import checkpoint_folders, latest_checkpoint, put_back
-from dalle_ppo.runs.places import RUN_ENTRIES, enclosing_run, holds_run, refuse_wrong_path
+from dalle_ppo.runs.places import RUN_ENTRIES, enclosing_run, holds_run, quoted, refuse_wrong_path
 
 
 def check_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool = False) -> None:
@@ -72,7 +72,8 @@ def prepare_run_dir(run_dir: str | Path, resume: bool = False, overwrite: bool =
     folder = Path(run_dir)
     _refuse_unfit(folder, resume, overwrite)
     if resume:
-        return _checkpoint_to_resume(folder)
+        put_back(folder / "checkpoints")
+        return checkpoint_to_resume(folder)
     checkpoints = folder / "checkpoints"
     for name in _occupied(folder):
         _remove(folder / name)
@@ -91,7 +92,7 @@ def _refuse_unfit(folder: Path, resume: bool, overwrite: bool) -> None:
     if run is not None:
         raise ValueError(
             f"run_dir: {folder} lies inside the run {run}; name another folder, or type --resume --run_dir "
-            f"{run} to continue that run"
+            f"{quoted(run)} to continue that run"
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir: {folder} is a file; name a folder")
@@ -112,8 +113,12 @@ def _refuse_unfit(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _checkpoint_to_resume(folder: Path) -> Path | None:
-    put_back(folder / "checkpoints")
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run; None if the run ended before its first. Changes nothing.
+
+    Raises:
+        ValueError: there are only others.
+    """
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None and checkpoint_folders(folder / "checkpoints"):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from dalle_ppo.base.lock import LOCK_FILE
@@ -43,7 +44,7 @@ def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
     Args:
         path: what the user gave; a run, an absent folder or anything else passes.
         name: what the error calls it, such as "run_dir".
-        form: what to type instead, with `{}` for the run's folder.
+        form: what to type instead, with `{}` for the run's folder, which is quoted for a shell.
 
     Raises:
         ValueError: it lies inside a run, or is a folder of runs.
@@ -53,11 +54,17 @@ def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
         return
     run = enclosing_run(path)
     if run is not None:
-        raise ValueError(f"{name}: {path} lies inside the run {run}; type {form.format(run)}")
+        raise ValueError(f"{name}: {path} lies inside the run {run}; type {form.format(quoted(run))}")
     runs = runs_in(path)
     if runs:
         listed = ", ".join(map(str, runs[:SHOWN])) + (", ..." if len(runs) > SHOWN else "")
-        raise ValueError(f"{name}: {path} is not a run, but holds {listed}; type {form.format(runs[0])}")
+        newest = form.format(quoted(runs[0]))
+        raise ValueError(f"{name}: {path} is not a run, but holds {listed}; type {newest}")
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it, for commands to copy."""
+    return shlex.quote(str(path))
 
 
 def enclosing_run(path: str | Path) -> Path | None:

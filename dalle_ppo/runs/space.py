@@ -16,6 +16,11 @@ def bytes_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
     return STATE_BYTES + sum(t.nbytes for group in tensors.values() for t in group.values())
 
 
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk with this folder, which exists."""
+    return shutil.disk_usage(folder).free
+
+
 def check_space(folder: Path, needed: int) -> None:
     """Refuses to write what does not fit.
 
@@ -26,7 +31,7 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         ValueError: the disk has less.
     """
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < needed:
         raise ValueError(
             f"{folder}: a checkpoint needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB of the disk "
@@ -34,15 +39,16 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def warn_of_little_space(folder: Path, needed: int, more: int) -> None:
+def warn_of_little_space(folder: Path, needed: int, more: int, freed: int = 0) -> None:
     """Warns if the next checkpoints will not fit, while there is time to do something.
 
     Args:
         folder: where they will be written; it exists.
         needed: bytes of one.
         more: how many will be added before the first is removed.
+        freed: bytes that will be free besides those that are.
     """
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder) + freed
     if free < needed * more:
         count = "the next checkpoint needs" if more == 1 else f"the next {more} checkpoints need"
         warnings.warn(

@@ -13,7 +13,7 @@ from dalle_ppo.models.sharding import divided_statistics, divided_weights, is_sh
 from dalle_ppo.rl.advantages import PromptStatistics
 from dalle_ppo.runs.checkpoints import ADAPTER_CONFIG, Checkpoint, flatten_optimizer, restore_optimizer
 from dalle_ppo.runs.space import bytes_of
-from dalle_ppo.training.eight_bit import EIGHT_BIT
+from dalle_ppo.training.eight_bit import EIGHT_BIT, state_bytes
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.progress import Progress
 
@@ -73,7 +73,7 @@ def learner_state(actor: Learner, critic: Learner | None) -> LearnerState:
         if learner is not None:
             adapted = is_adapted(learner.module)
             group = ADAPTED_GROUPS[name] if adapted else name
-            tensors[group] = adapter_state(learner.module) if adapted else learner.module.state_dict()
+            tensors[group] = saved_weights(learner.module)
             if adapted:
                 state[ADAPTER_CONFIGS[name]] = adapter_config(learner.module)
             key = f"{name}_optimizer"
@@ -81,12 +81,23 @@ def learner_state(actor: Learner, critic: Learner | None) -> LearnerState:
     return tensors, state
 
 
+def saved_weights(module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a network: of an adapted one, the adapters alone."""
+    return adapter_state(module) if is_adapted(module) else module.state_dict()
+
+
 def expected_bytes(actor: Learner, critic: Learner | None) -> int:
-    """About how large a checkpoint will be: weights, and twice those that are trained for AdamW's moments."""
+    """About how large a checkpoint will be, also before optimisers have statistics.
+
+    It holds the networks, of adapted ones the adapters alone, and statistics of what is trained.
+    """
     learners = [learner for learner in (actor, critic) if learner is not None]
-    weights = sum(bytes_of({"": learner.module.state_dict()}) for learner in learners)
-    trained = [p for learner in learners for p in learner.module.parameters() if p.requires_grad]
-    return weights + 2 * sum(parameter.nbytes for parameter in trained)
+    weights = {str(number): saved_weights(learner.module) for number, learner in enumerate(learners)}
+    statistics = 0
+    for learner in learners:
+        trained = [p for p in learner.module.parameters() if p.requires_grad]
+        statistics += state_bytes(trained, optimizer_kind(learner))
+    return bytes_of(weights) + statistics
 
 
 def settings_state(config: Config) -> dict[str, Any]:
@@ -164,6 +175,11 @@ def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
         group["weight_decay"], group["eps"] = weight_decay, eps
 
 
+def optimizer_kind(learner: Learner) -> str:
+    """The value of `actor.optimizer` or `critic.optimizer` that made this one."""
+    return "adamw" if isinstance(learner.optimizer, torch.optim.AdamW) else EIGHT_BIT
+
+
 def _check_kind(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
     """Refuses the state of another optimiser.
 
@@ -172,7 +188,7 @@ def _check_kind(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
     """
     names = checkpoint.tensors[f"{name}_optimizer"]
     saved = EIGHT_BIT if any(key.endswith(".state1") for key in names) else "adamw"
-    now = "adamw" if isinstance(learner.optimizer, torch.optim.AdamW) else EIGHT_BIT
+    now = optimizer_kind(learner)
     if names and saved != now:
         setting = f"{'actor' if name == 'policy' else name}.optimizer"
         raise ValueError(

@@ -1,11 +1,13 @@
 """The progress bar of training, which says how long the whole command still takes."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from dalle_ppo.base.lasting import Lasting
 from dalle_ppo.config.settings import Config
 from dalle_ppo.training.forecast import Rates, forecast, rates_of, rough_rates, work_left
 from dalle_ppo.training.iteration_metrics import progress_line
@@ -43,6 +45,7 @@ class ProgressBar:
         self.checkpoints: list[float] = []
         self.guess: Rates | None = None
         form = {"bar_format": FORMAT.format(left=self._left()), "dynamic_ncols": True, "disable": not shown}
+        form["file"] = Lasting(sys.stderr)
         self.bar = tqdm(total=config.num_iterations, initial=self.iteration, desc="PPO", **form)
 
     def __enter__(self) -> "ProgressBar":

@@ -100,7 +100,7 @@ class Trainer:
         self.after_phase, self.detect = lambda seconds, images: None, None
         self.signals, self.clock = StopSignals(team), Clock(config.checkpoint_minutes)
         self.means = means_of(networks, team)
-        check_metric(config.keep_best)
+        check_metric(config.keep_best, config)
 
     def run(self) -> None:
         """Trains to `num_iterations`, from the current iteration.

@@ -79,6 +79,8 @@ FILES = {
         ("weight of jpeg_size is null",),
     ),
     "a list for a number": ("seed: [1]\n", ("seed is [1]", "whole number")),
+    "an empty path": ("run_dir: ''\n", ("run_dir is ''", "name a folder")),
+    "a blank path": ('run_dir: " \\t"\n', ("run_dir is ' \\t'", "name a folder")),
     "a NUL in a path": ('run_dir: "a\\0b"\n', ("run_dir", "NUL")),
     "an objective that is a path": ("objective: ../ppo\n", ("objective is ../ppo",)),
     "an objective that is a module": ("objective: os\n", ("objective is os", "must be one of")),

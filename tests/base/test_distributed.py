@@ -1,5 +1,6 @@
 """A team of real processes, without a launcher: what one knows, all know, and what ends one ends all."""
 
+import signal
 import time
 from types import SimpleNamespace
 
@@ -55,6 +56,21 @@ def main(argv, team):
         team.gather(None)
 _run_in_team(main, *launched(os.environ))
 """
+STOPPED = """
+import sys, time
+from pathlib import Path
+from dalle_ppo.base.stopping import StopSignals
+from dalle_ppo.config.command_line import run_main
+from dalle_ppo.train import how_to_go_on
+def main(argv, team):
+    signals, folder = StopSignals(team), Path(sys.argv[1]) / str(team.rank)
+    with signals.caught(lambda: how_to_go_on(folder, team.size)):
+        print("met", flush=True)
+        while True:
+            signals.check_together()
+            time.sleep(0.02)
+run_main(main, together=True)
+"""
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -83,6 +99,21 @@ def test_an_error_of_one_process_is_said_once_by_the_first():
     ended = end_of(start(3, REFUSED))
     assert [code for code, _, _ in ended] == [2, 2, 2]
     assert ended[0][2].strip() == "error: only this process knows" and ended[1][2] == ended[2][2] == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_process_ends_all_in_order_with_one_line(tmp_path, told, number, code):
+    processes = start(2, STOPPED, tmp_path)
+    for process in processes:
+        assert process.stdout.readline() == "met\n"
+    processes[told].send_signal(number)
+    ended = end_of(processes, 25)
+    assert [code for code, _, _ in ended] == [code] * 2
+    command = f"torchrun --nproc_per_node 2 -m dalle_ppo.train --run_dir {tmp_path / '0'} --resume"
+    assert ended[0][2].strip() == f"stopped by {number.name}; no checkpoint yet; go on with: {command}"
+    assert ended[1][2] == ""
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,41 @@ def test_a_file_system_without_locks_costs_one_warning(tmp_path, monkeypatch, nu
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("enter", [take, lambda folder: refuse_locked(folder, "it")])
+def test_a_lock_file_of_another_user_stays_and_counts_as_held(tmp_path, monkeypatch, enter):
+    file, opened = tmp_path / LOCK_FILE, os.open
+    file.write_text("{}")
+
+    def forbidden(path, flags, *mode, **options):
+        if Path(path) == file and not flags & os.O_EXCL:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(
+        ValueError, match=r"^it cannot be locked: .*\.lock may not be opened .*another folder$"
+    ):
+        enter(tmp_path)
+    assert file.read_text() == "{}"
+
+
+def test_without_locks_a_file_that_was_there_stays(tmp_path, monkeypatch):
+    """Its holder may be a machine that has locks on this file system."""
+
+    def no_locks(descriptor):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock, "try_lock", no_locks)
+    (tmp_path / LOCK_FILE).write_text("{}")
+    with pytest.warns(UserWarning, match="it cannot be locked"), locked(tmp_path, "it"):
+        pass
+    assert (tmp_path / LOCK_FILE).read_text() == "{}"
+    (tmp_path / LOCK_FILE).unlink()
+    with pytest.warns(UserWarning, match="it cannot be locked"), locked(tmp_path, "it"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 @unix
 def test_a_lock_on_a_file_that_its_holder_removes_meanwhile_does_not_count(tmp_path, monkeypatch):
     """Between opening the file and locking it, its last holder may go and another process come."""

@@ -36,6 +36,21 @@ def test_a_signal_interrupts_where_it_may_and_waits_where_it_may_not(number):
     assert len(done) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize("grace, again, code", [(20, True, 130), (0.2, False, 143)])
+def test_it_also_ends_where_nobody_reads_its_last_line(grace, again, code):
+    """Ctrl-C ends both sides of `train 2>&1 | tee log`."""
+    command = [sys.executable, "-c", STUCK, str(grace)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        if again:
+            time.sleep(0.6)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(15) == code
+
+
 def test_nobody_swallows_it():
     with pytest.raises(Stopped), StopSignals().caught(str) as signals, signals.interruptible():
         try:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_preferences import toy_store
 
-from dalle_ppo.build import captions
-from dalle_ppo.build.alignment import AlignBuild, different_sets, round_config
+from dalle_ppo.build import alignment, captions
+from dalle_ppo.build.alignment import AlignBuild, build_steps, different_sets, round_config, train_policy
 from dalle_ppo.build.label_steps import FixedSets, page, unanswered
 from dalle_ppo.build.simulated import NAME, open_rater, rater_against_judge, read_pictures, simulated_answers
 from dalle_ppo.config.evaluation import EvaluationConfig
@@ -107,6 +107,34 @@ def test_only_the_last_round_is_evaluated():
         round_config(build([{"name": "clip_similarity"}]), Path("m"), n).evaluation.at_end for n in (10, 20)
     ]
     assert at_end == [False, True]
+
+
+def test_a_run_that_is_further_than_the_round_is_refused_and_stays_as_it_was(tmp_path):
+    """Training would find nothing to do, and end as if it had trained."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_000090").mkdir(parents=True)
+    (run / "config.yaml").write_text("num_iterations: 90\n")
+    of_run = build([{"name": "clip_similarity"}])
+    of_run = replace(of_run, config=replace(of_run.config, run_dir=str(run)))
+    with pytest.raises(ValueError, match=r"is at iteration 90, .*give the --iterations"):
+        train_policy(of_run, tmp_path / "reward_model.safetensors", 10)
+    with pytest.raises(ValueError, match=r"holds a run that was not begun by dalle_ppo\.align"):
+        build_steps(of_run, page(0, 2))
+    assert (run / "config.yaml").read_text() == "num_iterations: 90\n"
+    assert not (tmp_path / "config.yaml").exists() and len(list(run.iterdir())) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"accuracy": {"value": "high"}}'])
+def test_damaged_numbers_of_a_reward_model_are_named(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(alignment, "load_run_clip", lambda *_: None)
+    of_run = build([{"name": "clip_similarity"}], device="cpu")
+    of_run = replace(of_run, config=replace(of_run.config, run_dir=str(tmp_path / "run")))
+    numbers = tmp_path / "reward_model.json"
+    numbers.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        build_steps(of_run, page(0, 2)).refit(Store(tmp_path), numbers.with_suffix(".safetensors"))
+    assert str(caught.value).startswith(f"{numbers} is damaged (")
+    assert str(caught.value).endswith("; remove it to do the round again, or restore it")
 
 
 class Numbered:

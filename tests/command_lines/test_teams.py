@@ -94,6 +94,36 @@ def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path, shard):
     assert len(read_metrics(folder / "metrics.jsonl")) == done + 1
 
 
+def test_a_signal_to_one_process_saves_the_run_which_then_resumes(tmp_path):
+    folder = tmp_path / "a run"
+    more = {"num_iterations": 1000, "checkpoint_every": 1000}
+    command = [*torchrun(2), *tiny_arguments(folder, **FEW | more)]
+    with (
+        (tmp_path / "err").open("w") as err,
+        subprocess.Popen(command, stderr=err, env=ENVIRONMENT) as launcher,
+    ):
+        try:
+            end = time.monotonic() + 240
+            while len(read_metrics(folder / "metrics.jsonl")) < 2:
+                assert launcher.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+            os.kill(worker_of(launcher.pid, rank=1), signal.SIGTERM)
+            assert launcher.wait(40) != 0
+        finally:
+            launcher.terminate()
+    printed = (tmp_path / "err").read_text()
+    newest = latest_checkpoint(folder)
+    assert newest is not None and f'File "{ROOT}' not in printed and not errors(printed)
+    assert printed.count("exitcode  : 143") == 2, "torchrun's own report"
+    said = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith("stopped by")]
+    command = f"torchrun --nproc_per_node 2 -m dalle_ppo.train --run_dir '{folder}' --resume"
+    assert said == [f"stopped by SIGTERM; the newest checkpoint is {newest}; go on with: {command}"]
+    done = int(newest.name.removeprefix("step_"))
+    more = ("--run_dir", folder, "--resume", "--num_iterations", done + 1)
+    assert run((sys.executable, *TRAIN), *more).returncode == 0
+    assert len(read_metrics(folder / "metrics.jsonl")) == done + 1
+
+
 def worker_of(launcher: int, rank: int) -> int:
     """The process id of a launcher's worker."""
     for folder in Path("/proc").glob("[0-9]*"):

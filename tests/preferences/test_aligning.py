@@ -1,6 +1,7 @@
 """The rounds of an alignment: their order, the check that stops them, and what is done again after a kill."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -58,8 +59,8 @@ class World:
     def train(self, file, iterations):
         self.note(f"train with {file.parent.name} to {iterations}")
 
-    def run(self, folder):
-        return list(align(folder, SETTINGS, Steps(self.draw, self.label, self.refit, self.check, self.train)))
+    def run(self, folder, settings=SETTINGS):
+        return list(align(folder, settings, Steps(self.draw, self.label, self.refit, self.check, self.train)))
 
 
 ALL = [
@@ -125,6 +126,47 @@ def test_without_answers_it_says_so_and_goes_on_later(tmp_path):
     resumed = World()
     resumed.run(tmp_path)
     assert resumed.done == ALL[1:]
+
+
+def finished_run(folder):
+    """A run of 90 iterations by dalle_ppo.train."""
+    (folder / "checkpoints" / "step_000090").mkdir(parents=True)
+    (folder / "config.yaml").write_text("num_iterations: 90\n")
+    return folder
+
+
+def test_a_run_that_no_alignment_has_begun_is_refused_before_anything_is_drawn(tmp_path):
+    run, world = finished_run(tmp_path / "a run"), World()
+    with pytest.raises(ValueError, match=r"name another folder, with --model\.path '.*a run' to start from"):
+        world.run(run)
+    assert world.done == [] and (run / "config.yaml").read_text() == "num_iterations: 90\n"
+    assert not (run / "align").exists() and not (run / "preferences").exists()
+
+
+@pytest.mark.parametrize("iterations", [3, 5])
+def test_fewer_iterations_than_before_are_refused_before_anything_is_drawn(tmp_path, iterations):
+    with pytest.raises(Killed):
+        World(kill_at="draw 1").run(tmp_path)
+    world = World()
+    with pytest.raises(ValueError, match=r"--iterations is too small: .* is at iteration 10, .* --run_dir"):
+        world.run(tmp_path, replace(SETTINGS, iterations=iterations))
+    assert world.done == []
+    World().run(tmp_path, replace(SETTINGS, iterations=6))  # to 12 in the second round
+
+
+@pytest.mark.parametrize("file", ["round.json", "sets.json"])
+@pytest.mark.parametrize(
+    "text", ["", "[1", "{}", "[{}]", '[{"id": 1, "caption": "a", "images": []}]', '{"round": 0}', "\xff", "5"]
+)
+def test_a_damaged_file_of_a_round_is_named(tmp_path, file, text):
+    with pytest.raises(Killed):
+        World(kill_at="label 1-0").run(tmp_path)
+    number = 0 if file == "round.json" else 1
+    path = tmp_path / "align" / f"round_00{number}" / file
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"; remove it to do the round again, or restore it$") as caught:
+        World().run(tmp_path)
+    assert str(caught.value).startswith(f"{path} is damaged (") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"answers": 0}, {"min_accuracy": 1.5}])

@@ -1,6 +1,7 @@
 """Paths that are not a run's folder but tell which one is meant: the error names it and what to type."""
 
 import os
+import shlex
 import shutil
 
 import pytest
@@ -46,6 +47,31 @@ def test_a_path_inside_a_run_names_the_run(runs, inside, absolute):
         f"run_dir: {base}/a/{inside.rstrip('/')} lies inside the run {base}/a; "
     )
     assert str(error.value).endswith(f"type --resume --run_dir {base}/a")
+
+
+def test_a_command_to_copy_quotes_a_folder_with_spaces(runs):
+    """`shlex.split` is what a shell does with it."""
+    run = runs / "it's my run"
+    (runs / "a").rename(run)
+
+    def last_words(call) -> list[str]:
+        with pytest.raises(ValueError) as error:
+            call()
+        return shlex.split(str(error.value).rpartition("type ")[2].removesuffix(" to continue that run"))
+
+    assert last_words(lambda: refuse_wrong_path(run / "samples", "run_dir", "{}")) == [str(run)]
+    assert last_words(lambda: check_run_dir(run / "samples", resume=True)) == [
+        "--resume",
+        "--run_dir",
+        str(run),
+    ]
+    assert last_words(lambda: check_run_dir(run / "samples")) == ["--resume", "--run_dir", str(run)]
+    shutil.rmtree(runs / "b")
+    assert last_words(lambda: refuse_wrong_path(runs, "run", "evaluate {}")) == ["evaluate", str(run)]
+    command = train.how_to_go_on(run).partition("go on with: ")[2]
+    assert shlex.split(command) == ["python", "-m", "dalle_ppo.train", "--run_dir", str(run), "--resume"]
+    command = train.how_to_go_on(run, 2).partition("go on with: ")[2]
+    assert shlex.split(command)[:3] == ["torchrun", "--nproc_per_node", "2"]
 
 
 def test_from_inside_a_run(runs, monkeypatch):

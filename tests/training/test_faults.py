@@ -13,6 +13,7 @@ import pytest
 from stopped_runs import assert_same, at_call, result, trainer_of
 
 from dalle_ppo import train
+from dalle_ppo.build.room import check_room
 from dalle_ppo.runs import checkpoints, space
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
 from dalle_ppo.runs.metrics import MetricsWriter, read_metrics
@@ -106,15 +107,15 @@ def test_space_is_checked_before_a_checkpoint_needs_it(alone, tmp_path, monkeypa
     assert os.listdir(tmp_path / "checkpoints") == ["step_000002"]
     trainer = trainer_of(tmp_path)
     with pytest.raises(ValueError, match="a checkpoint needs"):
-        train.check_room(trainer)
+        check_room(trainer)
     needed = sum(f.stat().st_size for f in (tmp_path / "checkpoints" / "step_000002").iterdir())
     free[0] = 10**9
-    train.check_room(trainer)
+    check_room(trainer)
     estimated = training_bytes(trainer)
     assert 0.9 * needed < estimated < 1.1 * needed + 2 * space.STATE_BYTES
     free[0] = int(1.5 * estimated)
     with pytest.warns(UserWarning, match="the next 2 checkpoints need"):  # one is there, and two are kept
-        train.check_room(trainer)
+        check_room(trainer)
     free[0] = 10**12
     trainer_of(tmp_path, resume=True).run()
     assert_same(result(tmp_path), alone)
@@ -248,6 +249,20 @@ def test_a_kill_while_the_first_checkpoint_is_written(tmp_path):
     path.write_text(path.read_text() + '{"iteration": 2}\n')
     with pytest.raises(ValueError, match=r"3 iterations in metrics\.jsonl but no checkpoint"):
         train.check_unsaved(tmp_path, checkpoint_every=2)
+
+
+def test_a_resumed_run_may_ask_for_more_checkpoints_than_it_began_with(tmp_path):
+    """It ended before its first checkpoint by the settings that it ran with."""
+    trainer_of(tmp_path, checkpoint_every=20)
+    (tmp_path / "config.yaml").write_text("format: 2\ncheckpoint_every: 20\n")
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"iteration": {n}}}\n' for n in range(15)))
+    flags = {"resume": True, "overwrite": False}
+    for _ in range(2):  # a kill after the new settings were written changes nothing
+        train.prepare(trainer_of(tmp_path, checkpoint_every=5), flags)
+        assert "checkpoint_every: 5" in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"iteration": {n}}}\n' for n in range(6)))
+    with pytest.raises(ValueError, match=r"6 iterations in metrics\.jsonl but no checkpoint"):
+        train.prepare(trainer_of(tmp_path, checkpoint_every=50), flags)
 
 
 def test_a_kill_while_a_run_is_begun_is_no_dead_end(tmp_path, monkeypatch):

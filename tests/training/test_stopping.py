@@ -13,7 +13,6 @@ from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
 from dalle_ppo.runs.folder import sole_writer
 from dalle_ppo.training import stopping
 from dalle_ppo.training import trainer as training
-from dalle_ppo.training.best import Best, check_metric
 
 
 @pytest.fixture(scope="module")
@@ -128,24 +127,6 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_000002", "step_000005"]
     state = load_checkpoint(latest_checkpoint(tmp_path)).state
     assert state["best"] == {"iteration": 2, "value": -4.0, "recent": []}
-
-
-def test_the_best_is_that_of_the_mean_since_the_checkpoint_before():
-    best = Best()
-    for iteration, value in enumerate([0.0, 5.0, 4.0, 2.0, None, 9.0], start=1):
-        best = best.after({"reward_mean": value}, "reward_mean")
-        if iteration % 2 == 0:
-            best = best.at_checkpoint(iteration, "reward_mean")
-            expected = {2: (2, 2.5), 4: (4, 3.0), 6: (6, 9.0)}[iteration]
-            assert (best.iteration, best.value) == expected
-    assert Best().after({}, None).at_checkpoint(2, None) == Best()
-
-
-def test_a_metric_that_no_iteration_has_is_refused(tmp_path):
-    for name in (None, "reward_mean", "unsafe_rate/NSFW", "reward/violence"):
-        check_metric(name)
-    with pytest.raises(ValueError, match=r"keep_best is reward_meen; .*did you mean reward_mean"):
-        trainer_of(tmp_path, keep_best="reward_meen")
 
 
 def test_gradients_are_on_after_a_signal_in_the_middle_of_drawing(tmp_path, monkeypatch):
