@@ -63,11 +63,25 @@ def read_h5(path: Path) -> Chain:
         return layers_from_config(config, lambda layer: _h5_layer(group, layer), version)
 
 
-def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
+def holds_hdf5(path: Path) -> bool:
+    """Whether HDF5 would open a file: what it reads may also begin further on, behind other content.
+
+    Raises:
+        ValueError: h5py is missing.
+    """
+    return bool(_h5py().is_hdf5(path))
+
+
+def _h5py() -> Any:
     try:
         import h5py
     except ImportError:
         raise ValueError("reading .keras and .h5 files needs h5py: pip install -e '.[convert]'") from None
+    return h5py
+
+
+def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
+    h5py = _h5py()
     try:
         with memory_at_most(READING_BYTES):
             return h5py.File(file, "r")
