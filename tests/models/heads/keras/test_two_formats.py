@@ -52,7 +52,7 @@ def test_keras_loads_what_was_read_under_any_name(tmp_path, monkeypatch, name, s
     path = shutil.copy(FIXTURES / name, tmp_path / f"model{wrong}")
     loaded = []
 
-    def load_model(file: str, compile: bool, safe_mode: bool):  # noqa: A002 (Keras' name)
+    def load_model(file: str, compile: bool, safe_mode: bool):
         assert safe_mode and not compile
         loaded.append((Path(file).suffix, Path(file).read_bytes()))
         return lambda batch, training: batch[:, :1]
