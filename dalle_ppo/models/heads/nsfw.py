@@ -140,7 +140,7 @@ def load_head(path: str | Path, column: int | None = None) -> EmbeddingHead:
     specs, info, probes = read_any_head(path)
     _refuse_reward_model(path, info)
     if column is not None:
-        specs = _one_column(Path(path), specs, column)
+        specs = _one_column(Path(path), specs, info, column)
     return EmbeddingHead(build_layers(specs), info, probes, path)
 
 
@@ -166,10 +166,15 @@ def read_any_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo, Tensor |
     return *read_head(path), read_probes(path)
 
 
-def _one_column(path: Path, specs: list[LayerSpec], column: int) -> list[LayerSpec]:
+def _one_column(path: Path, specs: list[LayerSpec], info: HeadInfo, column: int) -> list[LayerSpec]:
     """The layers that return one column of a head."""
     if path.suffix == ".npy":
         return read_violence_directions(path, column)[0]
+    if info.source.endswith(".npy"):
+        raise ValueError(
+            f"{path}: holds only the difference of the two directions of {info.source}, so it has no column "
+            f"{column}; give {info.source} itself, or leave column out"
+        )
     if column != 0:
         raise ValueError(f"{path}: has no output column {column}; it has one output, column 0")
     return specs

@@ -279,6 +279,12 @@ def test_a_published_head_keeps_its_probes_in_a_new_file(tmp_path, clip, monkeyp
     assert load_head(out).probes.shape == (8, 512)
     x = torch.nn.functional.normalize(torch.randn(5, 512), dim=1)
     torch.testing.assert_close(load_head(out)(x), load_head(source)(x))
+    for column, direction in enumerate(np.load(source)):
+        torch.testing.assert_close(load_head(source, column)(x), x @ torch.from_numpy(direction))
+        with pytest.raises(
+            ValueError, match=rf"difference of .*no column {column}; give violence\.npy itself"
+        ):
+            load_head(out, column)
 
 
 def test_the_command_replaces_only_the_head_itself(tmp_path, monkeypatch, capsys, without_probes):
