@@ -281,9 +281,7 @@ def test_a_published_head_keeps_its_probes_in_a_new_file(tmp_path, clip, monkeyp
     torch.testing.assert_close(load_head(out)(x), load_head(source)(x))
     for column, direction in enumerate(np.load(source)):
         torch.testing.assert_close(load_head(source, column)(x), x @ torch.from_numpy(direction))
-        with pytest.raises(
-            ValueError, match=rf"difference of .*no column {column}; give violence\.npy itself"
-        ):
+        with pytest.raises(ValueError, match=rf"no column {column}; give violence\.npy itself"):
             load_head(out, column)
 
 
