@@ -12,7 +12,7 @@ IMAGES = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 
 
 def reward_of(limit: int, needed: int, tried: list[list[str]]) -> CombinedReward:
-    """Brightness; memory runs out above `limit` images. The term says how many images of a caption it needs."""
+    """Brightness of at most `limit` images; the term says how many images of a caption it needs."""
 
     def brightness(images, captions):
         tried.append(captions)
