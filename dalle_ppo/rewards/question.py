@@ -59,7 +59,7 @@ def load(options, shared: Shared) -> Reward:
 
 
 def filled(options, caption: str) -> tuple[str, str] | None:
-    """Question and right answer for a caption; None if the caption lacks the pattern or the answer's words."""
+    """Question and right answer for a caption; None if it lacks the pattern or the answer."""
     names = {"caption": caption}
     if options.pattern is not None:
         match = re.search(options.pattern, caption)
