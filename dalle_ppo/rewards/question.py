@@ -10,7 +10,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
-from dalle_ppo.rewards.asking import shown, to_pil
+from dalle_ppo.rewards.asking import api_key, shown, to_pil
 from dalle_ppo.rewards.base import Reward, RewardFailure, RewardResult
 from dalle_ppo.rewards.shared import Shared
 from dalle_ppo.rewards.vision import load_vision
@@ -95,7 +95,8 @@ def _number(word: str) -> Decimal | int | None:
 def _check_readable(read: list[bool | None], answers: list[str], options) -> None:
     unreadable = [answer for answer, found in zip(answers, read, strict=True) if found is None]
     if len(unreadable) > options.max_unreadable * len(answers):
+        example = shown(unreadable[0], api_key(options.api_key_env), length=80)
         raise RewardFailure(
             f"{len(unreadable)} of {len(answers)} answers of {options.model} cannot be read, such as "
-            f"{shown(unreadable[0], length=80)!r}; ask for yes, no or one number, or raise max_unreadable"
+            f"{example!r}; ask for yes, no or one number, or raise max_unreadable"
         )

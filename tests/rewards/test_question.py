@@ -181,6 +181,13 @@ def test_the_key_is_sent_and_neither_logged_nor_repeated(monkeypatch, caplog, ca
     assert "secret" not in message + caplog.text + "".join(capfd.readouterr())
 
 
+def test_an_answer_that_repeats_the_key_does_not_show_it(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with service(lambda *_: chat("Your key is sk-very-secret.")) as server:
+        message = failure(server.url, api_key_env="MY_KEY")
+    assert "such as 'Your key is ***.'" in message and "secret" not in message
+
+
 def test_a_missing_package_is_named_with_the_extra(monkeypatch):
     monkeypatch.setattr(vision, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"question needs the package openai.*pip install -e '\.\[vlm\]'"):

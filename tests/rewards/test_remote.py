@@ -220,6 +220,44 @@ def test_the_key_comes_from_the_environment_and_is_never_repeated(monkeypatch):
         reward_at(server.url, api_key_env="MY_KEY")
 
 
+KEY = 'very-"secret"\\x'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda seen: seen,
+        lambda seen: [seen],
+        lambda seen: str(seen),
+        lambda seen: (401, seen, {}),
+        lambda seen: {"scores": seen},
+        lambda seen: {"scores": [0, 0, 0, 0, seen["Authorization"]]},
+        lambda seen: {"scores": [0] * 5, "parts": {seen["Authorization"]: [1]}},
+        lambda seen: {"scores": [0] * 5, "parts": {seen["Authorization"]: [None] * 5}},
+        lambda seen: {"scores": [0] * 5, "parts": seen},
+    ],
+)
+def test_a_server_that_repeats_what_it_got_does_not_show_the_key(monkeypatch, answer):
+    monkeypatch.setenv("MY_KEY", KEY)
+    seen = {"Authorization": f"Bearer {KEY}"}
+    with service(lambda *_: answer(seen)) as server:
+        message = failure(server.url, api_key_env="MY_KEY")
+        assert server.headers[0]["Authorization"] == seen["Authorization"]
+    assert "Bearer ***" in message and "secret" not in message
+
+
+def test_a_part_is_not_named_after_the_key(monkeypatch):
+    """Names of parts are written to a run's metrics."""
+    monkeypatch.setenv("MY_KEY", "very-secret")
+    parts = [{"Bearer very-secret": [1] * 3}, {"very-secret other": [1] * 2}]
+    with service(lambda *_: {"scores": [0] * 5, "parts": {"for very-secret": [1] * 5}}) as server:
+        result = reward_at(server.url, api_key_env="MY_KEY")(IMAGES, CAPTIONS, METADATA)
+    assert [*result.parts] == ["remote", "remote/for ***"]
+    with service(lambda content, number: {"scores": [0] * (3 - number), "parts": parts[number]}) as server:
+        message = failure(server.url, api_key_env="MY_KEY", images_per_request=3, parallel=1)
+    assert "other parts in one answer" in message and "secret" not in message
+
+
 def test_a_server_that_is_down_is_found_before_training():
     term = {"name": "remote", "url": "http://127.0.0.1:9/", "retries": 0}
     trainer = tiny_trainer(changed(TINY_CONFIG, {"reward.terms": [term]}))
