@@ -168,7 +168,7 @@ def test_the_target_of_balance_is_read_by_name():
 
 def test_an_attribute_does_not_take_the_place_of_the_value():
     taken = BALANCE | {"attributes": {"light": "a light picture", "balance": "a balance"}}
-    with pytest.raises(ValueError, match="attributes of balance names one balance, .* rename it"):
+    with pytest.raises(ValueError, match=r"attributes of balance names one balance, .* rename it"):
         changed(TINY_CONFIG, {"reward.terms": [taken]})
 
 

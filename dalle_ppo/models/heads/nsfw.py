@@ -243,16 +243,23 @@ def read_probes(path: str | Path) -> Tensor | None:
     """The embeddings of the drawings by the head's CLIP, float32 [8, D]; None if the file has none.
 
     Raises:
-        ValueError: as in `read_head`, or the drawings are those of another version.
+        ValueError: as in `read_head`, or the drawings are those of another version, or the embeddings are
+            damaged.
     """
     metadata, tensors = _read_file(path)
     probes = tensors.get("probes")
     if probes is None:
         return None
-    if metadata.get("probes") != PROBES or len(probes) != NUM_PROBES:
+    if metadata.get("probes") != PROBES:
         raise ValueError(
             f"{path}: its probes are {metadata.get('probes')}, but this version needs {PROBES}; convert the "
             "head again and add probes with converters/add_probes.py"
+        )
+    shape = [NUM_PROBES, _described(path, metadata)[1].dimension]
+    if [*probes.shape] != shape or not probes.is_floating_point() or not probes.float().isfinite().all():
+        raise ValueError(
+            f"{path}: its probes are damaged ({probes.dtype}, {[*probes.shape]}), not finite floats of shape "
+            f"{shape}; convert the head again and add probes with converters/add_probes.py"
         )
     return probes
 

@@ -308,6 +308,31 @@ def test_probes_of_other_drawings_are_refused(tmp_path, without_probes):
         load_detector(path)
 
 
+@pytest.mark.parametrize(
+    "probes",
+    [
+        torch.ones(8, 127),
+        torch.ones(7, 128),
+        torch.ones(8),
+        torch.tensor(1.0),
+        torch.ones(8, 128, dtype=torch.int64),
+        torch.ones(8, 128, dtype=torch.bool),
+        torch.full((8, 128), torch.nan),
+    ],
+)
+def test_damaged_probes_are_one_line(tmp_path, probes):
+    from safetensors.torch import save_file
+
+    with safe_open(WORLD.detector, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(WORLD.detector) | {"probes": probes}, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors: its probes are damaged .*add_probes\.py"
+    ) as caught:
+        load_detector(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)
+
+
 # --- the norm
 
 
