@@ -2,25 +2,25 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
 from dalle_ppo.build.rewards import build_reward, measures_sha256
-from dalle_ppo.build.trial import NUM_IMAGES, random_images, random_state_kept
+from dalle_ppo.build.trial import random_images, random_state_kept, trial_records
 from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.config.settings import Config
 from dalle_ppo.config.term import TermConfig
 from dalle_ppo.evaluation.judges import judge_columns
 from dalle_ppo.iconworld.world import World
 from dalle_ppo.policy.rollout import as_float
-from dalle_ppo.rewards.base import Reward, metadata_of
+from dalle_ppo.rewards.base import metadata_of
+from dalle_ppo.rewards.combine import CombinedReward
 from dalle_ppo.training.trainer import Trainer
 
 NOT_OF_A_TERM = ("judge", "heldout_clip", "heldout_detector")
 
 
-def build_judges(config: Config, world: World | None, device: torch.device) -> dict[str, Reward]:
+def build_judges(config: Config, world: World | None, device: torch.device) -> dict[str, CombinedReward]:
     """The judges by label; each is a reward of its own, so that none is called when the reward is.
 
     Raises:
@@ -35,7 +35,7 @@ def build_judges(config: Config, world: World | None, device: torch.device) -> d
                 stacklevel=2,
             )
         try:
-            judges[judge.label] = build_reward(_as_reward(config, judge), world, device)
+            judges[judge.label] = build_reward(config, world, device, judge=_alone(judge))
         except ValueError as error:
             message = str(error).replace("reward.terms: ", "").replace("reward term", "judge")
             raise ValueError(f"evaluation.judges: {message}") from error
@@ -47,26 +47,26 @@ def judges_sha256(config: Config, world: World | None) -> dict[str, str]:
     return {
         f"judges.{judge.label}.{name}": value
         for judge in config.evaluation.parsed_judges
-        for name, value in measures_sha256(_as_reward(config, judge), world).items()
+        for name, value in measures_sha256(config, world, _alone(judge)).items()
         if name not in NOT_OF_A_TERM
     }
 
 
-def _as_reward(config: Config, judge: TermConfig) -> Config:
-    """Settings whose reward is the judge's value alone."""
-    term = {**judge.to_mapping(), "weight": 1.0}
-    evaluation = replace(config.evaluation, judges=[])
-    return replace(config, reward=RewardConfig([term]), evaluation=evaluation)
+def _alone(judge: TermConfig) -> TermConfig:
+    """A judge as the only term of a reward, which is then its value."""
+    (term,) = RewardConfig([{**judge.to_mapping(), "weight": 1.0}]).parsed
+    return term
 
 
-def try_judges(trainer: Trainer, judges: Mapping[str, Reward]) -> None:
+def try_judges(trainer: Trainer, judges: Mapping[str, CombinedReward]) -> None:
     """Lets the judges see two images of random codes before training, so that a mistake shows in seconds.
 
     Raises:
         ValueError: a judge raised, or returned something unusable.
     """
-    records = (trainer.sample_captions * NUM_IMAGES)[:NUM_IMAGES]
-    metadata = metadata_of([record.tag for record in records], [record.id for record in records])
     with random_state_kept(trainer.family.device):
         pixels = as_float(random_images(trainer))
-        judge_columns(judges, pixels, [record.text for record in records], metadata)
+        for label, judge in judges.items():
+            records = trial_records(trainer, judge.terms)
+            metadata = metadata_of([record.tag for record in records], [record.id for record in records])
+            judge_columns({label: judge}, pixels, [record.text for record in records], metadata)

@@ -24,7 +24,11 @@ BUILTIN = "builtin"
 
 
 def build_reward(
-    config: Config, world: World | None, device: torch.device, dtype: str = "float32"
+    config: Config,
+    world: World | None,
+    device: torch.device,
+    dtype: str = "float32",
+    judge: TermConfig | None = None,
 ) -> CombinedReward:
     """The reward of the settings; loads only what its terms need.
 
@@ -33,28 +37,43 @@ def build_reward(
         world: the built-in world that the model belongs to, if any.
         device: where the terms run.
         dtype: of the matrices of the run's CLIP; training passes `model.frozen_dtype`.
+        judge: the only term instead of the reward's. It sees the images of evaluations alone.
 
     Raises:
         ValueError: a term cannot be loaded, or belongs to the built-in world but the model does not.
     """
-    _check_builtin(config, world)
-    terms = config.reward.parsed
+    terms = config.reward.parsed if judge is None else [judge]
+    _check_builtin(config, terms, world)
     # Imported first, so that errors in the user's own code show before CLIP is loaded.
     loaders = [_find_loader(term) for term in terms]
     open_clip = partial(load_run_clip, config.clip, world, device, dtype) if _reads_clip(terms) else None
     shared = Shared(open_clip, lambda name: _detector_file(name, world), device)
+    drawing = ["rollout", "evaluation"] if config.evaluation.at_end else ["rollout"]
+    drawn = {
+        section: getattr(config, section).samples_per_caption
+        for section in (drawing if judge is None else ["evaluation"])
+    }
     return CombinedReward(
-        [_load_term(term, load, config, shared) for term, load in zip(terms, loaders, strict=True)], shared
+        [_load_term(term, load, drawn, shared) for term, load in zip(terms, loaders, strict=True)], shared
     )
 
 
-def _load_term(term: TermConfig, load: Callable, config: Config, shared: Shared) -> Term:
-    """A term, ready to be called; a function of the user's own says itself how many images it needs."""
+def _load_term(term: TermConfig, load: Callable, drawn: dict[str, int], shared: Shared) -> Term:
+    """A term, ready to be called; a function of the user's own says itself how many images it needs.
+
+    Args:
+        term: its settings.
+        load: returns its function.
+        drawn: images of each caption in every section whose images it sees.
+        shared: what terms share.
+
+    Raises:
+        ValueError: it cannot be loaded, or needs more images of each caption.
+    """
     function = load(term.own, shared)
     needed = max(term.own.images_needed(False), getattr(function, "images_per_caption", 1))
-    for section in ("rollout", "evaluation"):
-        samples = getattr(config, section).samples_per_caption
-        if samples < needed and (section == "rollout" or config.evaluation.at_end):
+    for section, samples in drawn.items():
+        if samples < needed:
             raise ValueError(
                 f"{section}.samples_per_caption is {samples}, but the reward term {term.label} compares the "
                 f"images of a caption; set it to at least {needed}"
@@ -62,9 +81,15 @@ def _load_term(term: TermConfig, load: Callable, config: Config, shared: Shared)
     return Term(term.label, function, term.parts, term.common.weight, term.gate, needed)
 
 
-def measures_sha256(config: Config, world: World | None) -> dict[str, str]:
-    """Hashes of the files that images are measured with, by name; weights named by a tag have none."""
-    clip, terms, e = config.clip, config.reward.parsed, config.evaluation
+def measures_sha256(config: Config, world: World | None, judge: TermConfig | None = None) -> dict[str, str]:
+    """Hashes of the files that images are measured with, by name; weights named by a tag have none.
+
+    Args:
+        config: all settings.
+        world: the built-in world that the model belongs to, if any.
+        judge: the only term instead of the reward's.
+    """
+    clip, terms, e = config.clip, config.reward.parsed if judge is None else [judge], config.evaluation
     files = {
         "clip": None,
         "judge": world.judge if world else None,
@@ -92,11 +117,10 @@ def _reads_clip(terms: list[TermConfig]) -> bool:
     return any(term.own.reads_clip for term in terms)
 
 
-def _check_builtin(config: Config, world: World | None) -> None:
+def _check_builtin(config: Config, terms: list[TermConfig], world: World | None) -> None:
     """Refuses to measure another model's pictures with the built-in world's CLIP or detectors."""
     if world is not None:
         return
-    terms = config.reward.parsed
     found = ["clip.model"] if _reads_clip(terms) and config.clip.model == BUILTIN else []
     found += [
         f"{setting} of reward term {term.label}"

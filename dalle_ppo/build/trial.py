@@ -3,7 +3,7 @@
 import random
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dalle_ppo.base.halving import Halving
+from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.policy.rollout import as_float
-from dalle_ppo.rewards.base import check_result, metadata_of
+from dalle_ppo.rewards.base import Term, check_result, metadata_of
 from dalle_ppo.rewards.in_parts import score_in_parts
 from dalle_ppo.training.trainer import Trainer
 
@@ -36,10 +37,7 @@ def try_reward(trainer: Trainer) -> str:
     """
     terms = trainer.reward.terms
     names = ", ".join(term.label for term in terms)
-    records = trainer.sample_captions
-    if any(term.images_per_caption > 1 for term in terms):
-        records = records[:1]  # a term that compares the images of a caption must find some to compare
-    records = (records * NUM_IMAGES)[:NUM_IMAGES]
+    records = trial_records(trainer, terms)
     captions = [record.text for record in records]
     metadata = metadata_of([record.tag for record in records], [record.id for record in records])
     started = time.perf_counter()
@@ -55,6 +53,14 @@ def try_reward(trainer: Trainer) -> str:
             warnings.warn(message, stacklevel=2)
             return f"reward {names}: failed on two images, and batches on which it fails will be left out"
     return f"reward {names}: tried on two images in {time.perf_counter() - started:.1f} s"
+
+
+def trial_records(trainer: Trainer, terms: Sequence[Term]) -> list[CaptionRecord]:
+    """Two captions of the run on which these terms can be tried."""
+    records = list(trainer.sample_captions)
+    if any(term.images_per_caption > 1 for term in terms):
+        records = records[:1]  # a term that compares the images of a caption must find some to compare
+    return (records * NUM_IMAGES)[:NUM_IMAGES]
 
 
 def random_images(trainer: Trainer) -> Tensor:

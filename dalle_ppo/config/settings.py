@@ -218,6 +218,13 @@ def _check_images_of_terms(config: Config) -> None:
                     f"{setting} is {samples}, but the reward term {term.label} compares the images of a "
                     f"caption{beside}; set it to at least {needed}"
                 )
+    for judge in e.parsed_judges:
+        needed = judge.own.images_needed(False)
+        if e.samples_per_caption < needed:
+            raise ValueError(
+                f"evaluation.judges: evaluation.samples_per_caption is {e.samples_per_caption}, but the "
+                f"judge {judge.label} compares the images of a caption; set it to at least {needed}"
+            )
 
 
 def _check_minibatches(config: Config) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle_ppo.base.halving import is_out_of_memory
 from dalle_ppo.models.clip_config import read_clip_config
 from dalle_ppo.models.clip_files import CONFIG_FILE, load_weight_file, refuse_activation
 from dalle_ppo.models.clip_scorer import ClipScorer
@@ -102,10 +103,13 @@ def load_clip(
 
     Raises:
         ValueError: it cannot be loaded, or the activation of a weight file cannot be detected.
+        RuntimeError: memory has run out.
     """
     try:
         clip = _load(model, pretrained, quick_gelu)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ImportError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]} ..."
         raise ValueError(
@@ -156,20 +160,44 @@ def _load(model: str, pretrained: str | None, quick_gelu: bool | None) -> ClipSc
 
 def _load_folder(folder: Path, quick_gelu: bool | None) -> OpenClip:
     """Loads a CLIP from a folder in open_clip's layout."""
-    source, bpe = f"local-dir:{folder}", folder / BPE_FILE
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"clip.model {str(folder)!r}: {CONFIG_FILE} is missing; download the folder again")
     config = read_clip_config(folder / CONFIG_FILE)
-    import open_clip
-
-    # Without require_pretrained, a folder that lacks weights loads as a random CLIP.
-    clip = open_clip.create_model(source, require_pretrained=True)
+    clip, tokenizer = _open_folder(folder)
     refuse_activation(quick_gelu, bool(config["model_cfg"].get("quick_gelu")), f"{folder / CONFIG_FILE}")
-    tokenizer = open_clip.get_tokenizer(source, **({"bpe_path": str(bpe)} if bpe.exists() else {}))
     preprocess = clip.visual.preprocess_cfg
     return OpenClip(
         model=clip, tokenizer=tokenizer, name=folder.name, pretrained="local", preprocess=preprocess
     )
+
+
+def _open_folder(folder: Path) -> tuple[nn.Module, object]:
+    """Model and tokenizer of a folder in open_clip's layout.
+
+    Raises:
+        ValueError: it is damaged.
+        RuntimeError, OSError, ImportError: open_clip says why it cannot load it.
+    """
+    import open_clip
+
+    source, bpe = f"local-dir:{folder}", folder / BPE_FILE
+    try:
+        # Without require_pretrained, a folder that lacks weights loads as a random CLIP.
+        clip = open_clip.create_model(source, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(source, **({"bpe_path": str(bpe)} if bpe.exists() else {}))
+        known, needed = getattr(tokenizer, "vocab_size", None), getattr(clip, "vocab_size", None)
+        if (
+            bpe.exists() and None not in (known, needed) and known != needed
+        ):  # also an empty file is read without an error
+            raise ValueError(f"{BPE_FILE} makes {known} tokens, the model has {needed}")
+    except (RuntimeError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can make a reader fail anywhere
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
+        raise ValueError(
+            f"clip.model {str(folder)!r} is damaged; download the folder again ({reason})"
+        ) from error
+    return clip, tokenizer
 
 
 def _load_tag(model: str, tag: str, quick_gelu: bool | None) -> nn.Module:

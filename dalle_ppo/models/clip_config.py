@@ -6,6 +6,7 @@ Source: open_clip 3.3.0, factory.py `get_tokenizer`, hf_model.py, timm_model.py.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ def read_clip_config(file: Path) -> dict[str, Any]:
         ]
         if not all(isinstance(part, dict) for part in parts):
             raise TypeError("its sections are not mappings")
+        _check_colours(config.get("preprocess_cfg") or {})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{file}: not open_clip's configuration ({type(error).__name__}: {str(error)[:200]}); download "
@@ -41,6 +43,16 @@ def read_clip_config(file: Path) -> dict[str, Any]:
     for part in parts:
         _check_part(part, file)
     return config
+
+
+def _check_colours(preprocess: dict[str, Any]) -> None:
+    """Mean and standard deviation of the three colours, where they are given."""
+    for name in ("mean", "std"):
+        values = preprocess.get(name, [1.0] * 3)
+        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            raise TypeError(f"{name} is {values}, needs 3 numbers")
+        if not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{name} is {values}, which no images have")
 
 
 def _check_part(part: dict[str, Any], file: Path) -> None:

@@ -21,6 +21,21 @@ from dalle_ppo.base.archives import check_unpacked
 
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 PARAMETERS = re.compile(r"__(?:parameters|buffers)__ = \[([^\]]*)\]")
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+"""What torch calls the storage of each kind of numbers."""
 CLASS = re.compile(r"^class (\w+)\(Module\):\n", re.MULTILINE)
 
 
@@ -36,28 +51,42 @@ class _Module:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain objects only."""
+    """Builds tensors and plain objects only.
+
+    A pickle may change attributes of what it names, so it gets nothing that others use.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(archive.open(f"{root}/data.pkl"))
         self.archive, self.root = archive, root
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
             return type(name, (_Module,), {"kind": f"{module}.{name}"})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return lambda *given: _tensor(*given)
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return type(name, (OrderedDict,), {})
         if module == "torch.jit._pickle" and name in LISTS:
             return list
-        if module == "torch" and name.endswith("Storage") and hasattr(torch, name):
-            return getattr(torch, name)
+        if module == "torch" and name in STORAGES:
+            return type(name, (), {"dtype": STORAGES[name]})
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
     def persistent_load(self, key: tuple) -> Tensor:
+        """The numbers of a storage, read once however many tensors share it."""
         _, storage_type, name, _, count = key
-        dtype = storage_type.dtype
+        if name not in self.storages:
+            self.storages[name] = self._read_storage(name, storage_type.dtype, count)
+        found = self.storages[name]
+        if (found.dtype, len(found)) != (storage_type.dtype, count):
+            raise pickle.UnpicklingError(
+                f"storage {name} holds {count} numbers of one kind here, others elsewhere"
+            )
+        return found
+
+    def _read_storage(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
         entry = self.archive.getinfo(f"{self.root}/data/{name}")
         if entry.file_size != count * dtype.itemsize:
             raise pickle.UnpicklingError(f"storage {name} has {entry.file_size} bytes for {count} numbers")

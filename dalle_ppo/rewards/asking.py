@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -51,7 +52,12 @@ def api_key(variable: str | None) -> str | None:
 
 def shown(text: object, key: str | None = None, length: int = 200) -> str:
     """Text of a service for an error: one line, short, and without the key if it is quoted there."""
-    line = " ".join(str(text).split())
-    if key:
-        line = line.replace(key, "***")
+    line = masked(" ".join(str(text).split()), key)
     return line if len(line) <= length else line[:length] + " ..."
+
+
+def masked(text: str, key: str | None) -> str:
+    """The text with *** in the key's place, also where it is quoted as Python or JSON writes it."""
+    for written in {key, repr(key)[1:-1], json.dumps(key)[1:-1]} if key else ():
+        text = text.replace(written, "***")
+    return text

@@ -76,7 +76,7 @@ def check_result(result: RewardResult, num_images: int, name: str) -> RewardResu
     """
     if not isinstance(result, RewardResult):
         raise ValueError(f"reward {name} returned {type(result).__name__}; it must return a RewardResult")
-    for part, values in {"total": result.total, **result.parts}.items():
+    for part, values in (("total", result.total), *result.parts.items()):  # a part may be called total
         if not isinstance(values, Tensor) or values.shape != (num_images,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"reward {name} returned {part} of shape {shape}; it must be ({num_images},)")

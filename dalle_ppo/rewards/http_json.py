@@ -11,6 +11,8 @@ from dalle_ppo.rewards.asking import shown
 from dalle_ppo.rewards.base import RewardFailure
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+LONGEST_ERROR = 10_000
+"""Bytes that are read of an answer that is an error."""
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -49,9 +51,9 @@ def post(url: str, content: Any, timeout: float, retries: int, key: str | None =
                 body = answer.read()
             break
         except urllib.error.HTTPError as error:
-            said, asked = f"{error.code} {shown(error.read().decode(errors='replace'), key)}", error.headers
+            said, asked = f"{error.code} {shown(_text_of(error), key)}", error.headers
             if error.code not in BUSY:
-                raise RewardFailure(f"{url} answered {said}") from None
+                raise RewardFailure(f"{url} answered {said.rstrip()}") from None
         except (OSError, http.client.HTTPException) as error:
             said, asked = _why(error, timeout), {}
         if attempt == retries:
@@ -63,6 +65,15 @@ def post(url: str, content: Any, timeout: float, retries: int, key: str | None =
     except ValueError:
         text = shown(body.decode(errors="replace"), key)
         raise RewardFailure(f"{url} answered with {text!r}, which is no JSON") from None
+
+
+def _text_of(error: urllib.error.HTTPError) -> str:
+    """What an answer that is an error says; "" if its text does not come, as the code says enough."""
+    try:
+        with error:
+            return error.read(LONGEST_ERROR).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _pause(asked: str | None, otherwise: float) -> float:

@@ -9,6 +9,8 @@ from dalle_ppo.base.halving import Halving
 from dalle_ppo.rewards.base import Metadata, Reward, RewardResult
 from dalle_ppo.rewards.groups import caption_groups
 
+WORK = "computing the reward of"
+
 
 def score_in_parts(
     reward: Reward,
@@ -20,8 +22,9 @@ def score_in_parts(
 ) -> RewardResult:
     """Calls the reward, on half as many images at a time whenever memory runs out.
 
-    The images of a caption stay together, as some terms compare them. A term that compares images of
-    different captions gives other values in parts.
+    The images of a caption stay together, as some terms compare them; they are separated only where they do
+    not fit and no term says that it needs several. A term that compares images of different captions gives
+    other values in parts.
 
     Args:
         reward: the run's.
@@ -32,20 +35,29 @@ def score_in_parts(
         setting: that says how many images are scored at once.
 
     Raises:
-        ValueError: the reward raised it, or not even one image fits.
+        ValueError: the reward raised it, or not even one image fits; of terms that compare the images of a
+            caption, not even those.
     """
+    groups = caption_groups(captions)
+    compares = any(term.images_per_caption > 1 for term in getattr(reward, "terms", ()))
+    halving.units[WORK] = max(map(len, groups), default=1) if compares else 1
 
     def work(size: int) -> RewardResult:
         if size >= len(captions):
             return reward(images, list(captions), metadata)
         order, results = [], []
-        for rows in packed(caption_groups(captions), size):
+        for rows in packed(groups if compares else cut(groups, size), size):
             known = [metadata[row] for row in rows]
             results.append(reward(images[rows], [captions[row] for row in rows], known))
             order += rows
         return joined(results, torch.tensor(order, device=images.device).argsort())
 
-    return halving.run("computing the reward of", setting, len(captions), work)
+    return halving.run(WORK, setting, len(captions), work)
+
+
+def cut(groups: Sequence[list[int]], size: int) -> list[list[int]]:
+    """The groups, those above this size in several."""
+    return [rows[start : start + size] for rows in groups for start in range(0, len(rows), size)]
 
 
 def packed(groups: Sequence[list[int]], size: int) -> list[list[int]]:

@@ -5,11 +5,12 @@ believe; in DDPO's counting task it did (https://arxiv.org/abs/2305.13301). The 
 """
 
 import re
+from decimal import Decimal
 
 import torch
 from torch import Tensor
 
-from dalle_ppo.rewards.asking import shown, to_pil
+from dalle_ppo.rewards.asking import api_key, shown, to_pil
 from dalle_ppo.rewards.base import Reward, RewardFailure, RewardResult
 from dalle_ppo.rewards.shared import Shared
 from dalle_ppo.rewards.vision import load_vision
@@ -19,6 +20,9 @@ NUMBERS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )  # fmt: skip
+# Commas between thousands belong to a number, and so does a point before digits.
+WORD = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|[^\W_]+(?:[.,]\d+)?")
+NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 WORD_TO_NUMBER = {word: number for number, word in enumerate(NUMBERS)} | {"none": 0}
 
 
@@ -55,42 +59,44 @@ def load(options, shared: Shared) -> Reward:
 
 
 def filled(options, caption: str) -> tuple[str, str] | None:
-    """Question and right answer for a caption; None if the caption lacks the pattern."""
+    """Question and right answer for a caption; None if it lacks the pattern or the answer."""
     names = {"caption": caption}
     if options.pattern is not None:
         match = re.search(options.pattern, caption)
         if match is None:
             return None
         names |= {name: text or "" for name, text in match.groupdict().items()}
-    return options.ask.format_map(names), options.answer.format_map(names)
+    answer = options.answer.format_map(names)
+    return (options.ask.format_map(names), answer) if WORD.search(answer) else None
 
 
 def is_right(answer: str, expected: str) -> bool | None:
     """Whether an answer says what is expected; None if it cannot be read.
 
-    Yes or no must come first in the answer. A number, in digits or words up to twenty, must be the only one
-    in it. Any other word must occur.
+    Yes or no must come first in the answer. A number, in digits (1,000 or 2.5) or words up to twenty, must be
+    the only one in it. Any other word must occur; nothing is right if none is expected.
     """
     expected = expected.strip().lower()
-    words = re.findall(r"[^\W_]+(?:[.,]\d+)?", answer.lower())
+    words = WORD.findall(answer.lower())
     if expected in ("yes", "no"):
         return words[0] == expected if words and words[0] in ("yes", "no") else None
     number = _number(expected)
     if number is None:
-        wanted = re.findall(r"[^\W_]+", expected)
-        return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+        wanted = WORD.findall(expected)
+        return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
     said = {found for word in words if (found := _number(word)) is not None}
     return said == {number} if len(said) == 1 else None
 
 
-def _number(word: str) -> int | None:
-    return int(word) if word.isdecimal() else WORD_TO_NUMBER.get(word)
+def _number(word: str) -> Decimal | int | None:
+    return Decimal(word.replace(",", "")) if NUMBER.fullmatch(word) else WORD_TO_NUMBER.get(word)
 
 
 def _check_readable(read: list[bool | None], answers: list[str], options) -> None:
     unreadable = [answer for answer, found in zip(answers, read, strict=True) if found is None]
     if len(unreadable) > options.max_unreadable * len(answers):
+        example = shown(unreadable[0], api_key(options.api_key_env), length=80)
         raise RewardFailure(
             f"{len(unreadable)} of {len(answers)} answers of {options.model} cannot be read, such as "
-            f"{shown(unreadable[0], length=80)!r}; ask for yes, no or one number, or raise max_unreadable"
+            f"{example!r}; ask for yes, no or one number, or raise max_unreadable"
         )

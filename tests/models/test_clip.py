@@ -1,5 +1,8 @@
 """CLIP as open_clip alone computes it."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +96,76 @@ def test_a_folder_that_is_no_clip_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"open_clip_config\.json is missing") as caught:
         load_clip(str(tmp_path), None)
     assert "\n" not in str(caught.value)
+
+
+# --- folders that are damaged or half downloaded
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def configured(section, **changes):
+    """Changes the configuration; None takes a key out."""
+
+    def change(folder):
+        file = folder / "open_clip_config.json"
+        config = json.loads(file.read_text())
+        part = config["model_cfg"]["vision_cfg"] if section == "vision_cfg" else config[section]
+        part |= changes
+        for key in [key for key, value in changes.items() if value is None]:
+            del part[key]
+        file.write_text(json.dumps(config))
+
+    return change
+
+
+DAMAGES = {
+    "SafetensorError": cut("open_clip_model.safetensors", 100_000),
+    "EOFError": cut("bpe_simple_vocab.txt.gz", 1000),
+    "makes 514 tokens, the model has 1114": cut("bpe_simple_vocab.txt.gz", 0),
+    "KeyError": configured("model_cfg", vision_cfg=None),
+    "TypeError": configured("model_cfg", embed_dim=None),
+    "ZeroDivisionError": configured("vision_cfg", patch_size=0),
+    "ValueError": configured("vision_cfg", image_size=[]),
+}
+WRONG_COLOURS = {
+    r"mean is \[0\.5, 0\.5\], needs 3 numbers": {"mean": [0.5, 0.5]},
+    r"mean is \['a', 'b', 'c'\], needs 3 numbers": {"mean": ["a", "b", "c"]},
+    "TypeError": {"mean": 0.5},
+    r"mean is \[0\.5, 0\.5, nan\], which no images have": {"mean": [0.5, 0.5, float("nan")]},
+    r"std is \[0\.5, 0, 0\.5\], which no images have": {"std": [0.5, 0, 0.5]},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(WORLD.clip, tmp_path / "clip")
+
+
+@pytest.mark.parametrize("words", DAMAGES)
+def test_a_damaged_folder_is_one_line(folder, words):
+    DAMAGES[words](folder)
+    with pytest.raises(ValueError, match=f"clip' is damaged; download the folder again .*{words}") as caught:
+        load_clip(str(folder), None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", WRONG_COLOURS)
+def test_colours_that_no_images_have_are_one_line(folder, words):
+    configured("preprocess_cfg", **WRONG_COLOURS[words])(folder)
+    with pytest.raises(ValueError, match=f"open_clip_config.json: .*{words}.*download the folder again") as e:
+        load_clip(str(folder), None)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_folder_is_not_called_damaged_where_memory_runs_out(folder, monkeypatch, error):
+    import open_clip
+
+    def create_model(*args, **options):
+        raise error
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(type(error)):
+        load_clip(str(folder), None)

@@ -108,6 +108,7 @@ def test_extras_with_one_number_per_image_become_parts():
         (torch.ones(3, dtype=torch.complex64), "returned Tensor; it must return"),
         ({"score": VALUES}, "returned dict; it must return"),
         (RewardResult(torch.ones(3), {"odd": torch.ones(4)}), r"odd of shape \(4,\)"),
+        (RewardResult(torch.tensor([0.0, float("nan"), 0.0]), {"total": torch.ones(3)}), "total with 1 of 3"),
         (RewardResult(torch.ones(3), {"odd": "words"}), "part odd as str"),
         (RewardResult(torch.ones(3), {"odd": torch.tensor([0.0, float("nan"), 0.0])}), "odd with 1 of 3"),
     ],

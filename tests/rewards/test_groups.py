@@ -166,6 +166,12 @@ def test_the_target_of_balance_is_read_by_name():
     assert value(target=turned).tolist() == pytest.approx([expected] * 8, abs=2e-2)
 
 
+def test_an_attribute_does_not_take_the_place_of_the_value():
+    taken = BALANCE | {"attributes": {"light": "a light picture", "balance": "a balance"}}
+    with pytest.raises(ValueError, match=r"attributes of balance names one balance, .* rename it"):
+        changed(TINY_CONFIG, {"reward.terms": [taken]})
+
+
 OWN = """
 from dalle_ppo.rewards.groups import pairwise, per_caption
 

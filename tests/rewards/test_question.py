@@ -69,7 +69,18 @@ def brightness(content) -> float:
         ("many", "3", None),
         ("none", "0", True),
         ("12", "2", False),
-        ("2.5", "2", None),
+        ("2.5", "2", False),
+        ("3.5", "3.5", True),
+        ("About 3.50 m.", "3.5", True),
+        ("It is 1,000", "1000", True),
+        ("1000", "1,000", True),
+        ("1,234,567.5", "1234567.5", True),
+        ("12345678901234567891", "12345678901234567890", False),
+        ("2, 3", "2", None),
+        ("2,5", "2", None),
+        ("version 3.5 of it", "version 3.5", True),
+        ("anything", "", False),
+        ("anything", " ?", False),
         ("A red boat!", "Red", True),
         ("a reddish boat", "red", False),
         ("a sailing boat at sea", "sailing boat", True),
@@ -102,6 +113,19 @@ def test_a_caption_without_the_pattern_is_not_asked_about():
     with service(lambda *_: chat("2")) as server:
         result = reward_at(server.url, report_letters=False, **COUNTING)(IMAGES[:2], ["two boats", "a boat"])
     assert result.total.tolist() == [1, 0] and len(server.asked) == 1 and "letters" not in result.parts
+
+
+def test_a_caption_without_the_answers_group_is_not_asked_about():
+    """Else the right answer would be empty, and any reply right."""
+    counting = COUNTING | {"pattern": "(?P<number>two)? ?(?P<noun>boats?)"}
+    with service(lambda *_: chat("2")) as server:
+        result = reward_at(server.url, report_letters=False, **counting)(IMAGES[:2], ["two boats", "a boat"])
+    assert result.total.tolist() == [1, 0] and len(server.asked) == 1
+
+
+def test_an_answer_without_a_word_is_refused():
+    with pytest.raises(ValueError, match=r"answer of question is '\?'; give yes, no, a number or a word"):
+        reward_at("http://localhost:1", answer="?")
 
 
 def test_a_gate_on_letters_gives_nothing_for_writing():
@@ -155,6 +179,13 @@ def test_the_key_is_sent_and_neither_logged_nor_repeated(monkeypatch, caplog, ca
         assert server.headers[0]["Authorization"] == "Bearer sk-very-secret"
     assert "Incorrect API key: ***" in message and message.endswith("set MY_KEY to the endpoint's key")
     assert "secret" not in message + caplog.text + "".join(capfd.readouterr())
+
+
+def test_an_answer_that_repeats_the_key_does_not_show_it(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with service(lambda *_: chat("Your key is sk-very-secret.")) as server:
+        message = failure(server.url, api_key_env="MY_KEY")
+    assert "such as 'Your key is ***.'" in message and "secret" not in message
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch):

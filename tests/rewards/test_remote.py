@@ -5,6 +5,7 @@ import io
 import socket
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,48 @@ def test_the_pauses_double_and_the_server_may_set_them(monkeypatch):
     assert slept == [0.5, 1, 7, 60, 8]
 
 
+@contextmanager
+def raw_service(*answers: bytes):
+    """Sends these bytes as they are, one after the other, and leaves the connections open."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as opened:
+
+        def serve():
+            for answer in answers:
+                connection = opened.enter_context(listener.accept()[0])
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(5)
+
+
+BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 20\r\n\r\nwait"
+DONE = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"scores": [3]}'
+
+
+@pytest.mark.parametrize("cut_off", [True, False], ids=["breaks off", "is slow"])
+def test_a_busy_server_is_asked_again_though_its_text_does_not_come(cut_off):
+    if cut_off:
+        busy, many = (503, "wait", {"Content-Length": "20"}), IMAGES[:1]
+        with service(lambda content, number: busy if number == 0 else zeros(content, 1)) as server:
+            assert reward_at(server.url)(many, ["a"], METADATA[:1]).total.tolist() == [0]
+        return
+    with raw_service(BUSY, DONE) as url:
+        result = reward_at(url, timeout=0.2)(IMAGES[:1], ["a"], METADATA[:1])
+    assert result.total.tolist() == [3]
+
+
+def test_the_pauses_add_up_to_what_the_settings_say(monkeypatch):
+    slept = []
+    monkeypatch.setattr(http_json.time, "sleep", slept.append)
+    monkeypatch.setattr(http_json, "FIRST_PAUSE", 0.5)
+    with service(lambda *_: (503, "", {})) as server:
+        failure(server.url, retries=9, parallel=1)
+    assert [sum(slept[:n]) for n in (4, 7, 8, 9)] == [7.5, 63.5, 123.5, 183.5]
+
+
 def test_a_slow_server_is_named_with_the_time():
     done = threading.Event()
     with service(lambda *_: done.wait(5) and {}) as server:
@@ -175,6 +218,44 @@ def test_the_key_comes_from_the_environment_and_is_never_repeated(monkeypatch):
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(ValueError, match="api_key_env of remote is MY_KEY, which is not set"):
         reward_at(server.url, api_key_env="MY_KEY")
+
+
+KEY = 'very-"secret"\\x'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda seen: seen,
+        lambda seen: [seen],
+        lambda seen: str(seen),
+        lambda seen: (401, seen, {}),
+        lambda seen: {"scores": seen},
+        lambda seen: {"scores": [0, 0, 0, 0, seen["Authorization"]]},
+        lambda seen: {"scores": [0] * 5, "parts": {seen["Authorization"]: [1]}},
+        lambda seen: {"scores": [0] * 5, "parts": {seen["Authorization"]: [None] * 5}},
+        lambda seen: {"scores": [0] * 5, "parts": seen},
+    ],
+)
+def test_a_server_that_repeats_what_it_got_does_not_show_the_key(monkeypatch, answer):
+    monkeypatch.setenv("MY_KEY", KEY)
+    seen = {"Authorization": f"Bearer {KEY}"}
+    with service(lambda *_: answer(seen)) as server:
+        message = failure(server.url, api_key_env="MY_KEY")
+        assert server.headers[0]["Authorization"] == seen["Authorization"]
+    assert "Bearer ***" in message and "secret" not in message
+
+
+def test_a_part_is_not_named_after_the_key(monkeypatch):
+    """Names of parts are written to a run's metrics."""
+    monkeypatch.setenv("MY_KEY", "very-secret")
+    parts = [{"Bearer very-secret": [1] * 3}, {"very-secret other": [1] * 2}]
+    with service(lambda *_: {"scores": [0] * 5, "parts": {"for very-secret": [1] * 5}}) as server:
+        result = reward_at(server.url, api_key_env="MY_KEY")(IMAGES, CAPTIONS, METADATA)
+    assert [*result.parts] == ["remote", "remote/for ***"]
+    with service(lambda content, number: {"scores": [0] * (3 - number), "parts": parts[number]}) as server:
+        message = failure(server.url, api_key_env="MY_KEY", images_per_request=3, parallel=1)
+    assert "other parts in one answer" in message and "secret" not in message
 
 
 def test_a_server_that_is_down_is_found_before_training():

@@ -32,6 +32,10 @@ class Settings(TermSettings):
         names = list(self.attributes)
         if len(names) < 2:
             raise ValueError(f"attributes of balance has {len(names)} entries; name at least two")
+        if "balance" in names:
+            raise ValueError(
+                "attributes of balance names one balance, as the term's own value is called; rename it"
+            )
         if self.target is None:
             return
         if sorted(self.target) != sorted(names):

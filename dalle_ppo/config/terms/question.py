@@ -18,7 +18,8 @@ class Settings(VisionSettings):
     """The right answer: yes, no, a number, or a word that the answer must hold. It may use the same names."""
     pattern: str | None = None
     """A regular expression with named groups, searched for in each caption, such as "(?P<number>[a-z]+)
-    (?P<noun>[a-z]+)". Captions without it are not asked about and score 0."""
+    (?P<noun>[a-z]+)". Captions without it are not asked about and score 0, nor are those in which the groups
+    that the answer names match nothing."""
     report_letters: bool = True
     """Also ask whether the image shows letters or digits, and report it as the part `letters`. This doubles
     the requests. A gate such as only_if: "letters < 0.5" then gives nothing for images with writing."""
@@ -31,6 +32,8 @@ class Settings(VisionSettings):
         if isinstance(self.answer, bool):  # as YAML reads yes and no
             object.__setattr__(self, "answer", "yes" if self.answer else "no")
         object.__setattr__(self, "answer", str(self.answer))
+        if not re.search(r"[^\W_]", self.answer):
+            raise ValueError(f"answer of question is {self.answer!r}; give yes, no, a number or a word")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable is {self.max_unreadable}; it must lie between 0 and 1")
         groups = set()

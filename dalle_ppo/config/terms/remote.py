@@ -21,7 +21,7 @@ class Settings(TermSettings):
     """Seconds to wait for an answer before asking again."""
     retries: int = 4
     """How often a request is repeated, with growing pauses, when the server is down, slow or busy. 4 bridge 7
-    seconds, 7 bridge a minute, and each further one doubles that."""
+    seconds, 7 bridge a minute, and each further one adds a minute."""
     api_key_env: str | None = None
     """The environment variable with a key for the header Authorization: Bearer KEY; null sends none. The key
     is never written anywhere."""

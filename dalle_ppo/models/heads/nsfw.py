@@ -140,7 +140,7 @@ def load_head(path: str | Path, column: int | None = None) -> EmbeddingHead:
     specs, info, probes = read_any_head(path)
     _refuse_reward_model(path, info)
     if column is not None:
-        specs = _one_column(Path(path), specs, column)
+        specs = _one_column(Path(path), specs, info, column)
     return EmbeddingHead(build_layers(specs), info, probes, path)
 
 
@@ -166,10 +166,15 @@ def read_any_head(path: str | Path) -> tuple[list[LayerSpec], HeadInfo, Tensor |
     return *read_head(path), read_probes(path)
 
 
-def _one_column(path: Path, specs: list[LayerSpec], column: int) -> list[LayerSpec]:
+def _one_column(path: Path, specs: list[LayerSpec], info: HeadInfo, column: int) -> list[LayerSpec]:
     """The layers that return one column of a head."""
     if path.suffix == ".npy":
         return read_violence_directions(path, column)[0]
+    if info.source.endswith(".npy"):
+        raise ValueError(
+            f"{path}: holds only the difference of the two directions of {info.source}, so it has no column "
+            f"{column}; give {info.source} itself, or leave column out"
+        )
     if column != 0:
         raise ValueError(f"{path}: has no output column {column}; it has one output, column 0")
     return specs
@@ -238,16 +243,23 @@ def read_probes(path: str | Path) -> Tensor | None:
     """The embeddings of the drawings by the head's CLIP, float32 [8, D]; None if the file has none.
 
     Raises:
-        ValueError: as in `read_head`, or the drawings are those of another version.
+        ValueError: as in `read_head`, or the drawings are those of another version, or the embeddings are
+            damaged.
     """
     metadata, tensors = _read_file(path)
     probes = tensors.get("probes")
     if probes is None:
         return None
-    if metadata.get("probes") != PROBES or len(probes) != NUM_PROBES:
+    if metadata.get("probes") != PROBES:
         raise ValueError(
             f"{path}: its probes are {metadata.get('probes')}, but this version needs {PROBES}; convert the "
             "head again and add probes with converters/add_probes.py"
+        )
+    shape = [NUM_PROBES, _described(path, metadata)[1].dimension]
+    if [*probes.shape] != shape or not probes.is_floating_point() or not probes.float().isfinite().all():
+        raise ValueError(
+            f"{path}: its probes are damaged ({probes.dtype}, {[*probes.shape]}), not finite floats of shape "
+            f"{shape}; convert the head again and add probes with converters/add_probes.py"
         )
     return probes
 

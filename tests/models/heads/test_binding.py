@@ -279,6 +279,10 @@ def test_a_published_head_keeps_its_probes_in_a_new_file(tmp_path, clip, monkeyp
     assert load_head(out).probes.shape == (8, 512)
     x = torch.nn.functional.normalize(torch.randn(5, 512), dim=1)
     torch.testing.assert_close(load_head(out)(x), load_head(source)(x))
+    for column, direction in enumerate(np.load(source)):
+        torch.testing.assert_close(load_head(source, column)(x), x @ torch.from_numpy(direction))
+        with pytest.raises(ValueError, match=rf"no column {column}; give violence\.npy itself"):
+            load_head(out, column)
 
 
 def test_the_command_replaces_only_the_head_itself(tmp_path, monkeypatch, capsys, without_probes):
@@ -302,6 +306,31 @@ def test_probes_of_other_drawings_are_refused(tmp_path, without_probes):
     save_file(load_file(WORLD.detector), path, metadata=metadata | {"probes": "dalle_ppo.probes.v2"})
     with pytest.raises(ValueError, match=r"probes are dalle_ppo\.probes\.v2, but this version needs"):
         load_detector(path)
+
+
+@pytest.mark.parametrize(
+    "probes",
+    [
+        torch.ones(8, 127),
+        torch.ones(7, 128),
+        torch.ones(8),
+        torch.tensor(1.0),
+        torch.ones(8, 128, dtype=torch.int64),
+        torch.ones(8, 128, dtype=torch.bool),
+        torch.full((8, 128), torch.nan),
+    ],
+)
+def test_damaged_probes_are_one_line(tmp_path, probes):
+    from safetensors.torch import save_file
+
+    with safe_open(WORLD.detector, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(WORLD.detector) | {"probes": probes}, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors: its probes are damaged .*add_probes\.py"
+    ) as caught:
+        load_detector(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)
 
 
 # --- the norm

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dalle_ppo.models.heads.head_layers import ACTIVATIONS, LayerSpec
-from dalle_ppo.models.heads.keras.chain import Chain
+from dalle_ppo.models.heads.keras.chain import Chain, check_width
 from dalle_ppo.models.heads.keras.config_chain import Layer, Path, check_modules, flat_chain, input_width
 
 # Layers that do nothing at inference.
@@ -72,7 +72,7 @@ def layers_from_config(model: Layer, weights: Weights, keras_version: str) -> Ch
     check_modules(model)
     chain = flat_chain(model)
     specs: list[LayerSpec] = []
-    dimension = width = input_width(chain)
+    dimension = width = check_width(input_width(chain))
     rounding = ""
     for path, layer in chain:
         name, kind, config = "/".join(path), layer["class_name"], layer["config"]

@@ -20,11 +20,12 @@ from dalle_ppo.base.archives import check_unpacked
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
 from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.endings import AS_IT_IS, Ending
-from dalle_ppo.models.heads.keras.keras_files import read_h5, read_keras
+from dalle_ppo.models.heads.keras.keras_files import holds_hdf5, read_h5, read_keras
 from dalle_ppo.models.heads.keras.published import DETECTORS, PublishedDetector
 from dalle_ppo.models.heads.keras.saved_model import read_saved_model
 from dalle_ppo.models.heads.nsfw import HeadInfo, save_head
 
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
 
 # What zipfile, h5py, json, protobuf, numpy and the readers here raise on damaged files.
@@ -91,13 +92,26 @@ def read_model(path: Path) -> Chain:
     """
     if path.is_dir():
         return read_saved_model(path)
+    return read_keras(path) if format_of(path) == ".keras" else read_h5(path)
+
+
+def format_of(path: Path) -> str:
+    """Which of Keras' own formats a file has, by its content: ".keras" or ".h5".
+
+    Raises:
+        ValueError: it has neither, or both: Keras goes by the name, and would load what nobody checked.
+    """
+    is_zip, is_h5 = _starts_with(path, b"PK"), _starts_with(path, HDF5_MAGIC)
+    if not is_zip and not is_h5:
+        raise ValueError(f"{path}: neither a SavedModel folder nor a .zip, .keras or .h5 file")
+    if holds_hdf5(path) if is_zip else zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: is both a zip and an HDF5 file, so it can hold two models: refused")
+    return ".keras" if is_zip else ".h5"
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
-        magic = file.read(8)
-    if magic.startswith(b"PK"):
-        return read_keras(path)
-    if magic == b"\x89HDF\r\n\x1a\n":
-        return read_h5(path)
-    raise ValueError(f"{path}: neither a SavedModel folder nor a .zip, .keras or .h5 file")
+        return file.read(len(magic)) == magic
 
 
 def rounding_of_source(source: Path) -> str:
@@ -132,7 +146,7 @@ def unpacked(source: Path) -> Iterator[Path]:
     """
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder, and not one of {', '.join(DETECTORS)}")
-    if source.is_dir() or not zipfile.is_zipfile(source):
+    if source.is_dir() or not zipfile.is_zipfile(source) or _starts_with(source, HDF5_MAGIC):
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:

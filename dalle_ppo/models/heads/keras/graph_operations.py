@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from dalle_ppo.models.heads.keras.graph_joins import join, select
 from dalle_ppo.models.heads.keras.graph_values import Column, Handle, Stream, encode
+from dalle_ppo.models.heads.keras.keras_files import LARGEST_BYTES
 
 # Operations where only the kind matters: TensorFlow's name -> ours.
 _ACTIVATIONS = {
@@ -45,6 +47,7 @@ _PASS = {"Identity", "IdentityN", "StopGradient", "PreventGradient", "NoOp", "Di
 # Numbers of TensorFlow's data types (tensorflow/core/framework/types.proto).
 _FLOAT, _INT32, _INT8, _BFLOAT16, _HALF = 1, 3, 6, 14, 19
 _ROUNDED = {_HALF: "float16", _BFLOAT16: "bfloat16", _INT8: "int8"}
+_LARGEST_ITEM = 8  # bytes, of float64 and int64
 _PRODUCTS = {"MatMul": ("T",), "BatchMatMulV2": ("T",), "BatchMatMulV3": ("Ta", "Tb")}
 
 
@@ -62,6 +65,7 @@ def apply(node: Any, inputs: list[Any]) -> list[Any]:
         return inputs
     kinds = tuple("ndarray" if isinstance(v, np.generic) else type(v).__name__ for v in inputs)
     if all(kind == "ndarray" for kind in kinds) and node.op in _ON_NUMBERS:
+        check_size(node, np.broadcast_shapes(*(numbers.shape for numbers in inputs)))
         return [_ON_NUMBERS[node.op](*inputs)]
     handler = _HANDLERS.get((node.op, *kinds))
     if handler is not None:
@@ -77,6 +81,17 @@ def apply(node: Any, inputs: list[Any]) -> list[Any]:
     else:
         raise refusal(node, "not supported in a detector; a .keras or .h5 file of the model may convert")
     return result if isinstance(result, list) else [result]
+
+
+def check_size(node: Any, shape: Iterable[int], itemsize: int = _LARGEST_ITEM) -> None:
+    """Refuses numbers that no head has, before they are made: a few bytes of a graph can stand for gigabytes.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    sizes = list(shape)
+    if min(sizes, default=0) < 0 or math.prod(sizes) * itemsize > LARGEST_BYTES:
+        raise refusal(node, f"makes an array of shape {str(sizes)[:80]}, above {LARGEST_BYTES:,} bytes")
 
 
 def refusal(node: Any, reason: str = "not supported in a detector") -> ValueError:
@@ -120,6 +135,7 @@ def _cast_stream(node: Any, stream: Stream) -> Stream:
 def _cast_numbers(node: Any, numbers: np.ndarray) -> np.ndarray:
     from tensorboard.compat.tensorflow_stub import dtypes
 
+    check_size(node, numbers.shape)
     to = node.attr["DstT"].type
     if numbers.dtype == np.float32 and to in (_HALF, _BFLOAT16):
         return numbers  # weights of a model with mixed precision keep what they have

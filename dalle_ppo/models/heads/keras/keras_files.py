@@ -55,19 +55,33 @@ def read_h5(path: Path) -> Chain:
         ValueError: it is not such a file, or the model is not a chain of known layers.
     """
     with _open_h5(path, path) as h5:
-        if "model_config" not in h5.attrs or "model_weights" not in h5:
+        group = _member(h5, "model_weights")
+        if "model_config" not in h5.attrs or group is None:
             raise ValueError(f"{path}: holds no whole model (weights alone do not define the layers)")
         config = json.loads(_attribute(h5, "model_config"))
-        group = h5["model_weights"]
         version = str(_attribute(group, "keras_version") or _attribute(h5, "keras_version") or "2")
         return layers_from_config(config, lambda layer: _h5_layer(group, layer), version)
 
 
-def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
+def holds_hdf5(path: Path) -> bool:
+    """Whether HDF5 would open a file: what it reads may also begin further on, behind other content.
+
+    Raises:
+        ValueError: h5py is missing.
+    """
+    return bool(_h5py().is_hdf5(path))
+
+
+def _h5py() -> Any:
     try:
         import h5py
     except ImportError:
         raise ValueError("reading .keras and .h5 files needs h5py: pip install -e '.[convert]'") from None
+    return h5py
+
+
+def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
+    h5py = _h5py()
     try:
         with memory_at_most(READING_BYTES):
             return h5py.File(file, "r")
@@ -80,8 +94,10 @@ def _keras3_weights(h5: Any, model: Layer, around: LayerPath = ()) -> dict[Layer
 
     Source: keras/src/saving/saving_lib.py, `_save_container_state`.
     """
-    groups = h5.get("layers", {})
-    names = {place: _attribute(group["vars"], "name") for place, group in groups.items() if "vars" in group}
+    layers_group = _member(h5, "layers")
+    groups = {place: _member(layers_group, place) for place in layers_group or ()}
+    variables = {place: _member(group, "vars") for place, group in groups.items()}
+    names = {place: _attribute(own, "name") for place, own in variables.items() if own is not None}
     if None in names.values():  # written before Keras recorded the names
         names = {}
         used: dict[str, int] = {}
@@ -103,9 +119,10 @@ def _keras3_weights(h5: Any, model: Layer, around: LayerPath = ()) -> dict[Layer
 def _keras3_layer(group: Any) -> LayerWeights:
     """One layer's weights by number, those of an activation layer that it holds as `activation/NUMBER`."""
     weights = {}
-    for part, prefix in ((group, ""), (group.get("activation", {}), "activation/")):
-        variables = part.get("vars", {})
-        weights |= {f"{prefix}{i}": _array(variables, str(i)) for i in range(len(variables))}
+    for part, prefix in ((group, ""), (_member(group, "activation"), "activation/")):
+        variables = _member(part, "vars")
+        count = 0 if variables is None else len(variables)
+        weights |= {f"{prefix}{i}": _array(variables, str(i)) for i in range(count)}
     return weights
 
 
@@ -121,9 +138,9 @@ def _h5_layer(models: Any, path: LayerPath) -> LayerWeights:
 
     A nested model's weights lie in one group, told apart by their names only.
     """
-    if path[0] not in models:
+    group = _member(models, path[0])
+    if group is None:
         return {}
-    group = models[path[0]]
     names = _texts(_attribute(group, "weight_names"))
     parts = {name: name.partition(":")[0].split("/") for name in names}
     if len(path) > 1:
@@ -162,15 +179,37 @@ def _after(parts: list[str], layer: str) -> str:
     return "/".join(parts[first:])
 
 
-def _array(group: Any, name: str) -> np.ndarray:
-    """One dataset, which must be in this file: HDF5 can also link to others."""
+def _member(group: Any, name: str) -> Any:
+    """What a group holds under a name, None if nothing. It must be in this file: HDF5 can link to others.
+
+    Links are looked at before they are followed, as even asking whether a name exists opens the other file.
+
+    Raises:
+        ValueError: it is a link.
+    """
     import h5py
 
     place = group
     for part in name.split("/"):
-        if isinstance(place.get(part, getlink=True), h5py.ExternalLink):
-            raise ValueError(f"weight {name} is a link to another file: refused")
+        if not isinstance(place, h5py.Group) or not place.id.links.exists(part.encode()):
+            return None
+        if place.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"{place.name.rstrip('/')}/{part} is a link to another file or place: refused")
         place = place[part]
+    return place
+
+
+def _array(group: Any, name: str) -> np.ndarray:
+    """One dataset, with its numbers in this file.
+
+    Raises:
+        ValueError: there is none, or it is elsewhere, or too large.
+    """
+    import h5py
+
+    place = _member(group, name)
+    if not isinstance(place, h5py.Dataset):
+        raise ValueError(f"holds no weight {name}")
     if place.external or place.is_virtual:
         raise ValueError(f"weight {name} stores its numbers in another file: refused")
     if place.nbytes > LARGEST_BYTES:

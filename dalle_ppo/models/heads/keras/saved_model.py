@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.meta_graph_pb2 import MetaGraphDef
+from tensorboard.compat.tensorflow_stub import dtypes
 from tensorboard.util.tensor_util import make_ndarray
 
-from dalle_ppo.models.heads.keras.chain import Chain
-from dalle_ppo.models.heads.keras.graph_operations import apply, refusal, rounding_of
+from dalle_ppo.models.heads.keras.chain import Chain, check_width
+from dalle_ppo.models.heads.keras.graph_operations import apply, check_size, refusal, rounding_of
 from dalle_ppo.models.heads.keras.graph_values import Handle, Stream, to_layers
+from dalle_ppo.models.heads.keras.keras_files import LARGEST_BYTES
 from dalle_ppo.models.heads.keras.tensor_bundle import TensorBundle, message_parts
 
 _INITIALISER = "__saved_model_init_op"
@@ -46,6 +48,7 @@ def read_saved_model(path: Path) -> Chain:
     if len(shape) != 2:
         raise ValueError(f"{path}: {name} takes shape {shape}, needs [batch, width]")
     dimension = shape[1] if shape[1] > 0 else _first_width(output)
+    check_width(dimension)
     nodes = [node for function in graph.graph_def.library.function for node in function.node_def]
     return Chain(to_layers(output.steps, dimension), dimension, rounding_of(nodes))
 
@@ -96,6 +99,8 @@ class _Reader:
         self.graph = graph
         self.bundle = bundle
         self.functions = {f.signature.name: f for f in graph.graph_def.library.function}
+        self.held: dict[int, np.ndarray] = {}
+        self.held_bytes = 0
         self.top = _Scope(self, {node.name: node for node in graph.graph_def.node}, {}, 0)
 
     def restore(self) -> None:
@@ -107,6 +112,19 @@ class _Reader:
             for output in self.graph.signature_def[_INITIALISER].outputs.values():
                 self.top.value(output.name)
         self._share_with_copied()
+
+    def hold(self, node: Any, values: list[Any]) -> None:
+        """Counts the numbers that a node made.
+
+        Raises:
+            ValueError: with them the graph holds more than any head.
+        """
+        for value in values:
+            if isinstance(value, np.ndarray) and id(value) not in self.held:
+                self.held[id(value)] = value  # kept, so that no other array gets its id
+                self.held_bytes += value.nbytes
+        if self.held_bytes > LARGEST_BYTES:
+            raise refusal(node, f"makes more numbers than {LARGEST_BYTES:,} bytes with those before it")
 
     def _share_with_copied(self) -> None:
         """A Keras 3 model saved by `tf.saved_model.save` restores copies of variables but computes with the
@@ -147,6 +165,7 @@ class _Scope:
             missing = [_node_name(i) for i in node.input if _node_name(i) not in self.values]
             if not missing:
                 self.values[name] = self._evaluate(node)
+                self.reader.hold(node, self.values[name])
             elif len(wanted) > len(self.nodes):
                 raise ValueError(f"the graph has a cycle through {name!r}")
             else:
@@ -160,7 +179,7 @@ class _Scope:
         if node.op == "Placeholder":
             return [Stream()]
         if node.op == "Const":
-            return [make_ndarray(node.attr["value"].tensor)]
+            return [_constant(node)]
         if node.op == "VarHandleOp" or node.op in _TABLES:
             return [Handle(node.name)]
         inputs = [self.value(name) for name in node.input if not name.startswith("^")]
@@ -170,7 +189,9 @@ class _Scope:
             names, slices = (list(values.ravel()) for values in inputs[1:])
             if any(slices):
                 raise refusal(node, "restores parts of tensors")
-            return [self.reader.bundle.read(name.decode()) for name in names]
+            # The list may name a tensor many times; it is read once.
+            found = {name: self.reader.bundle.read(name.decode()) for name in dict.fromkeys(names)}
+            return [found[name] for name in names]
         return apply(node, inputs)
 
     def _call(self, node: Any, inputs: list[Any]) -> list[Any]:
@@ -184,6 +205,14 @@ class _Scope:
         for name in function.control_ret.values():
             scope.value(name)
         return outputs
+
+
+def _constant(node: Any) -> np.ndarray:
+    """The numbers of a constant; where all are equal, the graph holds one and the shape."""
+    tensor = node.attr["value"].tensor
+    itemsize = np.dtype(dtypes.as_dtype(tensor.dtype).as_numpy_dtype).itemsize
+    check_size(node, (dim.size for dim in tensor.tensor_shape.dim), itemsize)
+    return make_ndarray(tensor)
 
 
 def _node_name(tensor: str) -> str:

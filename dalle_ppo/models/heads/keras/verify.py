@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 
 from dalle_ppo.models.heads.head_layers import CategoryEncoding, ordered_bits
-from dalle_ppo.models.heads.keras.convert import read_model, reading, unpacked
+from dalle_ppo.models.heads.keras.convert import format_of, read_model, reading, unpacked
 from dalle_ppo.models.heads.keras.endings import AS_IT_IS, Ending
 from dalle_ppo.models.heads.keras.graph_check import check_operations
 from dalle_ppo.models.heads.keras.saved_model import read_graph
@@ -103,9 +105,11 @@ def load_original(model: Path, ending: Ending = AS_IT_IS) -> Predict:
 
 
 def _keras_model(tensorflow: object, model: Path) -> Predict:
-    # Keras goes by the name, we by the content.
     keras = tensorflow.keras
-    loaded = keras.models.load_model(str(model), compile=False, safe_mode=True)
+    with tempfile.TemporaryDirectory() as folder:
+        # Keras goes by the name, we by the content: it must read what was checked.
+        named = shutil.copyfile(model, Path(folder, f"model{format_of(model)}"))
+        loaded = keras.models.load_model(str(named), compile=False, safe_mode=True)
     return lambda batch: np.asarray(loaded(batch, training=False))
 
 
