@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.config.command_line import load_config
 from dalle_ppo.config.model import ModelConfig
 from dalle_ppo.config.settings import Config
@@ -188,7 +189,7 @@ def _saved_settings(files: WeightFiles) -> PolicySettings:
         return PolicySettings(**json.loads(files.settings.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{files.settings}: not valid policy settings ({error}); export the run again"
+            f"{files.settings}: not valid policy settings ({one_line(error)}); export the run again"
         ) from None
 
 

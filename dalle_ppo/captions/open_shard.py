@@ -8,11 +8,12 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.captions.columns import TAG_COLUMNS, Columns, make_chunk
 from dalle_ppo.captions.delimited import looks_like_a_table, read_delimited
 from dalle_ppo.captions.json_files import read_json
 from dalle_ppo.captions.reading import ReadSettings
-from dalle_ppo.captions.shards import ParquetShard, Shard, TableShard, one_line, with_constants
+from dalle_ppo.captions.shards import ParquetShard, Shard, TableShard, with_constants
 from dalle_ppo.captions.suffixes import kind_of
 
 MAX_UNPACKED, MAX_RATIO = 32 << 20, 50

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.captions.columns import Chunk, Columns, check_caption_type, find_columns, make_chunk
 from dalle_ppo.captions.reading import USUAL, ReadSettings, spelled
 from dalle_ppo.captions.tags import UNTAGGED
@@ -150,11 +151,6 @@ def with_constants(
     """The columns of a file together with those that come from its path."""
     num_rows = len(values[columns.caption])
     return values | _repeated(constants, columns, num_rows)
-
-
-def one_line(error: Exception) -> str:
-    """An error in one line of at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _repeated(constants: Mapping[str, str], columns: Columns, num_rows: int) -> dict[str, pa.Array]:

@@ -8,6 +8,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dalle_ppo.base.one_line import one_line
+
 SPLITS = ("train", "heldout")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--.*?-->", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+")
@@ -156,7 +158,7 @@ def read_phrases(path: str | Path) -> frozenset[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a list of phrases ({error})") from error
+        raise ValueError(f"{path}: cannot be read as a list of phrases ({one_line(error)})") from error
     phrases, reduced = set(), []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_ppo.base.halving import is_out_of_memory
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.models.clip_config import read_clip_config
 from dalle_ppo.models.clip_files import CONFIG_FILE, load_weight_file, refuse_activation
 from dalle_ppo.models.clip_scorer import ClipScorer
@@ -193,9 +194,8 @@ def _open_folder(folder: Path) -> tuple[nn.Module, object]:
     except (RuntimeError, OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file can make a reader fail anywhere
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
         raise ValueError(
-            f"clip.model {str(folder)!r} is damaged; download the folder again ({reason})"
+            f"clip.model {str(folder)!r} is damaged; download the folder again ({one_line(error)})"
         ) from error
     return clip, tokenizer
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dalle_ppo.base.archives import check_unpacked
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.models.clip_config import read_clip_config
 from dalle_ppo.models.torchscript_weights import read_torchscript
 
@@ -113,7 +114,7 @@ def _read_safetensors(path: Path) -> WeightFile:
                 return WeightFile(path, None)
             return WeightFile(path, _without_openai_keys({key: file.get_tensor(key) for key in names}), True)
     except SafetensorError as error:
-        raise ValueError(f"clip.pretrained {path}: not a safetensors file ({error})") from None
+        raise ValueError(f"clip.pretrained {path}: not a safetensors file ({one_line(error)})") from None
 
 
 def known_tag(name: str, path: Path) -> tuple[str | None, dict]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.models.clip_files import refuse_activation
 from dalle_ppo.models.clip_scorer import ClipScorer
 
@@ -152,7 +153,7 @@ def _kind(folder: Path) -> str:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"clip.model {str(folder)!r}: config.json is not JSON that describes a model ({error})"
+            f"clip.model {str(folder)!r}: config.json is not JSON that describes a model ({one_line(error)})"
         ) from None
     if kind not in CLASSES:
         raise ValueError(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_ppo.base.atomic import flush
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
 from dalle_ppo.base.tensor_files import save_tensors
 from dalle_ppo.runs.places import CHECKPOINT_NAME, TEMPORARY_NAME
@@ -280,7 +281,7 @@ def _read_manifest(folder: Path, names: Sequence[str] = (), verify_hashes: bool 
         version, files = content["format"], content["files"]
         _check_kinds(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}); use an earlier one") from error
+        raise ValueError(f"{path}: damaged ({one_line(error)}); use an earlier one") from error
     if recorded != _content_hash(content):
         raise ValueError(f"{path}: its content does not match its hash; use an earlier checkpoint")
     check_format(version, path)

@@ -10,8 +10,9 @@ from typing import BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.captions.columns import TAG_COLUMNS
-from dalle_ppo.captions.shards import ParquetShard, one_line
+from dalle_ppo.captions.shards import ParquetShard
 from dalle_ppo.captions.source import OTHER, CaptionRequest, CaptionSource
 
 HUB_SECONDS = 120.0

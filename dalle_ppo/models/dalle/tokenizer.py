@@ -13,6 +13,8 @@ import torch
 from emoji import demojize
 from torch import Tensor
 
+from dalle_ppo.base.one_line import one_line
+
 WORD_START = chr(ord(" ") + 256)
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MERGES_HEADER = "#version: 0.2"
@@ -75,7 +77,7 @@ class TextTokenizer:
         try:
             vocab = json.loads(_read_text(vocab_json))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{vocab_json}: cannot be read ({error}); fetch it again") from error
+            raise ValueError(f"{vocab_json}: cannot be read ({one_line(error)}); fetch it again") from error
         text = _read_text(merges_txt)
         _check_vocab(vocab, vocab_json)
         _check_merges(text, vocab, merges_txt)
@@ -132,7 +134,7 @@ def _read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise ValueError(f"{path}: cannot be read ({one_line(error)}); fetch it again") from error
 
 
 def _check_special(vocab: dict[str, int], where: str | Path) -> None:

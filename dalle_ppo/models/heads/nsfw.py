@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.base.tensor_files import save_tensors
 from dalle_ppo.models.heads.head_check import check_chain
 from dalle_ppo.models.heads.head_info import HeadInfo
@@ -232,9 +233,8 @@ def _described(path: str | Path, metadata: dict[str, str]) -> tuple[list[dict], 
         if len(layers) > MAX_LAYERS or not all(isinstance(word, str) for word in words):
             raise TypeError(f"{len(layers)} layers, and metadata {words}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
         raise ValueError(
-            f"{path}: its metadata describe no head ({reason}); convert the head again"
+            f"{path}: its metadata describe no head ({one_line(error)}); convert the head again"
         ) from None
     return layers, info
 

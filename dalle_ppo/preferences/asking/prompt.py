@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.store import Store
 
@@ -25,7 +26,9 @@ def read_prompt(store: Store, given: Path | None) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompt {path} cannot be read as text ({error}); name a text file") from None
+        raise ValueError(
+            f"--prompt {path} cannot be read as text ({one_line(error)}); name a text file"
+        ) from None
     missing = [blank for blank in BLANKS if blank not in text]
     if missing:
         raise ValueError(f"--prompt {path} lacks {' and '.join(missing)}; write each where its value belongs")

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image as Picture
 from tqdm import tqdm
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.preferences.layouts.rows import NoAnswer, Row, read_rows
 from dalle_ppo.preferences.store import Answer, Store
 
@@ -128,7 +129,7 @@ def _png(data: bytes, size: int) -> bytes:
         with Picture.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
-        raise NoAnswer(f"a picture cannot be read ({error})") from None
+        raise NoAnswer(f"a picture cannot be read ({one_line(error)})") from None
     picture.thumbnail((size, size), Picture.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "png")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dalle_ppo.base.one_line import one_line
+
 PICKAPIC_COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 PICKAPIC_MORE = ("has_label", "user_id", "ranking_id", "best_image_uid", "image_0_uid", "image_1_uid")
 
@@ -115,7 +117,7 @@ def _hpdv2(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
             for values, user in ranks:
                 yield _row(caption, pictures, values, f"hpdv2 {user}".strip(), name)
         except (KeyError, TypeError, AttributeError) as error:
-            yield NoAnswer(f"entry {number} is not as in HPDv2 ({error!r})")
+            yield NoAnswer(f"entry {number} is not as in HPDv2 ({one_line(error)})")
 
 
 def _imagereward(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
@@ -131,7 +133,7 @@ def _imagereward(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
                 picture = {key: entry[key] for key in ("prompt", "image_path", "rank")}
                 grouped.setdefault(entry["prompt_id"], []).append(picture)
         except (KeyError, TypeError, AttributeError) as error:
-            yield NoAnswer(f"entry {number} is not as in ImageReward ({error!r})")
+            yield NoAnswer(f"entry {number} is not as in ImageReward ({one_line(error)})")
     for name, rows in grouped.items():
         pictures, ranks = tuple(row["image_path"] for row in rows), [row["rank"] for row in rows]
         yield _row(rows[0]["prompt"], pictures, ranks, "imagereward", name)
@@ -160,4 +162,4 @@ def _json_list(path: Path) -> list:
     except RecursionError:
         raise ValueError(f"FILE {path} is not JSON of this kind: it is nested too deeply") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"FILE {path} is not JSON ({error})") from None
+        raise ValueError(f"FILE {path} is not JSON ({one_line(error)})") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from dalle_ppo.base.archives import check_unpacked
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
 from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.endings import AS_IT_IS, Ending
@@ -27,6 +28,8 @@ from dalle_ppo.models.heads.nsfw import HeadInfo, save_head
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
+
+LONGEST_LINE = 1000  # characters of an error: a file can give its layers names of any length
 
 # What zipfile, h5py, json, protobuf, numpy and the readers here raise on damaged files.
 _DAMAGE = (
@@ -130,9 +133,9 @@ def reading(source: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise ValueError(f"{source}: damaged, or not a supported model ({error!r})") from error
+        raise ValueError(f"{source}: damaged, or not a supported model ({one_line(error)})") from error
     except ValueError as error:
-        line = str(error).replace("\n", " ")
+        line = str(error).replace("\n", " ")[:LONGEST_LINE]
         raise ValueError(line if str(source) in line else f"{source}: {line}") from error
 
 

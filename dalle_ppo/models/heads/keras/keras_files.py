@@ -13,6 +13,7 @@ import numpy as np
 
 from dalle_ppo.base.archives import check_unpacked
 from dalle_ppo.base.memory_limit import memory_at_most
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.config_chain import MODELS, Layer, layer_name, layers_of
 from dalle_ppo.models.heads.keras.config_chain import Path as LayerPath
@@ -40,7 +41,7 @@ def read_keras(path: Path) -> Chain:
             version = json.loads(archive.read("metadata.json")).get("keras_version", "3")
             weights_file = io.BytesIO(archive.read("model.weights.h5"))
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged, or not a .keras file ({error})") from None
+        raise ValueError(f"{path}: damaged, or not a .keras file ({one_line(error)})") from None
     with _open_h5(weights_file, path) as h5:
         weights = _keras3_weights(h5, config)
         return layers_from_config(config, lambda path: weights.get(path, {}), version)
@@ -86,7 +87,7 @@ def _open_h5(file: io.BytesIO | Path, path: Path) -> Any:
         with memory_at_most(READING_BYTES):
             return h5py.File(file, "r")
     except OSError as error:
-        raise ValueError(f"{path}: not an HDF5 file ({error})") from None
+        raise ValueError(f"{path}: not an HDF5 file ({one_line(error)})") from None
 
 
 def _keras3_weights(h5: Any, model: Layer, around: LayerPath = ()) -> dict[LayerPath, LayerWeights]:

@@ -18,6 +18,7 @@ from tensorboard.compat.proto.meta_graph_pb2 import MetaGraphDef
 from tensorboard.compat.tensorflow_stub import dtypes
 from tensorboard.util.tensor_util import make_ndarray
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.models.heads.keras.chain import Chain, check_width
 from dalle_ppo.models.heads.keras.graph_operations import apply, check_size, refusal, rounding_of
 from dalle_ppo.models.heads.keras.graph_values import Handle, Stream, to_layers
@@ -64,7 +65,7 @@ def read_graph(path: Path) -> MetaGraphDef:
     try:
         graphs = [MetaGraphDef.FromString(part) for part in message_parts(file.read_bytes(), 2)]
     except (DecodeError, IndexError, KeyError) as error:
-        raise ValueError(f"{file}: damaged ({error!r})") from None
+        raise ValueError(f"{file}: damaged ({one_line(error)})") from None
     serving = [graph for graph in graphs if "serve" in graph.meta_info_def.tags]
     if len(serving) != 1:
         raise ValueError(f"{file}: holds {len(serving)} graphs tagged 'serve', needs one")

@@ -16,6 +16,8 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.tensorflow_stub import dtypes
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+from dalle_ppo.base.one_line import one_line
+
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
 
@@ -52,7 +54,9 @@ class TensorBundle:
             self.num_shards = header.get(1, 1)
             self.entries = {key.decode(): _entry(value) for key, value in entries.items()}
         except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
-            raise ValueError(f"{index}: damaged, or not a TensorFlow checkpoint ({error!r})") from None
+            raise ValueError(
+                f"{index}: damaged, or not a TensorFlow checkpoint ({one_line(error)})"
+            ) from None
         if header.get(2, 0):
             raise ValueError(f"{index}: written big-endian, which is not supported")
 
