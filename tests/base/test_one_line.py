@@ -1,5 +1,6 @@
 """Errors of libraries are quoted briefly, whatever the file put into them."""
 
+import json
 import zipfile
 
 import pytest
@@ -19,7 +20,7 @@ def test_a_damaged_zip_does_not_print_itself(tmp_path):
     path = tmp_path / "model.keras"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", "{}")
-        archive.writestr("config.json", "{}" + " " * 9000)
+        archive.writestr("config.json", json.dumps({"name": "x" * 9000}))
     content = bytearray(path.read_bytes())
     content[26:28] = (8000).to_bytes(2, "little")  # the length of the first name
     path.write_bytes(content)
