@@ -21,7 +21,7 @@ def check(size: int, folder, *cases: str) -> None:
 
 
 def test_two_processes_learn_in_parts_what_one_learns(tmp_path):
-    check(2, tmp_path, "all")
+    check(2, tmp_path, "all", "chunks")
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_a_checkpoint_does_not_know_that_networks_were_in_parts(size, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_gradient_is_that_of_whole_networks(size, tmp_path):
-    check(size, tmp_path, "all", "few", "low", "detached", "rloo")
+    check(size, tmp_path, "all", "few", "low", "detached", "rloo", "chunks")
     check(size, tmp_path, "all:float32", "few:float32", "half:float32", "half_low:float32", "pairs:float32")
 
 
