@@ -7,6 +7,8 @@ from team_processes import end_of, start
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.base.halving import Halving
+from dalle_ppo.base.team import Team
+from dalle_ppo.models.dalle.bart import BartDecoder
 from dalle_ppo.models.sharding import is_sharded
 from dalle_ppo.training.anchor import GRADIENTS
 from dalle_ppo.training.memory import predict_memory
@@ -57,6 +59,17 @@ def test_what_does_not_go_together_is_refused(changes, named):
 def test_a_single_process_holds_everything():
     trainer = tiny_trainer(changed(TINY_CONFIG, {"update.shard": "full"}))
     assert not is_sharded(trainer.networks.actor) and not trainer.means.halving.together
+
+
+@pytest.mark.parametrize("shard, size, moved", [("full", 2, True), ("full", 1, False), ("none", 2, False)])
+def test_a_dry_run_keeps_whole_networks_on_the_cpu_where_a_run_divides_them(shard, size, moved, monkeypatch):
+    """Else it would run out of memory just where networks must be divided; copies are made there, too."""
+    monkeypatch.setattr(BartDecoder, "cpu", lambda self: setattr(self, "was_moved", True))
+    config = changed(TINY_CONFIG, {"update.shard": shard})
+    networks = tiny_trainer(config, team=Team(0, size), whole=True).networks
+    assert not is_sharded(networks.actor) and networks.critic is not None
+    for network in (networks.reference, networks.actor):
+        assert hasattr(network, "was_moved") == moved
 
 
 def test_memory_that_runs_out_where_others_wait_is_not_tried_again():

@@ -229,7 +229,8 @@ class DalleFamily:
         """
         kind = None if dtype is None else getattr(torch, dtype)
         settings = self.settings if self.stores_kept else replace(self.settings, top_k=None)
-        return plan_memory(policy, self.parts.vqgan, settings, num_images, memory_gb * 1e9, kind)
+        kinds = kind, self.device.type  # where it draws, wherever the policy is now
+        return plan_memory(policy, self.parts.vqgan, settings, num_images, memory_gb * 1e9, *kinds)
 
     def pack(self, policy: BartDecoder, plan: MemoryPlan) -> None:
         """Repacks large weights in place for the products of drawing by this plan."""
