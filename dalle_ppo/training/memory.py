@@ -33,7 +33,7 @@ class MemoryForecast:
         scoring: a microbatch without gradient.
         update: a microbatch of "actor" and "critic", with activations and all else but the logits.
         logits: what is on top of it in the actor's update.
-        evaluation: a copy of the reference that draws in the evaluation, on top of what drawing needs.
+        evaluation: copies of networks that draw in the evaluation, on top of what drawing needs.
         process: the rest.
     """
 
@@ -145,14 +145,20 @@ def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, proc
     """The forecast for processes that hold networks in parts, and what each puts together for a while.
 
     In a pass, two layers and all that is in no layer are whole, one network at a time. Their gradients are,
-    too. A whole copy of the actor draws.
+    too. A whole copy of the actor draws; in the evaluation whole copies of actor and reference in float32,
+    which stay while images are decoded.
     """
-    reference, drawing = networks.reference, dict(forecast.drawing)
+    reference, drawing, evaluation = networks.reference, dict(forecast.drawing), 0
     layers = [bytes_of(layer) for layer in reference.layers]
     passing = 2 * layers[0] + bytes_of(reference) - sum(layers)
     own = {*forecast.gradients, "reference"}
     if "sampler" in drawing:
-        drawing["sampler"] += _whole_copy(config, networks)
+        drawing["sampler"] -= _sampler_copy(config, networks)
+        without = max(drawing.values())
+        drawing["sampler"] += _sampler_copy(config, networks, in_parts=True)
+        if config.evaluation.at_end:
+            copies = sum(4 * p.numel() for p in reference.parameters()) * 2
+            evaluation = without + copies - max(drawing.values())
     return replace(
         forecast,
         weights={n: size // processes if n in own else size for n, size in forecast.weights.items()},
@@ -161,6 +167,7 @@ def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, proc
         drawing=drawing,
         scoring=forecast.scoring + passing,
         update={n: size + 2 * passing for n, size in forecast.update.items()},
+        evaluation=evaluation,
     )
 
 
@@ -251,21 +258,17 @@ def _batch_bytes(config: Config, networks: Networks) -> int:
     return batch + anchored * sizes.num_image_tokens * (per_token + states)
 
 
-def _whole_copy(config: Config, networks: Networks) -> int:
-    """The actor's copy that draws, where the actor is in parts; `_drawing_bytes` counts one of bfloat16."""
-    named = networks.actor.named_parameters()
-    half = config.rollout.dtype == "bfloat16"
-    return sum(4 * p.numel() for name, p in named if not half or "lm_head" in name)
+def _sampler_copy(config: Config, networks: Networks, in_parts: bool = False) -> int:
+    """What the sampler has of the actor in copies: of an actor in parts everything, else what differs."""
+    named = list(networks.actor.named_parameters())
+    if config.rollout.dtype == "bfloat16":
+        return sum((4 * in_parts if "lm_head" in name else 2) * p.numel() for name, p in named)
+    return sum(4 * p.numel() for _, p in named) if in_parts else copied_bytes(networks.actor)
 
 
 def _drawing_bytes(config: Config, networks: Networks, plan: MemoryPlan) -> dict[str, int]:
     caches = plan.batch_size * plan.image_bytes + plan.weight_bytes
-    if config.rollout.dtype == "bfloat16":
-        named = networks.actor.named_parameters()
-        caches += sum(2 * p.numel() for name, p in named if "lm_head" not in name)
-    else:
-        caches += copied_bytes(networks.actor)
     return {
-        "sampler": caches + plan.kept_bytes,
+        "sampler": caches + _sampler_copy(config, networks) + plan.kept_bytes,
         "decoding": plan.microbatch_size * plan.pixel_bytes + plan.kept_bytes,
     }

@@ -9,7 +9,9 @@ from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.team import Team
 from dalle_ppo.models.dalle.bart import BartDecoder
+from dalle_ppo.models.dalle.memory_plan import MemoryPlan
 from dalle_ppo.models.sharding import is_sharded
+from dalle_ppo.training import memory
 from dalle_ppo.training.anchor import GRADIENTS
 from dalle_ppo.training.memory import predict_memory
 from dalle_ppo.training.scoring import SCORING
@@ -96,3 +98,25 @@ def test_predicted_memory_falls_with_the_number_of_processes():
     assert two.weights["actor"] == one.weights["actor"] // 2
     assert two.weights["rewards"] == 8 and two.weights["encoder"] == one.weights["encoder"]
     assert two.scoring > one.scoring and two.update["critic"] > one.update["critic"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_evaluation_draws_from_whole_copies_of_actor_and_reference(dtype, monkeypatch):
+    """In float32, whatever `rollout.dtype` is; both are there while one draws or its images are decoded."""
+    monkeypatch.setattr(memory, "peak_bytes", lambda *_: 0)  # of activations, which takes seconds
+    config = changed(TINY_CONFIG, {"update.shard": "full", "rollout.dtype": dtype})
+    networks, processes = tiny_trainer(config).networks, 2
+    weights = {name: value.numel() for name, value in networks.actor.state_dict().items()}
+    whole, head = sum(weights.values()), weights["lm_head.weight"]
+    in_training = 4 * whole if dtype == "float32" else 2 * (whole - head) + 4 * head
+    for pixel_bytes in (1, 10**6):
+        plan = MemoryPlan(
+            50, 100, pixel_bytes, batch_size=16, microbatch_size=4, weight_bytes=30, kept_bytes=7
+        )
+        phases = predict_memory(config, networks, plan, None, processes).phases
+        caches, decoding = 16 * 100 + 30 + 7, 4 * pixel_bytes + 7
+        assert phases["drawing"] == max(caches + in_training, decoding)
+        assert phases["evaluation"] == max(caches, decoding) + 2 * 4 * whole
+    without = changed(config, {"evaluation.at_end": False})
+    phases = predict_memory(without, networks, plan, None, processes).phases
+    assert phases["evaluation"] == phases["drawing"]
