@@ -25,7 +25,7 @@ class MemoryForecast:
     """Bytes, by part.
 
     Args:
-        weights: of each network, by name.
+        weights: of each network, by name; those of a body that several share count for the reference.
         optimiser: statistics of the optimisers, by network.
         gradients: of the weights that are trained, by network.
         batch: what is kept of a batch's and the anchor's images.
@@ -119,8 +119,9 @@ def predict_memory(
     learned = {"actor": networks.actor, "critic": networks.critic}
     learned = {name: module for name, module in learned.items() if module is not None}
     trained = {name: [p for p in m.parameters() if p.requires_grad] for name, m in learned.items()}
-    weights = {name: bytes_of(m) for name, m in {**learned, "reference": networks.reference}.items()}
-    weights |= {name: bytes_of(m) for name, m in frozen_of(networks).items()} | dict(others or {})
+    frozen = frozen_of(networks)
+    own = own_bytes({"reference": networks.reference, **learned, **frozen})
+    weights = {name: own[name] for name in [*learned, "reference", *frozen]} | dict(others or {})
     activations, whole = _actor_bytes(config, networks)
     update = {"actor": activations}
     if networks.critic is not None:
@@ -173,8 +174,25 @@ def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, proc
 
 def bytes_of(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers."""
-    tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return own_bytes({"": module})[""]
+
+
+def own_bytes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Bytes of each module's parameters and buffers, without what it shares with those before it.
+
+    Networks with adapters have parameters of their own over one body's memory, also on "meta".
+    """
+    seen, sizes = set(), {}
+    for name, module in modules.items():
+        tensors = {place_of(t): t for t in [*module.parameters(), *module.buffers()]}
+        sizes[name] = sum(t.numel() * t.element_size() for place, t in tensors.items() if place not in seen)
+        seen |= tensors.keys()
+    return sizes
+
+
+def place_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a tensor's numbers are: its memory, and the place within it."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset()
 
 
 def frozen_of(networks: Networks) -> dict[str, nn.Module]:
