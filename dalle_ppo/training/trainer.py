@@ -375,7 +375,7 @@ class Trainer:
             spare: how many to keep beyond `keep_checkpoints`, so that the last one of a run that went wrong
                 replaces neither a good one nor the best.
         """
-        check_equal_weights(self.actor.module, self.team)
+        check_equal_weights(self.networks, self.team)
         learners = whole_learners(self.actor, self.critic, self.team)
         written = None
         if learners is not None:

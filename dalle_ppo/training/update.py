@@ -113,7 +113,7 @@ def run_update(
         for index in microbatches(mine, size, team, is_sharded(step.actor.module)):
             rows, num_tokens = experience.select(index), of_minibatch
             if not len(index):  # a pass that only helps the others: its gradient is 0
-                rows, num_tokens = experience.select(first_caption(minibatch, experience)), math.inf
+                rows, num_tokens = experience.select(first_caption(minibatch, experience)[:size]), math.inf
             if train_actor:
                 terms = _actor_backward(networks, rows, objective, config, step, num_tokens)
                 actor_loss += log.add_policy(terms, num_tokens)
