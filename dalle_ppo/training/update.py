@@ -198,7 +198,8 @@ def scoring_order(
 
     In bfloat16 they do: rounding depends on what is computed together. So scoring takes the microbatches of
     the first epoch, and the first ratio is 1. Where the processes' shares of the epoch differ in size, they
-    take shares of equal size instead, and the first ratio is 1 up to rounding only.
+    take shares of equal size instead, and the first ratio is 1 up to rounding only. So it is with objectives
+    that select or replay: what they learn from is known only after scoring.
     """
     if config.update.dtype == "float32":
         return None
