@@ -13,6 +13,7 @@ from dalle_ppo.models.dalle.blank import backward_without_head, blank_images
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.eight_bit import state_bytes
+from dalle_ppo.training.objective import find_objective, needs_exact_kl
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.traced_memory import peak_bytes
 
@@ -215,7 +216,7 @@ def _microbatch(config: Config) -> int:
 def _actor_bytes(config: Config, networks: Networks) -> tuple[int, int]:
     """The actor's update: activations alone, and with the logits."""
     family, count = networks.family, _microbatch(config)
-    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
+    in_loss = needs_exact_kl(config, find_objective(config.objective))
 
     def body(modules: list[nn.Module]) -> None:
         backward_without_head(modules[0], _images(networks, count), family.settings)
@@ -268,7 +269,7 @@ def _batch_bytes(config: Config, networks: Networks) -> int:
     """Images, stored codes and, for an exact KL in the loss, the reference's states."""
     settings, sizes = networks.family.settings, networks.reference.config
     count = config.rollout.rollout_batch_size
-    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
+    in_loss = needs_exact_kl(config, find_objective(config.objective))
     states = 4 * sizes.width * (2 if settings.guided else 1)
     per_token = 2 * min(settings.top_k or 0, sizes.num_codes) + 8 * 8
     batch = count * sizes.num_image_tokens * (per_token + (states if in_loss else 0))
