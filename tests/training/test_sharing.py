@@ -3,11 +3,12 @@
 import copy
 import warnings
 from dataclasses import replace
-from threading import Barrier, Thread, get_ident
+from threading import get_ident
 
 import numpy as np
 import pytest
 import torch
+from thread_teams import thread_teams, together
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.base.distributed import take_device
@@ -25,48 +26,6 @@ from dalle_ppo.runs.metrics import SilentWriter
 from dalle_ppo.training import update
 from dalle_ppo.training.sharing import check_divides, own_rows, shared_reward
 from dalle_ppo.training.trainer import Trainer
-
-
-class ThreadTeam(Team):
-    """Threads that hand each other copies of their values."""
-
-    def __init__(self, rank: int, slots: list, barrier: Barrier):
-        super().__init__(rank, len(slots))
-        self.slots, self.barrier = slots, barrier
-
-    def gather(self, value):
-        self.slots[self.rank] = copy.deepcopy(value)
-        self.barrier.wait(60)
-        received = copy.deepcopy(self.slots)
-        self.barrier.wait(60)
-        return received
-
-
-def thread_teams(size: int) -> list[Team]:
-    slots, barrier = [None] * size, Barrier(size)
-    return [ThreadTeam(rank, slots, barrier) for rank in range(size)] if size > 1 else [ALONE]
-
-
-def together(teams: list[Team], function) -> list:
-    """What `function(rank)` returns or raises for every member, at the same time."""
-    results = [None] * len(teams)
-
-    def work(rank: int) -> None:
-        try:
-            results[rank] = function(rank)
-        except ValueError as error:
-            results[rank] = error
-        except BaseException:
-            teams[rank].barrier.abort()
-            raise
-
-    threads = [Thread(target=work, args=(rank,)) for rank in range(len(teams))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
 
 SHARED = {
     "rollout.rollout_batch_size": 12,
