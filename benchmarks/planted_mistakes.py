@@ -278,8 +278,8 @@ PLANTED = (
     Mistake(
         "the exact KL in the loss counts half",
         "training/update.py",
-        "kl_part = kl_coef * (scores.kl if exact",
-        "kl_part = kl_coef * (0.5 * scores.kl if exact",
+        "if scores.kl is None else scores.kl",
+        "if scores.kl is None else 0.5 * scores.kl",
         "training/test_ppo_solves.py::test_the_trainer_reaches_the_regularised_optimum",
     ),
     Mistake(

@@ -1,6 +1,8 @@
 """Fine-tunes a text-to-image model with PPO: `python -m dalle_ppo.train`."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -57,6 +59,8 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
     config = trainer.config  # with the commit of the weights if they came from the hub
     tried = try_reward(trainer)
     captions, measures = evaluation_parts(trainer) if config.evaluation.at_end else ([], None)
+    if team.size > 1:
+        check_captions(trainer, captions)
     if flags["dry_run"]:
         if team.is_first:
             dry(trainer, measures, tried, flags)
@@ -134,6 +138,28 @@ def check_alike(team: Team, config: Config, flags: dict[str, bool]) -> None:
     check_same(team, versions(), "install the same versions on all machines")
     settings = by_dotted_name(to_dict(config)) | {f"--{name}": given for name, given in flags.items()}
     check_same(team, settings, "start all processes with the same settings")
+
+
+def check_captions(trainer, evaluated: list) -> None:
+    """Refuses processes that have read different captions, as their images would count for each other's.
+
+    Args:
+        trainer: has the captions of the samples and of the anchor.
+        evaluated: captions of the evaluation.
+
+    Raises:
+        ValueError: they differ.
+    """
+    read = {"samples": trainer.sample_captions, "evaluation": evaluated}
+    listed = {name: [(record.id, record.text) for record in records] for name, records in read.items()}
+    if trainer.networks.anchor is not None:
+        images = trainer.networks.anchor.images
+        listed["anchor"] = list(zip(images.caption_ids, images.captions, strict=True))
+    facts = {
+        f"captions of the {name} with the hash": hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        for name, found in listed.items()
+    }
+    check_same(trainer.team, facts, "give all machines the same files of captions.source")
 
 
 def take_own_device(team: Team, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,6 +47,13 @@ def same_images(alone: Trainer, in_parts: Trainer) -> None:
         trainer.collect = lambda: drawn
 
 
+def learn_from_three(*trainers: Trainer) -> None:
+    for trainer in trainers:
+        select = trainer.objective.select
+        three = lambda images, config, select=select: select(images, config).select(torch.arange(3))  # noqa: E731
+        trainer.objective = replace(trainer.objective, select=three)
+
+
 def flat(tensors) -> torch.Tensor:
     return torch.cat([whole(tensor.detach()).flatten() for tensor in tensors])
 
@@ -69,6 +77,8 @@ def check_gradient(changes: dict, dtype: torch.dtype, team: Team) -> None:
         {"update.minibatch_size": None, "update.microbatch_size": 4} | changes, dtype, team
     )
     same_images(alone, in_parts)
+    if alone.config.objective == "best_of_n":
+        learn_from_three(alone, in_parts)
     bound = BOUNDS["half" if alone.config.update.dtype == "bfloat16" else dtype]
     if alone.config.objective == "online_dpo":
         bound = 1e-3  # two steps, and the first one divides by the size of its gradient
@@ -136,6 +146,14 @@ CASES = {
         "update.minibatch_size": 6,
         "update.microbatch_size": 2,
         "update.epochs": 1,
+    },
+    # Three of the best images are learned from: two processes have 3 and 2 chunks of tokens.
+    "chunks": find_objective("best_of_n").defaults
+    | {
+        "objective": "best_of_n",
+        "rollout.rollout_batch_size": 24,
+        "update.epochs": 1,
+        "update.logits_chunk": 7,
     },
 }
 

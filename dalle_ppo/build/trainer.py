@@ -32,7 +32,8 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, whole: bool
         config: all settings.
         run_dir: the run's folder.
         team: the processes that train together; each builds everything for its own device.
-        whole: leave networks whole in spite of `update.shard`, for a look at their sizes.
+        whole: leave networks whole in spite of `update.shard`, for a look at their sizes; on the CPU, as a
+            device may be too small for them.
 
     Returns:
         A trainer; its `config` names the commit of any weights that came from the hub.
@@ -42,11 +43,11 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, whole: bool
     loaded = load_model(config.model.path, device, config.model.revision)
     config = pinned(config, loaded.files)
     config.policy.check_start_token(loaded.decoder.config.image_vocab_count)
-    in_parts = config.update.shard == "full" and team.size > 1 and not whole
-    if in_parts:
+    divides = config.update.shard == "full" and team.size > 1
+    if divides:
         loaded.decoder.cpu()  # and its copies: a device need not hold them whole
     networks = build_networks(config, loaded)
-    networks = divided(networks, team) if in_parts else with_anchor(config, networks)
+    networks = divided(networks, team) if divides and not whole else with_anchor(config, networks)
     reward = build_reward(config, loaded.world, device, config.model.frozen_dtype)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
     samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)

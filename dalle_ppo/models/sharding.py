@@ -19,6 +19,19 @@ def is_sharded(module: nn.Module) -> bool:
     return any(is_divided(parameter) for parameter in module.parameters())
 
 
+def most_of(number: int, module: nn.Module) -> int:
+    """The largest number of the processes that hold a network in parts; of a whole one, this number."""
+    part = next((parameter for parameter in module.parameters() if is_divided(parameter)), None)
+    if part is None:
+        return number
+    import torch
+    import torch.distributed as dist
+
+    most = torch.tensor(number, device=own_part(part).device)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=part.device_mesh.get_group())
+    return int(most)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All parts of a tensor, in every process; a tensor that is not divided itself."""
     return tensor.full_tensor() if is_divided(tensor) else tensor

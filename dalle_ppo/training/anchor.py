@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -85,6 +86,9 @@ def anchor_backward(
     Returns:
         The mean KL of these images, nats per image.
 
+    Raises:
+        OutOfMemory: one image at a time does not fit in some process; all processes raise it.
+
     Source: https://arxiv.org/abs/2203.02155 eq. 2 (PPO-ptx).
     Differs: the KL of whole distributions in place of the log-likelihood of drawn tokens.
     """
@@ -109,5 +113,8 @@ def anchor_backward(
         return total
 
     halving = means.halving or Halving()
-    total = halving.run(GRADIENTS, "update.microbatch_size", microbatch_size, backward)
+    # The others need to know when not even one image fits here: they would wait for its part of the sum.
+    total = team.everywhere(
+        partial(halving.run, GRADIENTS, "update.microbatch_size", microbatch_size, backward)
+    )
     return sum(team.gather(total)) / len(chosen)

@@ -13,6 +13,7 @@ from dalle_ppo.models.dalle.blank import backward_without_head, blank_images
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.eight_bit import state_bytes
+from dalle_ppo.training.objective import find_objective, needs_exact_kl
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.traced_memory import peak_bytes
 
@@ -25,7 +26,7 @@ class MemoryForecast:
     """Bytes, by part.
 
     Args:
-        weights: of each network, by name.
+        weights: of each network, by name; those of a body that several share count for the reference.
         optimiser: statistics of the optimisers, by network.
         gradients: of the weights that are trained, by network.
         batch: what is kept of a batch's and the anchor's images.
@@ -33,7 +34,7 @@ class MemoryForecast:
         scoring: a microbatch without gradient.
         update: a microbatch of "actor" and "critic", with activations and all else but the logits.
         logits: what is on top of it in the actor's update.
-        evaluation: a copy of the reference that draws in the evaluation, on top of what drawing needs.
+        evaluation: copies of networks that draw in the evaluation, on top of what drawing needs.
         process: the rest.
     """
 
@@ -119,8 +120,9 @@ def predict_memory(
     learned = {"actor": networks.actor, "critic": networks.critic}
     learned = {name: module for name, module in learned.items() if module is not None}
     trained = {name: [p for p in m.parameters() if p.requires_grad] for name, m in learned.items()}
-    weights = {name: bytes_of(m) for name, m in {**learned, "reference": networks.reference}.items()}
-    weights |= {name: bytes_of(m) for name, m in frozen_of(networks).items()} | dict(others or {})
+    frozen = frozen_of(networks)
+    own = own_bytes({"reference": networks.reference, **learned, **frozen})
+    weights = {name: own[name] for name in [*learned, "reference", *frozen]} | dict(others or {})
     activations, whole = _actor_bytes(config, networks)
     update = {"actor": activations}
     if networks.critic is not None:
@@ -145,14 +147,20 @@ def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, proc
     """The forecast for processes that hold networks in parts, and what each puts together for a while.
 
     In a pass, two layers and all that is in no layer are whole, one network at a time. Their gradients are,
-    too. A whole copy of the actor draws.
+    too. A whole copy of the actor draws; in the evaluation whole copies of actor and reference in float32,
+    which stay while images are decoded.
     """
-    reference, drawing = networks.reference, dict(forecast.drawing)
+    reference, drawing, evaluation = networks.reference, dict(forecast.drawing), 0
     layers = [bytes_of(layer) for layer in reference.layers]
     passing = 2 * layers[0] + bytes_of(reference) - sum(layers)
     own = {*forecast.gradients, "reference"}
     if "sampler" in drawing:
-        drawing["sampler"] += _whole_copy(config, networks)
+        drawing["sampler"] -= _sampler_copy(config, networks)
+        without = max(drawing.values())
+        drawing["sampler"] += _sampler_copy(config, networks, in_parts=True)
+        if config.evaluation.at_end:
+            copies = sum(4 * p.numel() for p in reference.parameters()) * 2
+            evaluation = without + copies - max(drawing.values())
     return replace(
         forecast,
         weights={n: size // processes if n in own else size for n, size in forecast.weights.items()},
@@ -161,13 +169,31 @@ def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, proc
         drawing=drawing,
         scoring=forecast.scoring + passing,
         update={n: size + 2 * passing for n, size in forecast.update.items()},
+        evaluation=evaluation,
     )
 
 
 def bytes_of(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers."""
-    tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return own_bytes({"": module})[""]
+
+
+def own_bytes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Bytes of each module's parameters and buffers, without what it shares with those before it.
+
+    Networks with adapters have parameters of their own over one body's memory, also on "meta".
+    """
+    seen, sizes = set(), {}
+    for name, module in modules.items():
+        tensors = {place_of(t): t for t in [*module.parameters(), *module.buffers()]}
+        sizes[name] = sum(t.numel() * t.element_size() for place, t in tensors.items() if place not in seen)
+        seen |= tensors.keys()
+    return sizes
+
+
+def place_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a tensor's numbers are: its memory, and the place within it."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset()
 
 
 def frozen_of(networks: Networks) -> dict[str, nn.Module]:
@@ -190,7 +216,7 @@ def _microbatch(config: Config) -> int:
 def _actor_bytes(config: Config, networks: Networks) -> tuple[int, int]:
     """The actor's update: activations alone, and with the logits."""
     family, count = networks.family, _microbatch(config)
-    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
+    in_loss = needs_exact_kl(config, find_objective(config.objective))
 
     def body(modules: list[nn.Module]) -> None:
         backward_without_head(modules[0], _images(networks, count), family.settings)
@@ -243,7 +269,7 @@ def _batch_bytes(config: Config, networks: Networks) -> int:
     """Images, stored codes and, for an exact KL in the loss, the reference's states."""
     settings, sizes = networks.family.settings, networks.reference.config
     count = config.rollout.rollout_batch_size
-    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
+    in_loss = needs_exact_kl(config, find_objective(config.objective))
     states = 4 * sizes.width * (2 if settings.guided else 1)
     per_token = 2 * min(settings.top_k or 0, sizes.num_codes) + 8 * 8
     batch = count * sizes.num_image_tokens * (per_token + (states if in_loss else 0))
@@ -251,21 +277,17 @@ def _batch_bytes(config: Config, networks: Networks) -> int:
     return batch + anchored * sizes.num_image_tokens * (per_token + states)
 
 
-def _whole_copy(config: Config, networks: Networks) -> int:
-    """The actor's copy that draws, where the actor is in parts; `_drawing_bytes` counts one of bfloat16."""
-    named = networks.actor.named_parameters()
-    half = config.rollout.dtype == "bfloat16"
-    return sum(4 * p.numel() for name, p in named if not half or "lm_head" in name)
+def _sampler_copy(config: Config, networks: Networks, in_parts: bool = False) -> int:
+    """What the sampler has of the actor in copies: of an actor in parts everything, else what differs."""
+    named = list(networks.actor.named_parameters())
+    if config.rollout.dtype == "bfloat16":
+        return sum((4 * in_parts if "lm_head" in name else 2) * p.numel() for name, p in named)
+    return sum(4 * p.numel() for _, p in named) if in_parts else copied_bytes(networks.actor)
 
 
 def _drawing_bytes(config: Config, networks: Networks, plan: MemoryPlan) -> dict[str, int]:
     caches = plan.batch_size * plan.image_bytes + plan.weight_bytes
-    if config.rollout.dtype == "bfloat16":
-        named = networks.actor.named_parameters()
-        caches += sum(2 * p.numel() for name, p in named if "lm_head" not in name)
-    else:
-        caches += copied_bytes(networks.actor)
     return {
-        "sampler": caches + plan.kept_bytes,
+        "sampler": caches + _sampler_copy(config, networks) + plan.kept_bytes,
         "decoding": plan.microbatch_size * plan.pixel_bytes + plan.kept_bytes,
     }

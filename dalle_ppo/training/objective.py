@@ -33,6 +33,7 @@ class Objective:
         draws_from_reference: whether the images come from the reference, by its settings.
         replays: whether images of earlier iterations are learned from again; its settings then have
             `buffer_images` and `replay_images`.
+        needs_kl: whether `loss` reads `scores.kl`, by its settings; it is None where nothing needs it.
         extra: functions of the whole log-distribution; `loss` finds their results in `scores.extra`, by name.
     """
 
@@ -42,7 +43,15 @@ class Objective:
     select: Callable[[Experience, Config], Experience] = all_images
     draws_from_reference: Callable[[Any], bool] = lambda settings: False
     replays: bool = False
+    needs_kl: Callable[[Any], bool] = lambda settings: False
     extra: Mapping[str, LogPiFunction] = field(default_factory=dict)
+
+
+def needs_exact_kl(config: Config, objective: Objective) -> bool:
+    """Whether the update computes the exact KL, which takes the reference's states and a pass of its head."""
+    kl = config.kl
+    in_loss = kl.placement == "loss" and kl.estimator == "exact" and kl.kl_coef > 0
+    return in_loss or objective.needs_kl(config.objective_settings)
 
 
 def find_objective(name: str) -> Objective:

@@ -170,17 +170,27 @@ def fingerprint(module: nn.Module) -> list[int]:
     return [int(torch.hash_tensor(part).view(torch.int64)) if part.numel() else 0 for part in parts]
 
 
-def check_equal_weights(module: nn.Module, team: Team) -> None:
-    """Refuses to go on when processes hold different weights, which nothing else would show.
+def check_equal_weights(networks: Networks, team: Team) -> None:
+    """Refuses to go on when processes have trained different weights, which nothing else would show.
 
     Where each holds another part, there is nothing to compare.
 
+    Args:
+        networks: of this process.
+        team: the processes.
+
     Raises:
-        ValueError: they do; names the process.
+        ValueError: actor or critic differ; names the network and the process.
     """
-    if team.size > 1 and not is_sharded(module):
-        advice = "continue from the newest checkpoint with --resume, on GPUs of one kind"
-        check_same(team, {"weights with the hash": sum(fingerprint(module))}, advice)
+    if team.size == 1 or is_sharded(networks.actor):
+        return
+    trained = {"actor": networks.actor, "critic": networks.critic}
+    facts = {
+        f"weights of the {name} with the hash": sum(fingerprint(module))
+        for name, module in trained.items()
+        if module is not None
+    }
+    check_same(team, facts, "continue from the newest checkpoint with --resume, on GPUs of one kind")
 
 
 def map_tensors(record: Any, function: Callable[[Tensor], Tensor]) -> Any:

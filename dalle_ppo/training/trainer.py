@@ -30,7 +30,7 @@ from dalle_ppo.training.checkpointing import restore_learners, restored_progress
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.guards import broken_updates, check_collapse, flagged_unsafe
 from dalle_ppo.training.iteration_metrics import Stopwatch, peak_memory_gb, score_metrics
-from dalle_ppo.training.objective import find_objective
+from dalle_ppo.training.objective import find_objective, needs_exact_kl
 from dalle_ppo.training.optim import learning_rates, make_learner, set_learning_rate
 from dalle_ppo.training.progress import Progress
 from dalle_ppo.training.progress_bar import ProgressBar
@@ -239,8 +239,7 @@ class Trainer:
 
     def score_passes(self, experience: Experience) -> Experience:
         """Scores the images with actor, reference and critic."""
-        kl, size = self.config.kl, self.config.update.microbatch_size
-        keep_reference = kl.placement == "loss" and kl.estimator == "exact"
+        size, keep_reference = self.config.update.microbatch_size, needs_exact_kl(self.config, self.objective)
         order = scoring_order(experience, self.objective, self.config, self.progress.iteration, self.team)
         return shared_score_passes(self.networks, experience, size, keep_reference, self.means, order)
 
@@ -372,7 +371,7 @@ class Trainer:
             spare: how many to keep beyond `keep_checkpoints`, so that the last one of a run that went wrong
                 replaces neither a good one nor the best.
         """
-        check_equal_weights(self.actor.module, self.team)
+        check_equal_weights(self.networks, self.team)
         learners = whole_learners(self.actor, self.critic, self.team)
         written = None
         if learners is not None:

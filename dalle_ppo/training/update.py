@@ -26,7 +26,7 @@ from dalle_ppo.rl.kl import kl_k2
 from dalle_ppo.rl.losses import value_loss
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.anchor import GRADIENTS, anchor_backward
-from dalle_ppo.training.objective import Objective
+from dalle_ppo.training.objective import Objective, needs_exact_kl
 from dalle_ppo.training.optim import Learner
 from dalle_ppo.training.scoring import Networks
 from dalle_ppo.training.sharing import microbatches, own_rows
@@ -76,13 +76,18 @@ def policy_terms(
     if rows.token_weights is not None:
         loss = loss * rows.token_weights
     if config.kl.placement == "loss":
-        exact = config.kl.estimator == "exact"
-        kl_part = kl_coef * (scores.kl if exact else kl_k2(scores.log_probs, rows.ref_log_probs))
-        loss = loss + kl_part
+        loss = loss + (kl_part := kl_coef * _kl_in_loss(scores, rows, config))
     if config.actor.entropy_coef:
         entropy_part = -config.actor.entropy_coef * scores.entropy
         loss = loss + entropy_part
     return PolicyTerms(loss, policy, kl_part, entropy_part)
+
+
+def _kl_in_loss(scores: TokenScores, rows: Experience, config: Config) -> Tensor:
+    """The KL at each token, [b, T]; 0 where it is not computed because it weighs nothing."""
+    if config.kl.estimator == "k2":
+        return kl_k2(scores.log_probs, rows.ref_log_probs)
+    return torch.zeros_like(scores.log_probs) if scores.kl is None else scores.kl
 
 
 def run_update(
@@ -113,7 +118,7 @@ def run_update(
         for index in microbatches(mine, size, team, is_sharded(step.actor.module)):
             rows, num_tokens = experience.select(index), of_minibatch
             if not len(index):  # a pass that only helps the others: its gradient is 0
-                rows, num_tokens = experience.select(first_caption(minibatch, experience)), math.inf
+                rows, num_tokens = experience.select(first_caption(minibatch, experience)[:size]), math.inf
             if train_actor:
                 terms = _actor_backward(networks, rows, objective, config, step, num_tokens)
                 actor_loss += log.add_policy(terms, num_tokens)
@@ -198,7 +203,8 @@ def scoring_order(
 
     In bfloat16 they do: rounding depends on what is computed together. So scoring takes the microbatches of
     the first epoch, and the first ratio is 1. Where the processes' shares of the epoch differ in size, they
-    take shares of equal size instead, and the first ratio is 1 up to rounding only.
+    take shares of equal size instead, and the first ratio is 1 up to rounding only. So it is with objectives
+    that select or replay: what they learn from is known only after scoring.
     """
     if config.update.dtype == "float32":
         return None
@@ -225,12 +231,11 @@ def _actor_backward(
     networks: Networks, rows: Experience, objective: Objective, config: Config, step: Step, num_tokens: float
 ) -> PolicyTerms:
     """Adds the gradient of one microbatch to the actor; returns its losses."""
-    in_loss = config.kl.placement == "loss" and config.kl.estimator == "exact"
     scores = networks.family.score(
         step.actor.module,
         rows,
         entropy=bool(config.actor.entropy_coef),
-        reference=networks.reference if in_loss else None,
+        reference=networks.reference if needs_exact_kl(config, objective) else None,
         extra=objective.extra,
     )
     terms = policy_terms(scores, rows, objective, config, step.kl_coef)

@@ -176,3 +176,26 @@ def test_processes_that_do_not_fit_are_refused_once(tmp_path, of_first, of_secon
     assert [process.returncode for process in processes] == [2, 2]
     assert expected in outputs[0] and len(outputs[0].strip().splitlines()) == 1 and outputs[1] == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_other_captions_under_the_same_name_are_refused_once(tmp_path):
+    """As on a second machine, where the file of that name may be another one."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    few = FEW | {"captions__source": "own.csv", "evaluation__num_captions": 3}
+    processes = []
+    for rank, what in enumerate(("a boat", "a car")):
+        folder = tmp_path / what
+        folder.mkdir()
+        lines = ["caption", *(f"{what} number {i}" for i in range(200))]
+        (folder / "own.csv").write_text("\n".join(lines), encoding="utf-8")
+        command = [sys.executable, *TRAIN, *tiny_arguments("run", **few)]
+        numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environment = ENVIRONMENT | address | numbers
+        processes.append(
+            subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    outputs = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert "process 1 has captions of the samples with the hash" in outputs[0] and outputs[1] == ""
+    assert len(outputs[0].strip().splitlines()) == 1
+    assert not list(tmp_path.glob("*/run"))

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dalle_ppo import generate
 from dalle_ppo.build.models import choose_device, load_model
-from dalle_ppo.models.dalle.bart import BartDecoder
+from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder
+from dalle_ppo.models.dalle.family import DalleFamily, FrozenParts
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.models.dalle.presets import VqganConfig
 from dalle_ppo.models.dalle.sampling import sample
@@ -95,6 +96,14 @@ def test_the_plan_of_a_gpu_counts_what_is_laid_out_anew_and_no_growth():
     assert many.batch_size * gpu.image_bytes + gpu.weight_bytes <= budget
     assert (many.batch_size + 1) * gpu.image_bytes + gpu.weight_bytes > budget
     assert on_gpu[0].images_at_once == 4 * on_cpu[0].images_at_once
+
+
+def test_a_plan_is_for_the_device_that_draws_wherever_the_policy_is_now():
+    """A dry run of processes that share networks leaves them on the CPU."""
+    with FakeTensorMode(), torch.device("cuda"):
+        vqgan, encoder, decoder = VqganDecoder(WIDE), BartEncoder(TINY), BartDecoder(TINY)
+    plan = DalleFamily(FrozenParts(None, encoder, vqgan), GUIDED).plan(tiny_bart()[1], 5, 1.0)
+    assert plan == plan_memory(decoder, vqgan, GUIDED, 5, 1e9) and plan.weight_bytes > 0
 
 
 @torch.no_grad()

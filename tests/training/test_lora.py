@@ -8,6 +8,8 @@ import torch
 from tiny_models import TINY, captions, image_tokens, tiny_bart
 from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
+from dalle_ppo.build.models import LoadedModel
+from dalle_ppo.build.networks import build_networks
 from dalle_ppo.models.adapters import (
     Lora,
     adapter_config,
@@ -18,11 +20,13 @@ from dalle_ppo.models.adapters import (
 )
 from dalle_ppo.models.dalle import linear
 from dalle_ppo.models.dalle.adapted import adapted_decoder, copied_bytes, whole_decoder
-from dalle_ppo.models.dalle.bart import frozen_decoder
+from dalle_ppo.models.dalle.bart import BartDecoder, frozen_decoder
+from dalle_ppo.models.dalle.family import FrozenParts
 from dalle_ppo.models.dalle.sampling import sample
 from dalle_ppo.models.precision import narrow
 from dalle_ppo.rl.noise import noise_keys
 from dalle_ppo.runs.checkpoints import load_checkpoint
+from dalle_ppo.training import memory
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
@@ -291,3 +295,23 @@ def test_the_forecast_knows_what_the_sampler_copies(adapted, narrowed):
     whole = whole_decoder(decoder).state_dict() if adapted or narrowed else {}
     copied = {t.data_ptr(): t.numel() * t.element_size() for t in whole.values() if t.data_ptr() not in own}
     assert copied_bytes(decoder) == sum(copied.values())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("adapted", [("actor", "critic"), ("critic",), ("actor",)])
+def test_the_forecast_counts_a_shared_body_once(device, adapted, monkeypatch):
+    """The frozen body is the reference's; a network without adapters is a copy of its own."""
+    monkeypatch.setattr(memory, "peak_bytes", lambda *_: 0)  # of activations, which takes seconds
+    config = changed(TINY_CONFIG, {f"{name}.adapter": "lora" for name in adapted})
+    with torch.device(device):
+        decoder = tiny_bart()[1] if device == "cpu" else BartDecoder(TINY)
+        model = LoadedModel(decoder, decoder, FrozenParts(None, None, None), None, None)
+        networks = build_networks(config, model)
+    weights = memory.predict_memory(config, networks, None, {"rewards": 8}).weights
+    numbers = {name: value.numel() for name, value in tiny_bart()[1].state_dict().items()}
+    body, head = 4 * sum(numbers.values()), 4 * numbers["lm_head.weight"]
+    for name, copy in (("actor", body), ("critic", body - head + 4 * (TINY.width + 1))):
+        module = getattr(networks, name)
+        trained = 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+        assert weights[name] == (trained if name in adapted else copy), name
+    assert weights["reference"] == body and weights["rewards"] == 8

@@ -3,11 +3,12 @@
 import copy
 import warnings
 from dataclasses import replace
-from threading import Barrier, Thread, get_ident
+from threading import get_ident
 
 import numpy as np
 import pytest
 import torch
+from thread_teams import thread_teams, together
 from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.base.distributed import take_device
@@ -22,50 +23,9 @@ from dalle_ppo.policy.rollout import Means
 from dalle_ppo.rewards.base import RewardResult, Term
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.metrics import SilentWriter
+from dalle_ppo.training import update
 from dalle_ppo.training.sharing import check_divides, own_rows, shared_reward
 from dalle_ppo.training.trainer import Trainer
-
-
-class ThreadTeam(Team):
-    """Threads that hand each other copies of their values."""
-
-    def __init__(self, rank: int, slots: list, barrier: Barrier):
-        super().__init__(rank, len(slots))
-        self.slots, self.barrier = slots, barrier
-
-    def gather(self, value):
-        self.slots[self.rank] = copy.deepcopy(value)
-        self.barrier.wait(60)
-        received = copy.deepcopy(self.slots)
-        self.barrier.wait(60)
-        return received
-
-
-def thread_teams(size: int) -> list[Team]:
-    slots, barrier = [None] * size, Barrier(size)
-    return [ThreadTeam(rank, slots, barrier) for rank in range(size)] if size > 1 else [ALONE]
-
-
-def together(teams: list[Team], function) -> list:
-    """What `function(rank)` returns or raises for every member, at the same time."""
-    results = [None] * len(teams)
-
-    def work(rank: int) -> None:
-        try:
-            results[rank] = function(rank)
-        except ValueError as error:
-            results[rank] = error
-        except BaseException:
-            teams[rank].barrier.abort()
-            raise
-
-    threads = [Thread(target=work, args=(rank,)) for rank in range(len(teams))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
 
 SHARED = {
     "rollout.rollout_batch_size": 12,
@@ -238,6 +198,63 @@ def test_what_one_process_cannot_do_ends_the_others_too():
     assert {str(error) for error in errors} == {"process 2 has seed 2, but process 0 has 1; mend it"}
     assert first.is_first and not second.is_first and third.mean is not None
     assert together(teams, lambda rank: teams[rank].mean(float(rank))) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["actor", "critic"])
+def test_no_checkpoint_is_written_where_processes_have_learned_different_weights(name, tmp_path):
+    """One bit is enough, of whichever network."""
+    made = [
+        tiny_trainer(changed(TINY_CONFIG, SHARED), tmp_path / "run", team=team) for team in thread_teams(2)
+    ]
+    teams = [trainer.team for trainer in made]
+    together(teams, lambda rank: made[rank].save())
+    weights = next(iter(getattr(made[1], name).module.state_dict().values()))
+    weights.view(torch.int32).flatten()[0] ^= 1
+    found = together(teams, lambda rank: made[rank].save())
+    for error in found:
+        assert f"process 1 has weights of the {name} with the hash" in str(error)
+
+
+def test_memory_that_runs_out_in_the_anchor_of_one_process_ends_all(monkeypatch):
+    """Else its message would meet another one that the others wait for."""
+    anchored = {"anchor.coef": 0.7, "anchor.num_images": 12, "anchor.minibatch_size": 8}
+    team = trainers(2, anchored, torch.float32)
+    original, broken = DalleFamily.score, team[1].networks.actor
+
+    def score(family, policy, rows, **options):
+        if policy is broken and torch.is_grad_enabled() and "extra" not in options:  # of the anchor
+            raise torch.OutOfMemoryError("injected")
+        return original(family, policy, rows, **options)
+
+    monkeypatch.setattr(DalleFamily, "score", score)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = iterations(team, 1)
+    assert all(isinstance(error, OutOfMemory) for error in found), found
+    assert {"computing gradients of one image at a time" in str(error) for error in found} == {True}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_pass_that_only_helps_the_others_is_no_larger_than_a_microbatch(size, monkeypatch):
+    """A process without rows repeats some of the first caption; none of these count."""
+    seen = []
+    original = DalleFamily.score
+
+    def score(family, policy, rows, **options):
+        if torch.is_grad_enabled():
+            seen.append((get_ident(), len(rows)))
+        return original(family, policy, rows, **options)
+
+    monkeypatch.setattr(DalleFamily, "score", score)
+    settings = {"rollout.samples_per_caption": 6, "update.minibatch_size": None}
+    team = trainers(2, settings | {"update.microbatch_size": size}, torch.float32)
+    monkeypatch.setattr(update, "is_sharded", lambda network: True)  # passes are equally many
+    for trainer in team:
+        one = lambda images, config: images.select(torch.arange(size + 1))  # noqa: E731
+        trainer.objective = replace(trainer.objective, select=one, compares_images=True)
+    iterations(team, 1)
+    assert len({thread for thread, _ in seen}) == 2 and len(seen) == 4
+    assert max(count for _, count in seen) == size
 
 
 def test_shares_cover_everything_once_and_in_order():

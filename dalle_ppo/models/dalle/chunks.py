@@ -33,6 +33,7 @@ def chunked_scores(
     tokens: Tensor,
     kept: Tensor | None,
     chunk: int,
+    at_least: int = 0,
 ) -> TokenScores:
     """Scores of all tokens, computed `chunk` tokens at a time; with gradient, computed again in the backward.
 
@@ -42,13 +43,15 @@ def chunked_scores(
         tokens: int64 [b, T].
         kept: codes they were drawn from, int16 [b, T, k], or None.
         chunk: tokens at a time.
+        at_least: how many chunks to compute. The rest repeat the first token and are thrown away: processes
+            that hold a network in parts wait for each other in every chunk.
 
     Returns:
         [b, T] each.
     """
-    parts = []
-    for start in range(0, tokens.numel(), chunk):
-        rows = slice(start, start + chunk)
+    chunks, parts = [slice(start, start + chunk) for start in range(0, tokens.numel(), chunk)], []
+    chunks += [slice(0, 1)] * (at_least - len(chunks))
+    for rows in chunks:
         of_chunk = [_states_of(s, rows) for s in states], _row(tokens, rows), _row(kept, rows)
         (policy, reference), drawn, codes = of_chunk
         if torch.is_grad_enabled():
@@ -78,7 +81,7 @@ def _joined(parts: list[TokenScores], shape: torch.Size) -> TokenScores:
     def join(pieces: list[Any]) -> Any:
         if isinstance(pieces[0], Mapping):
             return {name: join([piece[name] for piece in pieces]) for name in pieces[0]}
-        return None if pieces[0] is None else torch.cat(pieces, dim=1).view(shape)
+        return None if pieces[0] is None else torch.cat(pieces, dim=1)[:, : shape.numel()].view(shape)
 
     joined = {f.name: join([getattr(part, f.name) for part in parts]) for f in fields(TokenScores)}
     return replace(parts[0], **joined)

@@ -34,7 +34,7 @@ from dalle_ppo.models.dalle.vqgan import VqganDecoder
 from dalle_ppo.models.family import Drawing, LogPiFunction, TokenScores, token_scores
 from dalle_ppo.models.policy_settings import PolicySettings
 from dalle_ppo.models.precision import autocast
-from dalle_ppo.models.sharding import is_sharded
+from dalle_ppo.models.sharding import is_sharded, most_of
 from dalle_ppo.rl.log_pi import kept_codes
 from dalle_ppo.rl.records import Experience
 
@@ -191,7 +191,8 @@ class DalleFamily:
         chunk = chunk_tokens(self.logits_chunk, policy.config.num_codes)
         if chunk is None:
             return score(states, ref_states, drawn, kept)
-        return chunked_scores(score, (states, ref_states), drawn, kept, chunk)
+        chunks = most_of(math.ceil(drawn.numel() / chunk), policy)
+        return chunked_scores(score, (states, ref_states), drawn, kept, chunk, chunks)
 
     def new_critic(self, policy: BartDecoder) -> Critic:
         """A copy of the policy's trunk with a value head of zeros."""
@@ -228,7 +229,8 @@ class DalleFamily:
         """
         kind = None if dtype is None else getattr(torch, dtype)
         settings = self.settings if self.stores_kept else replace(self.settings, top_k=None)
-        return plan_memory(policy, self.parts.vqgan, settings, num_images, memory_gb * 1e9, kind)
+        kinds = kind, self.device.type  # where it draws, wherever the policy is now
+        return plan_memory(policy, self.parts.vqgan, settings, num_images, memory_gb * 1e9, *kinds)
 
     def pack(self, policy: BartDecoder, plan: MemoryPlan) -> None:
         """Repacks large weights in place for the products of drawing by this plan."""

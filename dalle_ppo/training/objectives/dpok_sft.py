@@ -49,4 +49,8 @@ def draws_from_reference(settings: Settings) -> bool:
     return settings.images_from == "reference"
 
 
-OBJECTIVE = Objective(loss, credit, draws_from_reference=draws_from_reference)
+def needs_kl(settings: Settings) -> bool:
+    return settings.form == "output"
+
+
+OBJECTIVE = Objective(loss, credit, draws_from_reference=draws_from_reference, needs_kl=needs_kl)

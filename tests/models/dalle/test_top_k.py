@@ -178,7 +178,7 @@ def test_the_gradient_is_that_of_the_set_and_nothing_outside_it_moves():
 
 
 def test_the_memory_plan_counts_the_stored_sets():
-    _, decoder = tiny_bart()
+    encoder, decoder = tiny_bart()
     vqgan = VqganDecoder(SMALL)
     plain, kept = (plan_memory(decoder, vqgan, s, 1000, 1e9) for s in (EVERY, SETTINGS))
     assert kept.kept_bytes == 2 * 1000 * T * K * 2 and plain.kept_bytes == 0
@@ -189,5 +189,5 @@ def test_the_memory_plan_counts_the_stored_sets():
     assert kept.batch_size == int((budget - kept.kept_bytes) / plain.image_bytes) < 500
     with pytest.raises(ValueError, match="one image needs"):
         plan_memory(decoder, vqgan, replace(SETTINGS, top_k=V), 10**6, budget)
-    drawing_only = DalleFamily(FrozenParts(None, None, vqgan), SETTINGS)
+    drawing_only = DalleFamily(FrozenParts(None, encoder, vqgan), SETTINGS)
     assert drawing_only.plan(decoder, 1000).kept_bytes == 0
