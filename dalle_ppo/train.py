@@ -34,6 +34,7 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         team: the processes that train together. The first one alone touches the folder.
     """
     config, flags = parse_command_line(argv, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
+    end_with_parent()  # of an alignment
     if team.size > 1:
         check_alike(team, config, flags)
     config, flags = team.on_first(lambda: final_settings(config, flags, argv))
