@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dalle_ppo.base.atomic import atomic_write
+from dalle_ppo.base.child import end_with_parent
 from dalle_ppo.base.team import ALONE, Team, check_same
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_dict, to_yaml
 from dalle_ppo.config.settings import Config
@@ -34,7 +35,6 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
         team: the processes that train together. The first one alone touches the folder.
     """
     config, flags = parse_command_line(argv, "python -m dalle_ppo.train", DESCRIPTION, FLAGS)
-    end_with_parent()  # of an alignment
     if team.size > 1:
         check_alike(team, config, flags)
     config, flags = team.on_first(lambda: final_settings(config, flags, argv))
@@ -373,4 +373,5 @@ def finish(trainer, captions: list, measures) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # an alignment, if it has started this
     run_main(main, together=True)
