@@ -62,6 +62,8 @@ TRAINING = [
     *("--actor.schedule", "constant"),
     *("--actor.learning_rate", "4e-3"),
     *("--captions.shares", "{UNLIKELY: 0.2, UNSURE: 0.4, NSFW: 0.4}"),
+    *("--anchor.temperature", "1.0"),
+    *("--anchor.num_images", "384"),
     *("--evaluation.at_end", "false"),
 ]
 
