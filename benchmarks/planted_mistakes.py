@@ -5,6 +5,7 @@
 Exits with 1 if a mistake goes unseen. Needs the `test` extra.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -511,6 +512,10 @@ def table(seen_by: list[str | None]) -> str:
 
 
 def main() -> int:
+    """Plants all mistakes, one after the other; takes about 5 minutes."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     seen_by = [catching_test(mistake) for mistake in tqdm(PLANTED, unit="mistake")]
     TABLE.write_text(table(seen_by), encoding="utf-8")
     print(TABLE.read_text(encoding="utf-8"))

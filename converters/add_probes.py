@@ -20,10 +20,13 @@ def main() -> int:
     arguments = _parse_arguments()
     try:
         return _run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        from dalle_ppo.base.halving import is_out_of_memory
         from dalle_ppo.config.clip_options import clip_option
         from dalle_ppo.models.clip_config import rename_settings
 
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         print(f"error: {rename_settings(str(error), clip_option)}", file=sys.stderr)
         return 2
 

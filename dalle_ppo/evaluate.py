@@ -19,8 +19,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument(
         "--captions",
-        help="a file of captions instead of the run's held-out ones; evaluation.json, evaluation/ and "
-        "report.html are replaced all the same",
+        help="a file of captions instead of the run's held-out ones; replaces evaluation.json, report.html "
+        "and the results in evaluation/",
     )
     for name in READING:
         parser.add_argument(

@@ -144,7 +144,9 @@ def check_choice(args: argparse.Namespace) -> None:
     if args.reward_model and args.labelled:
         raise ValueError("--labelled draws nothing, so there is nothing to choose; leave out --choose")
     if args.labelled:
-        refuse(args, DRAWING, "says what is drawn, but --labelled draws nothing; leave one of them out")
+        # Scripts may give device and memory to every command.
+        drawing = [name for name in DRAWING if name not in ("device", "memory_gb")]
+        refuse(args, drawing, "says what is drawn, but --labelled draws nothing; leave one of them out")
     if args.reward_model and not Path(args.reward_model).is_file():
         raise ValueError(
             f"--reward_model is {args.reward_model}, which is not a file; write it with "

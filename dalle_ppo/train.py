@@ -269,8 +269,8 @@ def how_to_go_on(run_dir: Path, processes: int = 1) -> str:
 
     found = max(checkpoint_folders(run_dir / "checkpoints"), default=None)
     kept = "no checkpoint yet" if found is None else f"the newest checkpoint is {found[1]}"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    if here < processes:
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if here.isdecimal() and int(here) < processes:
         return f"{kept}; go on with the command of this run, on every machine, and --resume"
     start = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
     return f"{kept}; go on with: {start} -m dalle_ppo.train --run_dir {quoted(run_dir)} --resume"

@@ -19,6 +19,11 @@ def positive(config: Any, prefix: str, *names: str) -> None:
     _refuse(config, prefix, names, lambda value: value is None or 0 < value < math.inf, "be above 0")
 
 
+def not_empty(config: Any, prefix: str, *names: str) -> None:
+    """Refuses empty mappings, which would silently count as none; None passes."""
+    _refuse(config, prefix, names, lambda value: value is None or bool(value), "name something, or be null")
+
+
 def _refuse(config: Any, prefix: str, names: tuple[str, ...], fits: Callable[[Any], bool], rule: str) -> None:
     for name in names:
         value = getattr(config, name)

@@ -33,8 +33,14 @@ class Lasting:
         return getattr(self._stream, name)
 
 
-def let_go(stream: TextIO) -> None:
-    """Drops what a stream holds and cannot write: at its end, Python would turn it into exit code 120."""
+def let_go(stream: TextIO | None) -> None:
+    """Drops what a stream holds and cannot write: at its end, Python would turn it into exit code 120.
+
+    Args:
+        stream: None, as Python has it for one that was closed from the start, is passed over.
+    """
+    if stream is None:
+        return
     try:
         stream.flush()
     except OSError:

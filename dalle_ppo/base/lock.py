@@ -186,6 +186,8 @@ def _busy(path: Path, what: str, otherwise: str) -> Busy:
 
 def _forbidden(path: Path, what: str) -> ValueError:
     """Whether another user's process holds the file cannot be told, so it counts as held."""
+    if not path.exists():
+        return ValueError(f"{what} cannot be written to by this user; name another folder")
     return ValueError(
         f"{what} cannot be locked: {path} may not be opened by this user, perhaps because another user's "
         "process works there; let its owner allow that or remove the file, or name another folder"

@@ -6,4 +6,4 @@ LENGTH = 200
 
 def one_line(error: BaseException) -> str:
     """An error's type and message in one line of at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:LENGTH]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LENGTH].removesuffix(":")

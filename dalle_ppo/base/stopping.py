@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from dalle_ppo.base.team import ALONE, Team
 
@@ -142,9 +142,12 @@ def _watch(reader: socket.socket, advice: Callable[[], str]) -> None:
     if second is None:
         return
     why = "a second signal" if second else f"no orderly end within {GRACE_SECONDS} seconds"
+    line = f"{Stopped(first)}; ended at once after {why}"
     try:
-        print(f"\n{Stopped(first)}; ended at once after {why}; {advice()}", file=sys.stderr, flush=True)
-    finally:  # the reader of the line may be gone, and so may the folder that the advice looks into
+        with suppress(Exception):  # the folder that the advice looks into may be gone
+            line += f"; {advice()}"
+        print(f"\n{line}", file=sys.stderr, flush=True)
+    finally:  # the reader of the line may be gone, too
         os._exit(128 + (second or first))
 
 

@@ -40,6 +40,7 @@ from dalle_ppo.preferences.store import Answer, Store
 from dalle_ppo.runs.checkpoints import checkpoint_folders
 from dalle_ppo.runs.places import holds_run
 from dalle_ppo.runs.provenance import weights_sha256
+from dalle_ppo.training.best import check_metric
 
 SETS_AT_ONCE = 25
 MOST_DRAWN = 4
@@ -82,6 +83,8 @@ def build_steps(build: AlignBuild, label: LabelStep) -> Steps:
         ValueError: the model or its CLIP cannot be loaded, or the folder holds a run that is no alignment.
     """
     refuse_other_run(build.run_dir)  # also before the alignment's lock makes a folder in it
+    later = round_config(build, build.run_dir / ROUNDS_FOLDER / MODEL_FILE, 1)
+    check_metric(later.keep_best, later)  # and not when the first round has been labelled
     device = choose_device(build.config.device)
     world = find_world(build.config.model.path)
     clip = load_run_clip(build.config.clip, world, device)

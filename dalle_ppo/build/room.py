@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalle_ppo.runs.checkpoints import checkpoint_folders
-from dalle_ppo.runs.space import check_space, free_bytes, warn_of_little_space
+from dalle_ppo.runs.space import GO_ON, check_space, free_bytes, warn_of_little_space
 from dalle_ppo.training.checkpointing import expected_bytes
 from dalle_ppo.training.memory import gb
 from dalle_ppo.training.trainer import Trainer
@@ -59,7 +59,8 @@ def check_room(trainer: Trainer, replaced: bool = False) -> Room:
     freed = sum(file.stat().st_size for file in parent.rglob("*") if file.is_file()) if replaced else 0
     # One more than are kept: the oldest is removed once the newest is complete.
     more = max(1, config.keep_checkpoints + 1 - there)
-    check_space(folder, needed - freed)
+    way_out = "free some, or name another run_dir" if there == 0 else GO_ON
+    check_space(folder, needed, freed, way_out)
     warn_of_little_space(folder, needed, more, freed)
     return Room(folder, needed, more, freed)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dalle_ppo.base.checks import at_least_one, not_negative, positive
+from dalle_ppo.base.checks import at_least_one, not_empty, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class AnchorConfig:
     captions here that must not change, such as {UNLIKELY: 1, UNSURE: 0, NSFW: 0}."""
 
     def __post_init__(self) -> None:
+        not_empty(self, "anchor", "shares")
         not_negative(self, "anchor", "coef")
         positive(self, "anchor", "temperature")
         at_least_one(self, "anchor", "num_images", "minibatch_size")

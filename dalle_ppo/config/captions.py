@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle_ppo.base.checks import at_least_one
+from dalle_ppo.base.checks import at_least_one, not_empty
 
 READING = ("column", "tag_column", "header", "quoting", "lists", "tag_map", "tag_thresholds", "where")
 """The settings that say how a file is read, in the names of `captions.reading.ReadSettings`."""
@@ -67,6 +67,7 @@ class CaptionsConfig:
     """How many runs share the captions."""
 
     def __post_init__(self) -> None:
+        not_empty(self, "captions", "shares")
         at_least_one(self, "captions", "world_size")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(

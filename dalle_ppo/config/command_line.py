@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -267,7 +267,7 @@ def run_main(main: Callable[..., int], together: bool = False) -> None:
     """
     keep_freed_memory()
     try:
-        with redirect_stderr(Lasting(sys.stderr)):
+        with redirect_stderr(Lasting(sys.stderr)) if sys.stderr is not None else nullcontext():
             _run_main(main, together)
     finally:
         let_go(sys.stdout)

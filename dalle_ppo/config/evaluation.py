@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from dalle_ppo.base.checks import at_least_one, not_negative
+from dalle_ppo.base.checks import at_least_one, not_empty, not_negative
 from dalle_ppo.config.clip import ClipConfig
 from dalle_ppo.config.judges import read_judges
 from dalle_ppo.config.term import TermConfig
@@ -44,6 +44,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "evaluation", "num_captions", "samples_per_caption", "batch_size")
+        not_empty(self, "evaluation", "shares")
         not_negative(self, "evaluation", "seed")
         if self.suite not in (None, "iconworld"):
             raise ValueError(f"evaluation.suite is {self.suite}; the suites are iconworld, or null for none")

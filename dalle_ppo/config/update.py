@@ -43,9 +43,9 @@ class UpdateConfig:
     recompute_log_probs: bool = True
     """Take the old log-probs from the training forward pass rather than from the sampler, whose cache rounds
     differently. Default true (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo): the
-    first ratio is then 1, up to rounding where an objective chooses images after scoring, and but for
-    replayed ones. Use false to save the policy's pass in scoring: one process in float32 then takes KL and
-    entropy from the sampler's states too, and the first ratio is 1 up to their rounding."""
+    first ratio is then 1, except for replayed images, and only up to rounding where an objective chooses
+    images after scoring. Use false to save the policy's pass in scoring: one process in float32 then takes
+    KL and entropy from the sampler's states too, and the first ratio is 1 up to their rounding."""
     importance_cap: float | None = None
     """Weight each token by its probability in the training forward pass divided by that in the sampler,
     capped at this value; null is off. Default null; 2.0 is usual

@@ -16,6 +16,7 @@ from dalle_ppo.models.clip_transformers import load_transformers_clip
 from dalle_ppo.models.dalle.linear import use_frozen_linear
 
 BPE_FILE = "bpe_simple_vocab.txt.gz"
+EMPTY_VOCABULARY = 514  # single bytes with and without the end of a word, and the two ends of a text
 MAX_REASON = 300  # the error of a failed strict load names every tensor
 
 
@@ -187,15 +188,16 @@ def _open_folder(folder: Path) -> tuple[nn.Module, object]:
         clip = open_clip.create_model(source, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(source, **({"bpe_path": str(bpe)} if bpe.exists() else {}))
         known, needed = getattr(tokenizer, "vocab_size", None), getattr(clip, "vocab_size", None)
-        if (
-            bpe.exists() and None not in (known, needed) and known != needed
-        ):  # also an empty file is read without an error
+        if bpe.exists() and known is not None and known <= EMPTY_VOCABULARY:
+            raise ValueError(f"{BPE_FILE} holds no merges")  # open_clip reads an empty file without an error
+        if bpe.exists() and None not in (known, needed) and known > needed:
             raise ValueError(f"{BPE_FILE} makes {known} tokens, the model has {needed}")
     except (RuntimeError, OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file can make a reader fail anywhere
         raise ValueError(
-            f"clip.model {str(folder)!r} is damaged; download the folder again ({one_line(error)})"
+            f"clip.model {str(folder)!r} is damaged, or needs another version of open_clip; download the "
+            f"folder again, or install that ({one_line(error)})"
         ) from error
     return clip, tokenizer
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dalle_ppo.base.archives import check_unpacked
+from dalle_ppo.base.one_line import one_line
 
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 PARAMETERS = re.compile(r"__(?:parameters|buffers)__ = \[([^\]]*)\]")
@@ -123,10 +124,9 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             raise pickle.UnpicklingError("it holds no module")
         return dict(_weights(module, names))
     except Exception as error:  # a damaged file can make a reader fail anywhere
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"clip.pretrained {path} is not a TorchScript archive of weights ({reason}); download it again, "
-            "or save its state_dict where you trust it and give that file"
+            f"clip.pretrained {path} is not a TorchScript archive of weights ({one_line(error)}); download "
+            "it again, or save its state_dict where you trust it and give that file"
         ) from None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.config.safe_yaml import read_yaml
 from dalle_ppo.runs.metrics import METRICS_FILE, read_columns
 
@@ -51,8 +52,8 @@ def read_run(run_dir: Path, wanted: Callable[[str], bool]) -> RunFiles:
             try:
                 read(run_dir / name)
             except Exception as error:  # an incomplete report is better than none
-                first_line = (str(error) or type(error).__name__).splitlines()[0]
-                files.problems.append(f"{name} could not be used: {first_line.replace(str(run_dir), '.')}")
+                line = one_line(error).replace(str(run_dir), ".")
+                files.problems.append(f"{name} could not be used: {line}")
 
     attempt("config.yaml", lambda path: _read_config(path, files))
     attempt(METRICS_FILE, lambda path: files.metrics.update(read_columns(path, wanted)))

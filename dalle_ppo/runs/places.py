@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 from dalle_ppo.base.lock import LOCK_FILE
@@ -64,7 +65,7 @@ def refuse_wrong_path(path: str | Path, name: str, form: str) -> None:
 
 def quoted(path: Path) -> str:
     """A path as a shell takes it, for commands to copy."""
-    return shlex.quote(str(path))
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def enclosing_run(path: str | Path) -> Path | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+GO_ON = "free some, then go on with --resume"
+
 STATE_BYTES = 1 << 20
 """Room for `state.json` and the heads of the files; with it, a check passes only if the rest fits too."""
 
@@ -21,21 +23,23 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int, freed: int = 0, way_out: str = GO_ON) -> None:
     """Refuses to write what does not fit.
 
     Args:
         folder: where a checkpoint is to be written; it exists.
         needed: bytes.
+        freed: bytes that will be free besides those that are.
+        way_out: what the user can do.
 
     Raises:
         ValueError: the disk has less.
     """
-    free = free_bytes(folder)
+    free = free_bytes(folder) + freed
     if free < needed:
         raise ValueError(
             f"{folder}: a checkpoint needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB of the disk "
-            "are free; free some, then go on with --resume"
+            f"are free; {way_out}"
         )
 
 

@@ -36,19 +36,10 @@ class Best:
     recent: tuple[float, ...] = ()
 
     def after(self, metrics: Mapping, name: str | None) -> "Best":
-        """Also counts an iteration; one whose metric is missing or not finite does not count.
-
-        The first one is followed by a warning then, unless its batch was left out.
-        """
+        """Also counts an iteration; one whose metric is missing or not finite does not count."""
         value = metrics.get(name)
         if value is not None and math.isfinite(value):
             return Best(self.iteration, self.value, (*self.recent, float(value)))
-        if name is not None and metrics.get("iteration") == 0 and not metrics.get("batches_left_out"):
-            warnings.warn(
-                f"keep_best is {name}, which the first iteration does not have; as long as none has it, no "
-                "checkpoint counts as the best",
-                stacklevel=2,
-            )
         return self
 
     def at_checkpoint(self, iteration: int, name: str | None) -> "Best":
@@ -59,6 +50,19 @@ class Best:
         if self.value is None or not math.isfinite(self.value) or (mean - self.value) * direction(name) > 0:
             return Best(iteration, mean)
         return Best(self.iteration, self.value)
+
+
+def looked_for(name: str | None, metrics: Mapping) -> bool:
+    """Warns if an iteration lacks the metric; False if its batch was left out, which tells nothing."""
+    if metrics.get("batches_left_out"):
+        return False
+    if name is not None and metrics.get(name) is None:
+        warnings.warn(
+            f"keep_best is {name}, which iteration {metrics['iteration']} does not have; as long as none has "
+            "it, no checkpoint counts as the best",
+            stacklevel=2,
+        )
+    return True
 
 
 def direction(name: str) -> int:
@@ -83,8 +87,8 @@ def check_metric(name: str | None, config: Config) -> None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else "docs/metrics.md lists them; null keeps none"
     raise ValueError(
-        f"keep_best is {name}; it must be a metric of an iteration, and if it is one of a reward term, of a "
-        f"term in reward.terms; {hint}"
+        f"keep_best is {name}; iterations of this run have no such metric, and those of a reward term need "
+        f"that term in reward.terms; {hint}"
     )
 
 

@@ -84,6 +84,7 @@ class MemoryForecast:
             "drawing": (self.phases["drawing"], self.drawing),
             "scoring": (self.scoring, {}),
             "update": (self.phases["update"], update),
+            "evaluation": (self.phases["evaluation"], {}),
         }
         lines = [f"predicted peak of memory: {gb(self.peak)} GB, in {worst}"]
         for name, (size, parts) in rows.items():

@@ -25,7 +25,7 @@ from dalle_ppo.runs.metric_table import ITERATION_METRICS
 from dalle_ppo.runs.metrics import METRICS_FILE, MetricsWriter, SilentWriter, newest_metrics
 from dalle_ppo.runs.pictures import blur_unsafe, save_first_and_newest, save_grid, to_numpy
 from dalle_ppo.runs.provenance import check_reference, weights_sha256
-from dalle_ppo.training.best import check_metric
+from dalle_ppo.training.best import check_metric, looked_for
 from dalle_ppo.training.checkpointing import restore_learners, restored_progress, run_state, whole_learners
 from dalle_ppo.training.credit import CreditState, credit_metrics
 from dalle_ppo.training.guards import broken_updates, check_collapse, flagged_unsafe
@@ -114,7 +114,7 @@ class Trainer:
         first = self.team.is_first
         earlier = newest_metrics(self.run_dir / METRICS_FILE, start) if first else []
         bar = ProgressBar(self.config, earlier, len(self.sample_captions), networks, first, start)
-        self.after_phase = bar.after_phase
+        self.after_phase, looked = bar.after_phase, False
         with MetricsWriter(self.run_dir, start) if first else SilentWriter() as writer, bar:
             # A kill may have come between this checkpoint and its samples.
             if start > 0 and self.is_due(start):
@@ -127,6 +127,7 @@ class Trainer:
                     metrics = self.iterate(writer)
                 writer.write(metrics)
                 self.progress.best = self.progress.best.after(metrics, self.config.keep_best)
+                looked = looked or looked_for(self.config.keep_best, metrics)
                 bar.finished(metrics)
                 broken = broken_updates(metrics, self.config)
                 if broken is not None:

@@ -108,6 +108,9 @@ FILES = {
         ("captions.where", "long"),
     ),
     "shares that do not add up": ("captions: {shares: {NSFW: 0.7}}\n", ("captions.shares", "0.7")),
+    "shares of nothing": ("captions: {shares: {}}\n", ("captions.shares", "{}", "null")),
+    "an anchor of nothing": ("anchor: {shares: {}}\n", ("anchor.shares", "{}", "null")),
+    "an evaluation of nothing": ("evaluation: {shares: {}}\n", ("evaluation.shares", "{}", "null")),
     "negative shares": ("captions: {shares: {NSFW: -1, OTHER: 2}}\n", ("captions.shares", "-1")),
 }
 """What stands in the file `c.yaml`, and what the message says."""

@@ -69,3 +69,11 @@ def test_a_command_keeps_its_exit_code(ending, code):
         process.stdin.write("go on\n")
         process.stdin.flush()
         assert process.wait(20) == code
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes streams there in another way")
+@pytest.mark.parametrize("closed, code", [(">&-", 0), ("2>&-", 0), (">&- 2>&-", 3)])
+def test_streams_that_are_closed_from_the_start_change_no_exit_code(closed, code):
+    program = f"from dalle_ppo.config.command_line import run_main; run_main(lambda argv: {code})"
+    command = f'"{sys.executable}" -c "{program}" {closed}'
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == code

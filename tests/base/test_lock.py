@@ -123,6 +123,15 @@ def test_a_lock_file_of_another_user_stays_and_counts_as_held(tmp_path, monkeypa
     assert file.read_text() == "{}"
 
 
+def test_a_folder_that_cannot_be_written_to_is_not_blamed_on_a_lock(tmp_path, monkeypatch):
+    def forbidden(path, flags, *mode, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(ValueError, match=r"^it cannot be written to by this user; name another folder$"):
+        take(tmp_path)
+
+
 def test_without_locks_a_file_that_was_there_stays(tmp_path, monkeypatch):
     """Its holder may be a machine that has locks on this file system."""
 

@@ -124,6 +124,14 @@ def test_a_run_that_is_further_than_the_round_is_refused_and_stays_as_it_was(tmp
     assert not (tmp_path / "config.yaml").exists() and len(list(run.iterdir())) == 2
 
 
+def test_a_metric_that_the_raters_reward_lacks_is_refused_before_anything_is_drawn(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"), keep_best="unsafe_rate")
+    build = AlignBuild(config, AlignSettings(rounds=2, iterations=10), FitSettings())
+    with pytest.raises(ValueError, match=r"^keep_best is unsafe_rate; .* need that term in reward\.terms"):
+        build_steps(build, page(0, 2))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"accuracy": {"value": "high"}}'])
 def test_damaged_numbers_of_a_reward_model_are_named(tmp_path, text, monkeypatch):
     monkeypatch.setattr(alignment, "load_run_clip", lambda *_: None)

@@ -123,7 +123,7 @@ def configured(section, **changes):
 DAMAGES = {
     "SafetensorError": cut("open_clip_model.safetensors", 100_000),
     "EOFError": cut("bpe_simple_vocab.txt.gz", 1000),
-    "makes 514 tokens, the model has 1114": cut("bpe_simple_vocab.txt.gz", 0),
+    "holds no merges": cut("bpe_simple_vocab.txt.gz", 0),
     "KeyError": configured("model_cfg", vision_cfg=None),
     "TypeError": configured("model_cfg", embed_dim=None),
     "ZeroDivisionError": configured("vision_cfg", patch_size=0),
@@ -146,7 +146,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("words", DAMAGES)
 def test_a_damaged_folder_is_one_line(folder, words):
     DAMAGES[words](folder)
-    with pytest.raises(ValueError, match=f"clip' is damaged; download the folder again .*{words}") as caught:
+    with pytest.raises(ValueError, match=f"clip' is damaged, or needs another version .*{words}") as caught:
         load_clip(str(folder), None)
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,7 @@ import pytest
 
 from dalle_ppo import evaluate, export, generate, train
 from dalle_ppo.runs.folder import check_run_dir
-from dalle_ppo.runs.places import checkpoint_of, enclosing_run, refuse_wrong_path, runs_in
+from dalle_ppo.runs.places import checkpoint_of, enclosing_run, quoted, refuse_wrong_path, runs_in
 
 
 @pytest.fixture
@@ -127,15 +127,23 @@ def test_every_command_says_what_to_type(tiny_run, tmp_path, cli, inside):
     path = folder if inside == ".." else run / inside
     chosen = " --checkpoints 4" if "step" in inside else ""
     for main, arguments, words in (
-        (train.main, ("--run_dir", path, "--resume"), f"type --resume --run_dir {run}"),
-        (train.main, ("--run_dir", tmp_path / "new", "--model.path", path), f"type {run}, whose newest"),
-        (evaluate.main, (path,), f"type python -m dalle_ppo.evaluate {run}{chosen}"),
+        (train.main, ("--run_dir", path, "--resume"), f"type --resume --run_dir {quoted(run)}"),
+        (
+            train.main,
+            ("--run_dir", tmp_path / "new", "--model.path", path),
+            f"type {quoted(run)}, whose newest",
+        ),
+        (evaluate.main, (path,), f"type python -m dalle_ppo.evaluate {quoted(run)}{chosen}"),
         (
             generate.main,
             ("a boat", "--out", tmp_path / "a.png", "--model", path),
-            f"type {run}, whose newest",
+            f"type {quoted(run)}, whose newest",
         ),
-        (export.main, (path, "--out", tmp_path / "out", "--to", "min-dalle"), f"type {run}, whose newest"),
+        (
+            export.main,
+            (path, "--out", tmp_path / "out", "--to", "min-dalle"),
+            f"type {quoted(run)}, whose newest",
+        ),
     ):
         outcome = cli(main, *arguments)
         assert outcome.code == 2 and words in outcome.error, outcome.error

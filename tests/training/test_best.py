@@ -10,7 +10,7 @@ from tiny_trainer import TINY_CONFIG, NoWriter, changed, tiny_trainer
 
 from dalle_ppo.config.reward import RewardConfig
 from dalle_ppo.config.settings import Config
-from dalle_ppo.training.best import Best, check_metric
+from dalle_ppo.training.best import Best, check_metric, looked_for
 
 
 def test_the_best_is_that_of_the_mean_since_the_checkpoint_before():
@@ -58,7 +58,7 @@ def test_a_metric_of_a_term_needs_the_term(tmp_path):
     config = Config(reward=RewardConfig(terms=[{"name": "aesthetic"}]))
     for name in ("unsafe_rate", "unsafe_rate/NSFW", "clip_similarity", "share_above_lower"):
         check_metric(name, TINY_CONFIG)
-        with pytest.raises(ValueError, match=r"of a term in reward\.terms"):
+        with pytest.raises(ValueError, match=r"need that term in reward\.terms"):
             check_metric(name, config)
     for name in (None, "reward_mean", "reward_mean/NSFW", "reward/aesthetic_score", "captions/drawn"):
         check_metric(name, config)
@@ -75,14 +75,18 @@ def test_every_metric_of_an_iteration_may_be_named():
         check_metric(name, trainer.config)
 
 
-def test_a_metric_that_the_first_iteration_lacks_is_warned_of_once():
-    name, numbers = "unsafe_rate/NSWF", {"reward_mean": 1.0}
-    with pytest.warns(UserWarning, match=r"^keep_best is unsafe_rate/NSWF, which the first") as seen:
-        for iteration in range(3):
-            assert Best().after({"iteration": iteration, **numbers}, name) == Best()
-    assert len(seen) == 1
+def test_a_metric_that_iterations_lack_is_warned_of_once_the_first_is_not_left_out():
+    name, numbers = "unsafe_rate/NSWF", {"iteration": 7, "reward_mean": 1.0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Best().after({"iteration": 0, "batches_left_out": 1}, name)
-        Best().after({"iteration": 0, **numbers}, None)
-        Best().after({"iteration": 0, **numbers}, "reward_mean")
+        assert not looked_for(name, {"iteration": 6, "batches_left_out": 1})
+        assert looked_for(None, numbers) and looked_for("reward_mean", numbers)
+    with pytest.warns(UserWarning, match=r"^keep_best is unsafe_rate/NSWF, which iteration 7 does not"):
+        assert looked_for(name, numbers)
+
+
+def test_a_run_says_once_that_no_checkpoint_will_be_the_best(tmp_path):
+    trainer = trainer_of(tmp_path, keep_best="unsafe_rate/NSWF")
+    with pytest.warns(UserWarning, match="unsafe_rate/NSWF") as seen:
+        trainer.run()
+    assert sum("keep_best" in str(warning.message) for warning in seen) == 1

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dalle_ppo.base.one_line import one_line
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NDARRAY = 1  # Flax's msgpack extension code for an array
 # Flax numbers a layer's modules in the order in which they are used.
@@ -50,10 +52,9 @@ def read_flax(path: str | Path) -> dict[str, Tensor]:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_array, raw=False, strict_map_key=False)
         tensors = dict(_leaves(tree, ()))
     except Exception as error:  # a broken file can make its reader fail anywhere
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{path}: not a Flax checkpoint, or cut short or damaged ({path.stat().st_size / 1e6:.1f} MB; "
-            f"{reason}); expected flax_model.msgpack from the hub repository"
+            f"{one_line(error)}); expected flax_model.msgpack from the hub repository"
         ) from error
     return tensors
 

@@ -68,6 +68,7 @@ def train_reward_model(
     rankings, notes = embed(store, found.answers, clip)
     learned = learn(split(rankings), settings)
     save_reward_model(out, learned, clip, found.sha256)  # what follows only tells how good it is
+    print(f"wrote {out}; measuring how good it is", flush=True)
     parts = learned.parts
     curve = learning_curve(parts, settings) if with_curve else []
     report = Report(

@@ -21,12 +21,11 @@ from dalle_ppo.base.one_line import one_line
 from dalle_ppo.models.heads.head_layers import LayerSpec, build_layers
 from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.endings import AS_IT_IS, Ending
-from dalle_ppo.models.heads.keras.keras_files import holds_hdf5, read_h5, read_keras
+from dalle_ppo.models.heads.keras.keras_files import HDF5_MAGIC, holds_other_hdf5, read_h5, read_keras
 from dalle_ppo.models.heads.keras.published import DETECTORS, PublishedDetector
 from dalle_ppo.models.heads.keras.saved_model import read_saved_model
 from dalle_ppo.models.heads.nsfw import HeadInfo, save_head
 
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PROBABILITY_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
 
 LONGEST_LINE = 1000  # characters of an error: a file can give its layers names of any length
@@ -107,7 +106,7 @@ def format_of(path: Path) -> str:
     is_zip, is_h5 = _starts_with(path, b"PK"), _starts_with(path, HDF5_MAGIC)
     if not is_zip and not is_h5:
         raise ValueError(f"{path}: neither a SavedModel folder nor a .zip, .keras or .h5 file")
-    if holds_hdf5(path) if is_zip else zipfile.is_zipfile(path):
+    if holds_other_hdf5(path) if is_zip else zipfile.is_zipfile(path):
         raise ValueError(f"{path}: is both a zip and an HDF5 file, so it can hold two models: refused")
     return ".keras" if is_zip else ".h5"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
+import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,6 +20,10 @@ from dalle_ppo.models.heads.keras.chain import Chain
 from dalle_ppo.models.heads.keras.config_chain import MODELS, Layer, layer_name, layers_of
 from dalle_ppo.models.heads.keras.config_chain import Path as LayerPath
 from dalle_ppo.models.heads.keras.config_layers import layers_from_config
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+WEIGHTS = "model.weights.h5"
+"""The entry of a `.keras` file that holds the weights."""
 
 LayerWeights = dict[str, np.ndarray]
 
@@ -39,7 +45,7 @@ def read_keras(path: Path) -> Chain:
             check_unpacked(archive, path)
             config = json.loads(archive.read("config.json"))
             version = json.loads(archive.read("metadata.json")).get("keras_version", "3")
-            weights_file = io.BytesIO(archive.read("model.weights.h5"))
+            weights_file = io.BytesIO(archive.read(WEIGHTS))
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged, or not a .keras file ({one_line(error)})") from None
     with _open_h5(weights_file, path) as h5:
@@ -64,13 +70,35 @@ def read_h5(path: Path) -> Chain:
         return layers_from_config(config, lambda layer: _h5_layer(group, layer), version)
 
 
-def holds_hdf5(path: Path) -> bool:
-    """Whether HDF5 would open a file: what it reads may also begin further on, behind other content.
+def holds_other_hdf5(path: Path) -> bool:
+    """Whether HDF5 would open a zip, and find something else there than the weights of a `.keras` file.
+
+    What HDF5 reads may begin further on, behind other content. The weights lie in the zip as they are, and
+    can happen to begin at one of the places where it looks.
 
     Raises:
-        ValueError: h5py is missing.
+        ValueError: h5py is missing, or the zip is damaged.
     """
-    return bool(_h5py().is_hdf5(path))
+    if not _h5py().is_hdf5(path):
+        return False
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        entries = [entry for entry in archive.infolist() if entry.filename == WEIGHTS]
+        starts = {_start_of(entry, file) for entry in entries if entry.compress_type == zipfile.ZIP_STORED}
+        size = path.stat().st_size
+        places = itertools.takewhile(lambda place: place < size, (2**n for n in itertools.count(9)))
+        first = next(place for place in places if _bytes_at(file, place, 8) == HDF5_MAGIC)
+    return first not in starts
+
+
+def _start_of(entry: zipfile.ZipInfo, file: IO[bytes]) -> int:
+    """Where an entry's content begins: behind its header, name and extra field, whose lengths it gives."""
+    lengths = _bytes_at(file, entry.header_offset + 26, 4)
+    return entry.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+
+
+def _bytes_at(file: IO[bytes], place: int, count: int) -> bytes:
+    file.seek(place)
+    return file.read(count)
 
 
 def _h5py() -> Any:

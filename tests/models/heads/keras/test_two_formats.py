@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from dalle_ppo.models.heads.keras import verify as verification
 from dalle_ppo.models.heads.keras.convert import convert
@@ -44,6 +45,24 @@ def test_a_file_that_is_both_is_refused(tmp_path, write, is_zip, suffix):
         with pytest.raises(ValueError, match="both a zip and an HDF5 file"):
             read()
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_weights_may_begin_where_hdf5_looks(tmp_path):
+    """Keras stores them as they are, and now and then they begin at 512, 1 024, 2 048 ... bytes."""
+    path, place = tmp_path / "model.keras", 2**15
+    with zipfile.ZipFile(FIXTURES / "keras3.keras") as given, zipfile.ZipFile(path, "w") as archive:
+        contents = {name: given.read(name) for name in given.namelist()}
+        weights = contents.pop("model.weights.h5")
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        before = archive.start_dir + 30 + len("padding") + 30 + len("model.weights.h5")
+        archive.writestr("padding", b" " * (place - before))
+        archive.writestr("model.weights.h5", weights)
+    assert h5py.is_hdf5(path) and path.read_bytes().find(weights) == place
+    convert(path, tmp_path / "out.safetensors")
+    convert(FIXTURES / "keras3.keras", tmp_path / "expected.safetensors")
+    found, expected = (load_file(tmp_path / f"{name}.safetensors") for name in ("out", "expected"))
+    assert found.keys() == expected.keys() and all(found[k].equal(expected[k]) for k in found)
 
 
 @pytest.mark.parametrize("name, suffix", [("keras3.h5", ".h5"), ("keras3.keras", ".keras")])
