@@ -177,16 +177,16 @@ class Store:
 
     def keep(self, path: Path, data: bytes) -> None:
         """Writes a file of the store, whole or not at all; one that is there stays as it is."""
-        if path.exists():
-            return
-        self._home.ready()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            atomic_write(path, data)
-        except FileNotFoundError:
-            if not path.exists():  # if it does, another process has written it and cleared up
-                raise
-        # What is left of writers that were killed; a living one finds the file written.
+        if not path.exists():
+            self._home.ready()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                atomic_write(path, data)
+            except FileNotFoundError:
+                if not path.exists():  # if it does, another process has written it and cleared up
+                    raise
+        # What is left of writers that were killed, also before one that was killed right here; a living one
+        # finds the file written.
         for left in path.parent.glob(f".{path.stem}.*.new{path.suffix}"):
             left.unlink(missing_ok=True)
 

@@ -240,6 +240,16 @@ def test_what_killed_writers_left_goes_when_the_picture_is_written(tmp_path):
     assert path.read_bytes() == red and not left.exists() and of_others.exists()
 
 
+def test_what_a_writer_left_that_was_killed_before_it_cleared_up_goes_too(tmp_path):
+    """Three kills in a row: two before the picture was renamed, one between that and the clearing up."""
+    store, red = Store(tmp_path), png("red")
+    path = store.image_path(store.add_image(red, "a boat"))
+    left = path.with_name(f".{path.stem}.123.new.png")
+    left.write_bytes(red[:20])
+    Store(tmp_path).add_image(red, "a boat")
+    assert path.read_bytes() == red and not left.exists()
+
+
 def test_a_writer_whose_temporary_file_is_cleared_up_finds_the_picture_written(tmp_path, monkeypatch):
     """Two processes write the same picture, and one clears up while the other is about to rename."""
     store, other, red = Store(tmp_path), Store(tmp_path), png("red")
