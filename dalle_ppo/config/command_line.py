@@ -357,4 +357,6 @@ def _run_in_team(main: Callable[..., int], rank: int, size: int) -> NoReturn:
             sys.stderr.flush()
             os._exit(1)  # the watch of the first process sees it; a normal end could wait for a GPU for ever
     team.watch.leave()
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        let_go(stream)
+    os._exit(code)  # threads of torch's exchanges can abort a normal end, when all has been written

@@ -56,6 +56,16 @@ def main(argv, team):
         team.gather(None)
 _run_in_team(main, *launched(os.environ))
 """
+DONE = """
+import os, threading, time
+from dalle_ppo.base.team import launched
+from dalle_ppo.config.command_line import run_main
+def main(argv, team):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("written")
+    return 3
+run_main(main, together=True)
+"""
 STOPPED = """
 import sys, time
 from pathlib import Path
@@ -99,6 +109,12 @@ def test_an_error_of_one_process_is_said_once_by_the_first():
     ended = end_of(start(3, REFUSED))
     assert [code for code, _, _ in ended] == [2, 2, 2]
     assert ended[0][2].strip() == "error: only this process knows" and ended[1][2] == ended[2][2] == ""
+
+
+def test_when_the_work_is_done_no_thread_of_a_library_keeps_or_changes_the_end():
+    started = time.monotonic()
+    assert end_of(start(2, DONE), 50) == [(3, "written\n", "")] * 2
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.slow
