@@ -22,6 +22,7 @@ from pathlib import Path
 
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.base.checks import at_least_one
+from dalle_ppo.base.one_line import one_line
 from dalle_ppo.preferences.answer import PictureSet
 from dalle_ppo.preferences.store import Answer, Store
 from dalle_ppo.runs.places import holds_run, quoted
@@ -206,9 +207,8 @@ def intact(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise ValueError(
-            f"{path} is damaged ({reason}); remove it to do the round again, or restore it"
+            f"{path} is damaged ({one_line(error)}); remove it to do the round again, or restore it"
         ) from error
 
 

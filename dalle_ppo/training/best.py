@@ -74,7 +74,7 @@ def direction(name: str) -> int:
 def check_metric(name: str | None, config: Config) -> None:
     """Refuses what is not a metric of an iteration with these settings.
 
-    Tags and counts of captions are not known yet: for those, `Best.after` warns.
+    Tags and counts of captions are not known yet: for those, `looked_for` warns.
 
     Raises:
         ValueError: it is not one; offers the nearest.

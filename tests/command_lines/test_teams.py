@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,22 +71,12 @@ def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path, shard):
     folder = tmp_path / "run"
     more = {"num_iterations": 1000, "update__shard": shard}
     command = [*torchrun(2), *tiny_arguments(folder, **FEW | more)]
-    # Into a file: workers that outlived the launcher would keep a pipe open.
-    with (
-        (tmp_path / "err").open("w") as err,
-        subprocess.Popen(command, stderr=err, env=ENVIRONMENT) as launcher,
-    ):
-        try:
-            end = time.monotonic() + 240
-            while not (folder / "checkpoints" / "step_000002").exists():
-                assert launcher.poll() is None and time.monotonic() < end
-                time.sleep(0.1)
-            began = time.monotonic()
-            os.kill(worker_of(launcher.pid, rank=1), signal.SIGKILL)
-            assert launcher.wait(60) != 0
-            assert time.monotonic() - began < 30
-        finally:
-            launcher.terminate()
+    begun = (folder / "checkpoints" / "step_000002").exists
+    with launched(command, tmp_path / "err", begun) as launcher:
+        began = time.monotonic()
+        os.kill(worker_of(launcher.pid, rank=1), signal.SIGKILL)
+        assert launcher.wait(60) != 0
+        assert time.monotonic() - began < 30
     lines = errors((tmp_path / "err").read_text())
     assert len(lines) == 1 and "process 1 of 2 has ended" in lines[0] and "--resume" in lines[0]
     assert f'File "{ROOT}' not in (tmp_path / "err").read_text(), "a traceback that is not the launcher's"
@@ -98,19 +90,11 @@ def test_a_signal_to_one_process_saves_the_run_which_then_resumes(tmp_path):
     folder = tmp_path / "a run"
     more = {"num_iterations": 1000, "checkpoint_every": 1000}
     command = [*torchrun(2), *tiny_arguments(folder, **FEW | more)]
-    with (
-        (tmp_path / "err").open("w") as err,
-        subprocess.Popen(command, stderr=err, env=ENVIRONMENT) as launcher,
-    ):
-        try:
-            end = time.monotonic() + 240
-            while len(read_metrics(folder / "metrics.jsonl")) < 2:
-                assert launcher.poll() is None and time.monotonic() < end
-                time.sleep(0.1)
-            os.kill(worker_of(launcher.pid, rank=1), signal.SIGTERM)
-            assert launcher.wait(40) != 0
-        finally:
-            launcher.terminate()
+    with launched(
+        command, tmp_path / "err", lambda: len(read_metrics(folder / "metrics.jsonl")) >= 2
+    ) as launcher:
+        os.kill(worker_of(launcher.pid, rank=1), signal.SIGTERM)
+        assert launcher.wait(40) != 0
     printed = (tmp_path / "err").read_text()
     newest = latest_checkpoint(folder)
     assert newest is not None and f'File "{ROOT}' not in printed and not errors(printed)
@@ -122,6 +106,23 @@ def test_a_signal_to_one_process_saves_the_run_which_then_resumes(tmp_path):
     more = ("--run_dir", folder, "--resume", "--num_iterations", done + 1)
     assert run((sys.executable, *TRAIN), *more).returncode == 0
     assert len(read_metrics(folder / "metrics.jsonl")) == done + 1
+
+
+@contextmanager
+def launched(command: list[str], err: Path, begun: Callable[[], bool]) -> Iterator[subprocess.Popen]:
+    """A launcher whose run has begun; what it and its workers say on stderr goes into a file.
+
+    Workers that outlived the launcher would keep a pipe open.
+    """
+    with err.open("w") as file, subprocess.Popen(command, stderr=file, env=ENVIRONMENT) as launcher:
+        try:
+            end = time.monotonic() + 240
+            while not begun():
+                assert launcher.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+            yield launcher
+        finally:
+            launcher.terminate()
 
 
 def worker_of(launcher: int, rank: int) -> int:

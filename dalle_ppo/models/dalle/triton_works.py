@@ -4,6 +4,8 @@ import importlib.util
 import warnings
 from functools import cache
 
+from dalle_ppo.base.one_line import one_line
+
 
 @cache
 def triton_works() -> bool:
@@ -19,10 +21,9 @@ def triton_works() -> bool:
 
         driver.active.get_current_target()  # compiles a small C file
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         warnings.warn(
-            f"Triton does not work here ({type(error).__name__}: {reason}), so images are sampled more "
-            "slowly; it needs a C compiler and Python's headers (python3-dev)",
+            f"Triton does not work here ({one_line(error)}), so images are sampled more slowly; it needs a C "
+            "compiler and Python's headers (python3-dev)",
             stacklevel=2,
         )
         return False
