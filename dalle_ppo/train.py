@@ -362,7 +362,8 @@ def finish(trainer, captions: list, measures) -> None:
     family = dataclasses.replace(trainer.family, stores_kept=False)
     if config.model.frozen_dtype == "float32":
         family = dataclasses.replace(family, dtype=torch.float32)
-    subject = Subject(*map(trainer.family.sampler_weights, sides), family, origin, team=trainer.team)
+    shared = {"team": trainer.team, "between": trainer.signals.check_together}
+    subject = Subject(*map(trainer.family.sampler_weights, sides), family, origin, **shared)
     result = evaluate(config, run_dir, subject, measures, captions)
     if not trainer.team.is_first:
         return

@@ -58,7 +58,8 @@ def check_room(trainer: Trainer, replaced: bool = False) -> Room:
     there = 0 if replaced else len(checkpoint_folders(parent))
     freed = sum(file.stat().st_size for file in parent.rglob("*") if file.is_file()) if replaced else 0
     # One more than are kept: the oldest is removed once the newest is complete.
-    more = max(1, config.keep_checkpoints + 1 - there)
+    kept = config.keep_checkpoints + (config.keep_best is not None)
+    more = max(1, kept + 1 - there)
     way_out = "free some, or name another run_dir" if there == 0 else GO_ON
     check_space(folder, needed, freed, way_out)
     warn_of_little_space(folder, needed, more, freed)

@@ -79,6 +79,7 @@ class Setup:
         folder: where finished batches are kept, for an evaluation that is interrupted or done again.
         identity: everything besides its weights that determines the numbers of a side; JSON-able.
         team: the processes that share the batches; the first one keeps them.
+        between: called by all processes before each batch; it may end the evaluation.
         halving: remembers how many images fit, where memory runs out.
     """
 
@@ -90,6 +91,7 @@ class Setup:
     folder: Path
     identity: Mapping[str, object]
     team: Team = ALONE
+    between: Callable[[], None] = lambda: None
     halving: Halving = field(default_factory=Halving)
 
     @property
@@ -187,6 +189,7 @@ def in_batches(
     with tqdm(total=len(captions) * samples, **form, disable=not setup.team.is_first) as bar:
         bar.update(sum(len(chunk) for chunk, known in zip(chunks, batches, strict=True) if known) * samples)
         for start in range(0, len(missing), setup.team.size):
+            setup.between()
             at_once = missing[start : start + setup.team.size]
             for number, columns in zip(at_once, draw_at_once(at_once, chunks, draw, setup.team), strict=True):
                 if setup.team.is_first:

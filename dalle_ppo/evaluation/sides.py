@@ -47,6 +47,7 @@ class Subject:
         origin: where the policy comes from, as returned by `provenance.checkpoint_facts`.
         earlier: loaders of the policies of earlier checkpoints, by iteration.
         team: the processes that share the drawing; the first one writes.
+        between: called by all processes before each batch; it may end the evaluation.
     """
 
     policy: nn.Module
@@ -55,6 +56,7 @@ class Subject:
     origin: Mapping[str, object]
     earlier: Mapping[int, Callable[[], nn.Module]] = field(default_factory=dict)
     team: Team = ALONE
+    between: Callable[[], None] = lambda: None
 
 
 def evaluate(
@@ -95,7 +97,7 @@ def evaluate(
     identity = batch_identity(config, facts, subject.family, measures.sha256)
     shared = (subject.reference, subject.family, measures, captions)
     batches = folder / (FILE_BATCHES if captions_file else BATCHES)
-    setup = Setup(config, *shared, folder=batches, identity=identity, team=team)
+    setup = Setup(config, *shared, batches, identity, team, subject.between)
     sides, curve = draw_sides(subject, baselines, setup)
     of_suite, own = None, set()
     if measures.suite is not None:

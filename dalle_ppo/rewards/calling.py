@@ -36,7 +36,7 @@ def import_function(name: str) -> Callable:
     except Exception as error:  # whatever the user's own code raises on import
         raise ValueError(
             f"reward.terms: module {module_name} of {name!r} raised {type(error).__name__} while it was "
-            f"imported: {one_line(error)}"
+            f"imported: {text_of(error)}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -51,7 +51,7 @@ def _made_by(factory: Callable, name: str) -> Callable:
     try:
         made = factory()
     except Exception as error:
-        raise ValueError(f"reward.terms: {name} raised {type(error).__name__}: {one_line(error)}") from error
+        raise ValueError(f"reward.terms: {name} raised {type(error).__name__}: {text_of(error)}") from error
     if not callable(made):
         raise ValueError(
             f"reward.terms: {name} takes no images and returned {type(made).__name__}; it must take "
@@ -112,7 +112,7 @@ def call(function: Callable, arguments: tuple[Any, ...], label: str) -> RewardRe
             raise  # the caller may try with fewer images
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
-            f"reward {label} raised {type(error).__name__}: {one_line(error)} "
+            f"reward {label} raised {type(error).__name__}: {text_of(error)} "
             f"({place.filename}, line {place.lineno})"
         ) from error
     return read_result(returned, len(images), images.device, label)
@@ -178,5 +178,5 @@ def _as_tensor(values: Any, device: torch.device) -> Tensor | None:
         return torch.tensor(array.astype(np.float32), device=device)
 
 
-def one_line(error: Exception) -> str:
+def text_of(error: Exception) -> str:
     return " ".join(str(error).split())

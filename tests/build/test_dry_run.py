@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from collections import namedtuple
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def test_what_is_there_counts_and_what_is_too_little_for_all_only_warns(tmp_path
         warnings.simplefilter("error")
         assert check_room(trainer).more == 2
     assert check_room(trainer, replaced=True).more == 3, "the old ones go first"
+    trainer.config = replace(trainer.config, keep_best="reward_mean")
+    assert check_room(trainer, replaced=True).more == 4, "the best one is kept beside the newest"
     trainer.progress.iteration = trainer.config.num_iterations
     with_free(monkeypatch, 0)
     assert check_room(trainer).line() == "disk: no checkpoint is left to write"

@@ -138,6 +138,26 @@ def worker_of(launcher: int, rank: int) -> int:
     raise AssertionError(f"no worker with rank {rank}")
 
 
+def test_a_signal_in_the_evaluation_of_two_processes_keeps_what_was_drawn(tmp_path):
+    """Long before the grace period is over."""
+    folder = tmp_path / "run"
+    more = {"num_iterations": 1, "evaluation__at_end": "true", "evaluation__num_captions": 2000}
+    more |= {"evaluation__batch_size": 8}
+    command = [*torchrun(2), *tiny_arguments(folder, **FEW | more)]
+
+    def begun() -> bool:
+        return any(folder.glob("evaluation/batches/reference_*/000001.npz"))
+
+    with launched(command, tmp_path / "err", begun) as launcher:
+        os.kill(worker_of(launcher.pid, rank=1), signal.SIGTERM)
+        began = time.monotonic()
+        assert launcher.wait(40) != 0
+        assert time.monotonic() - began < 20
+    printed = (tmp_path / "err").read_text()
+    assert "stopped by SIGTERM; the newest checkpoint is" in printed and "ended at once" not in printed
+    assert not (folder / "evaluation.json").exists()
+
+
 def test_two_launchers_meet_and_one_of_them_has_the_run(tmp_path):
     """Two machines without a common file system: the folder is on the first process's."""
     meeting = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=here")

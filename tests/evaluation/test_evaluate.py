@@ -307,6 +307,22 @@ def test_killed_and_started_again_gives_the_same_result(plain, tmp_path, monkeyp
     assert files_of(tmp_path / "killed") == files_of(plain[0])
 
 
+def test_what_is_called_between_batches_may_end_it_and_the_batches_stay(plain, tmp_path, monkeypatch):
+    asked = []
+
+    def between():
+        asked.append(None)
+        if len(asked) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, between=between)
+    calls = kill_at(monkeypatch, 99)
+    run(tmp_path)
+    assert len(calls) == 6 - 2
+    assert files_of(tmp_path) == files_of(plain[0])
+
+
 def test_a_kill_in_a_baseline_and_a_damaged_batch_cost_only_themselves(spent, tmp_path, monkeypatch):
     baselines = parse_baselines("best_of_4,reject_3")  # in another order, which changes no side
     with monkeypatch.context() as patch, pytest.raises(Killed):
