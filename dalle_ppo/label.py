@@ -45,7 +45,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m dalle_ppo.label",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, whose newest policy draws")
@@ -62,7 +61,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     pictures.add_argument("--reward_model", metavar="FILE", help="for --choose disagreement")
     pictures.add_argument("--seed", type=int, help="of captions, noise and order; default: 0")
-    pictures.add_argument("--device", help="default: auto")
+    pictures.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: auto")
     pictures.add_argument("--memory_gb", type=float, help="for caches and activations; default: 4")
     add_page_arguments(parser.add_argument_group("the page"))
     add_model_arguments(parser.add_argument_group("a model that ranks"))
@@ -97,7 +96,11 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     )
     add_budget_arguments(group)
     group.add_argument("--timeout", type=float, help="seconds for a reply; default: 60")
-    group.add_argument("--retries", type=int, help="after which the command gives up; default: 5")
+    group.add_argument(
+        "--retries",
+        type=int,
+        help="times that a failed request is repeated; then the command gives up; default: 5",
+    )
 
 
 def main(argv: list[str] | None) -> int:

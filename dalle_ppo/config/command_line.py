@@ -24,6 +24,7 @@ from dalle_ppo.base.stopping import Stopped
 from dalle_ppo.base.team import launched
 from dalle_ppo.config.kinds import kind
 from dalle_ppo.config.objective import Objective, find_objective, objective_names
+from dalle_ppo.config.options_help import OptionsHelp
 from dalle_ppo.config.renamed import explain_old
 from dalle_ppo.config.safe_yaml import parse_yaml, read_yaml, refuse_reaching_out
 from dalle_ppo.config.sections import (
@@ -261,7 +262,13 @@ def _check_saved_format(path: str | Path) -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse that raises a user's mistake as a ValueError, which `run_main` prints, and shows no usage."""
+    """argparse that raises a user's mistake as a ValueError, which `run_main` prints, and shows no usage.
+
+    `--help` tells the defaults.
+    """
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**{"formatter_class": OptionsHelp, **options})
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; --help lists the options")
