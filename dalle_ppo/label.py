@@ -107,7 +107,8 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--retries",
         type=int,
-        help=f"times that a failed request is repeated; then the command gives up; default: {MODEL['retries']}",
+        help="times that a failed request is repeated; then the command gives up; "
+        f"default: {MODEL['retries']}",
     )
 
 
