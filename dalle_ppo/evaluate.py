@@ -20,7 +20,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--captions",
         help="captions to evaluate on instead of the run's held-out ones: anything that captions.source "
-        "takes; replaces evaluation.json, report.html and the results in evaluation/",
+        "takes, except builtin; replaces evaluation.json, report.html and the results in evaluation/",
     )
     for name in READING:
         parser.add_argument(
