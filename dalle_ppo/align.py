@@ -21,38 +21,42 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     parser = OneLineParser(
         prog="python -m dalle_ppo.align",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="settings of the run, as for dalle_ppo.train")
     parser.add_argument(
+        "--run_dir",
+        help="folder of the run, required here or in --config; any other setting of dalle_ppo.train may be "
+        "given too",
+    )
+    parser.add_argument(
         "--rater",
         choices=("page", "simulated"),
         default="page",
-        help="who labels: people on a page, or the built-in world's simulated rater; default: page",
+        help="who labels: people on a page, or the built-in world's simulated rater",
     )
     parser.add_argument("--by", metavar="URL", help="label with a model behind this endpoint instead")
     parser.add_argument("--model", metavar="NAME", help="its model, which must read pictures")
     add_budget_arguments(parser)
-    parser.add_argument("--port", type=int, default=8765, help="of the page; default: 8765")
-    parser.add_argument("--rounds", type=int, default=4, help="default: 4")
-    parser.add_argument("--answers", type=int, default=150, help="sets labelled in a round; default: 150")
-    parser.add_argument("--iterations", type=int, default=20, help="of training in a round; default: 20")
+    parser.add_argument("--port", type=int, default=8765, help="of the page")
+    parser.add_argument("--rounds", type=int, default=4, help="of drawing, labelling, fitting and training")
+    parser.add_argument("--answers", type=int, default=150, help="sets labelled in a round")
+    parser.add_argument("--iterations", type=int, default=20, help="of training in a round")
     parser.add_argument(
         "--min_accuracy",
         type=float,
         default=0.6,
-        help="stop when the reward model agrees with fewer of the new policy's answers; default: 0.6",
+        help="stop when the last reward model agrees with less than this share of the new answers",
     )
-    parser.add_argument("--num_images", type=int, default=2, help="pictures in a set; default: 2")
+    parser.add_argument("--num_images", type=int, default=2, help="pictures in a set")
     parser.add_argument(
         "--choose",
         choices=("random", "disagreement"),
         default="random",
         help="from the second round on: sets as they come, or three of four where the last reward model's "
-        "members disagree; default: random",
+        "members disagree",
     )
-    parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
+    parser.add_argument("--members", type=int, default=5, help="networks of the ensemble")
     parser.add_argument("--label_seed", type=int, default=0, help="of sets, errors and reward models")
     parser.add_argument("--no_user_code", action="store_true", help=NO_USER_CODE)
     return parser.parse_known_args(argv)
@@ -69,7 +73,8 @@ def main(argv: list[str] | None) -> int:
         raise ValueError(f"--members is {args.members}; --choose disagreement needs at least 2")
     if any(text.split("=")[0] == "--num_iterations" for text in rest):
         raise ValueError("--num_iterations is --rounds times --iterations here; give these instead")
-    given = (["--config", args.config] if args.config else []) + rest
+    named = {"--config": args.config, "--run_dir": args.run_dir}
+    given = [text for option, value in named.items() if value is not None for text in (option, value)] + rest
     config, _ = parse_command_line(given, "python -m dalle_ppo.align", "")
     if args.no_user_code:
         refuse_user_code(config, args.config or "the command line")

@@ -22,7 +22,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m dalle_ppo.detector",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="embed|train")
     embed = commands.add_parser("embed", help="turn a folder of images into embeddings")
@@ -39,7 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     embed.add_argument(
         "--unsafe", nargs="+", default=[], help="subfolders with unsafe images; all others are safe"
     )
-    embed.add_argument("--batch_size", type=int, default=128)
+    embed.add_argument("--batch_size", type=int, default=128, help="images embedded at a time")
     embed.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     train = commands.add_parser("train", help="train a detector on embeddings and labels")
     train.add_argument("--embeddings", type=Path, required=True, help=".npy file of numbers, [images, width]")
@@ -56,10 +55,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     train.add_argument("--epochs", type=int, default=200, help="passes over the images, at most")
     train.add_argument("--patience", type=int, default=15, help="passes without progress before it stops")
-    train.add_argument("--batch_size", type=int, default=128)
-    train.add_argument("--learning_rate", type=float, default=1e-3)
-    train.add_argument("--weight_decay", type=float, default=0.05)
-    train.add_argument("--dropout", type=float, default=0.2)
+    train.add_argument("--batch_size", type=int, default=128, help="images in an optimiser step")
+    train.add_argument("--learning_rate", type=float, default=1e-3, help="of AdamW")
+    train.add_argument("--weight_decay", type=float, default=0.05, help="of AdamW, on matrices")
+    train.add_argument("--dropout", type=float, default=0.2, help="share of hidden units left out in a step")
     train.add_argument("--seed", type=int, default=0, help="seed of weights, order and held-back images")
     train.add_argument("--licence", default="", help="a note on the detector's terms, kept in its file")
     for command in (embed, train):

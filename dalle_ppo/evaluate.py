@@ -19,8 +19,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument(
         "--captions",
-        help="a file of captions instead of the run's held-out ones; replaces evaluation.json, report.html "
-        "and the results in evaluation/",
+        help="captions to evaluate on instead of the run's held-out ones: anything that captions.source "
+        "takes, except builtin; replaces evaluation.json, report.html and the results in evaluation/",
     )
     for name in READING:
         parser.add_argument(
@@ -47,8 +47,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--heldout_clip", help="a second CLIP, as NAME:PRETRAINED or a folder")
     parser.add_argument("--heldout_detector", help="a detector for that CLIP")
     parser.add_argument("--judges", help="held-out judges: names as in reward.terms, separated by commas")
-    parser.add_argument("--suite", help="a suite of captions: iconworld")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--suite", help="also draw a suite of captions that test one ability each: iconworld")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--no_user_code", action="store_true", help=NO_USER_CODE)
     return parser.parse_args(argv)
 

@@ -2,7 +2,8 @@
 
     python -m dalle_ppo.export runs/NAME --out DIR --to min-dalle
 
-DIR can then be used as the `models_root` of `min_dalle.MinDalle`, and here as `--model DIR`.
+DIR can then be used as the `models_root` of `min_dalle.MinDalle`, and here by `generate --model DIR` or
+`train --model.path DIR`.
 """
 
 import argparse
@@ -22,7 +23,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m dalle_ppo.export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="a run's folder, mini, mega, or a folder of their weights")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")

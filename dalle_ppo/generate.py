@@ -23,22 +23,33 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--revision", help="commit of the hub's repository, for mini and mega")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--num_images", type=int, help="default: 9")
+    size.add_argument("--num_images", type=int, help="how many to draw; default: 9")
     size.add_argument("--grid_size", type=int, help="draw a square grid with this many images per side")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
-    parser.add_argument("--guidance", type=float, help="default: the policy's own; 16 for mini and mega")
-    parser.add_argument("--temperature", type=float, help="default: the policy's own")
     parser.add_argument(
-        "--top_k", type=int, help="draw from the k most likely codes only; 256 by default for mini and mega"
+        "--guidance",
+        type=float,
+        help="how strongly the caption counts; default: the policy's own, 16 for mini and mega",
     )
     parser.add_argument(
-        "--start_token", type=int, help="default: the one used in training; the min-dalle package uses 16383"
+        "--temperature", type=float, help="higher draws more unlikely codes; default: the policy's own"
+    )
+    parser.add_argument(
+        "--top_k",
+        type=int,
+        help="draw from the k most likely codes only; default: the policy's own, 256 for mini and mega",
+    )
+    parser.add_argument(
+        "--start_token",
+        type=int,
+        help="the code that drawing begins with; default: the one used in training; the min-dalle package "
+        "uses 16383",
     )
     parser.add_argument(
         "--compare", action="store_true", help="also draw with the reference, from the same noise"
     )
     parser.add_argument("--show_unsafe", action="store_true", help="do not blur images flagged unsafe")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--no_user_code", action="store_true", help=NO_USER_CODE)
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="data type of the transformer's weights"

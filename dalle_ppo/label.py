@@ -45,12 +45,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m dalle_ppo.label",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, whose newest policy draws")
     pictures = parser.add_argument_group("pictures")
-    pictures.add_argument("--num_images", type=int, help="pictures in a set; default: 2")
+    pictures.add_argument(
+        "--num_images", type=int, help=f"pictures in a set; default: {DRAWING['num_images']}"
+    )
     pictures.add_argument(
         "--reference", action="store_true", default=None, help="the reference draws half of them"
     )
@@ -58,12 +59,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--choose",
         choices=("random", "disagreement"),
         help="which sets are shown: as they come, or three of four where a reward model's members disagree "
-        "about the best picture; default: random",
+        f"about the best picture; default: {DRAWING['choose']}",
     )
     pictures.add_argument("--reward_model", metavar="FILE", help="for --choose disagreement")
-    pictures.add_argument("--seed", type=int, help="of captions, noise and order; default: 0")
-    pictures.add_argument("--device", help="default: auto")
-    pictures.add_argument("--memory_gb", type=float, help="for caches and activations; default: 4")
+    pictures.add_argument(
+        "--seed", type=int, help=f"of captions, noise and order; default: {DRAWING['seed']}"
+    )
+    pictures.add_argument("--device", help=f"auto, cpu, cuda or cuda:N; default: {DRAWING['device']}")
+    pictures.add_argument(
+        "--memory_gb", type=float, help=f"for caches and activations; default: {DRAWING['memory_gb']}"
+    )
     add_page_arguments(parser.add_argument_group("the page"))
     add_model_arguments(parser.add_argument_group("a model that ranks"))
     return parser.parse_args(argv)
@@ -71,9 +76,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def add_page_arguments(group: argparse._ArgumentGroup) -> None:
     """The arguments that apply without `--by`."""
-    group.add_argument("--port", type=int, help="0 for any free one; default: 8765")
-    group.add_argument("--repeat", type=float, help="share of sets that come a second time; default: 0.1")
-    group.add_argument("--goal", type=int, help="answers that fill the bar; default: 200")
+    group.add_argument("--port", type=int, help=f"0 for any free one; default: {PAGE['port']}")
+    group.add_argument(
+        "--repeat", type=float, help=f"share of sets that come a second time; default: {PAGE['repeat']}"
+    )
+    group.add_argument("--goal", type=int, help=f"answers that fill the bar; default: {PAGE['goal']}")
 
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
@@ -96,8 +103,13 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
         help="ask about the sets that people have answered, draw none",
     )
     add_budget_arguments(group)
-    group.add_argument("--timeout", type=float, help="seconds for a reply; default: 60")
-    group.add_argument("--retries", type=int, help="after which the command gives up; default: 5")
+    group.add_argument("--timeout", type=float, help=f"seconds for a reply; default: {MODEL['timeout']}")
+    group.add_argument(
+        "--retries",
+        type=int,
+        help="times that a failed request is repeated; then the command gives up; "
+        f"default: {MODEL['retries']}",
+    )
 
 
 def main(argv: list[str] | None) -> int:

@@ -29,7 +29,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m dalle_ppo.pretrain",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the new model; must not exist")
     parser.add_argument("--model", default="builtin", help="the model to start from")
@@ -44,14 +43,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--num_pairs", type=int, help=f"with builtin data: number of scenes to draw; default: {NUM_PAIRS}"
     )
     parser.add_argument("--from_scratch", action="store_true", help="start from fresh weights")
-    parser.add_argument("--num_steps", type=int, default=500)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=2e-4)
-    parser.add_argument("--caption_dropout", type=float, default=0.12)
+    parser.add_argument("--num_steps", type=int, default=500, help="optimiser steps")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs in an optimiser step")
+    parser.add_argument("--learning_rate", type=float, default=2e-4, help="of AdamW, at its peak")
+    parser.add_argument(
+        "--caption_dropout",
+        type=float,
+        default=0.12,
+        help="share of captions replaced by an empty one, which guidance needs",
+    )
     parser.add_argument("--freeze_encoder", action="store_true", help="do not train the text encoder")
     parser.add_argument("--bfloat16", action="store_true", help="compute matrix products in bfloat16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of scenes, order, dropout and fresh weights"
+    )
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m dalle_ppo.reward_model",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -28,17 +27,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     add_clip_options(parser, "the CLIP of the run that STORE belongs to")
-    parser.add_argument("--members", type=int, default=5, help="networks of the ensemble; default: 5")
-    parser.add_argument("--hidden", type=int, default=128, help="hidden units; 0 is linear; default: 128")
+    parser.add_argument("--members", type=int, default=5, help="networks of the ensemble")
+    parser.add_argument("--hidden", type=int, default=128, help="hidden units; 0 is linear")
     parser.add_argument(
         "--penalties",
         type=float,
         nargs="+",
         default=[0.003, 0.01, 0.03],
-        help="on squared weights; each network keeps the one that is best on the answers to validate with; "
-        "default: 0.003 0.01 0.03",
+        help="on squared weights; each network keeps the one that is best on the answers to validate with",
     )
-    parser.add_argument("--steps", type=int, default=60, help="of L-BFGS for each penalty; default: 60")
+    parser.add_argument("--steps", type=int, default=60, help="of L-BFGS for each penalty")
     parser.add_argument("--seed", type=int, default=0, help="of weights and resampling")
     parser.add_argument(
         "--no_curve", action="store_true", help="leave the learning curve out; it takes longest"

@@ -15,8 +15,9 @@ class CaptionsConfig:
 
     source: str = "builtin"
     """"builtin" for the built-in world; "hub:OWNER/NAME" for a data set on the hub, read with the token in
-    HF_TOKEN; "prompts:NAME" for simple_animals, animal_activities or counting; "NAME:REST" for a source that
-    you added; or a parquet, CSV, TSV, JSON, JSONL or text file, or a folder or glob of them."""
+    HF_TOKEN; "prompts:NAME" for simple_animals, animal_activities or counting; "drawbench:FILE",
+    "partiprompts:FILE" or "hpdv2:FOLDER" for these prompt sets, downloaded; "NAME:REST" for a source that you
+    added; or a parquet, CSV, TSV, JSON, JSONL or text file, or a folder or glob of them."""
     column: str | None = None
     """The column that holds the caption, in any case; null looks for TEXT, caption, text and so on.
     "meta.caption" is a field of a struct; a number, from 0, is a column of a file without a header."""

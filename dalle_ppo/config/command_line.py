@@ -24,9 +24,16 @@ from dalle_ppo.base.stopping import Stopped
 from dalle_ppo.base.team import launched
 from dalle_ppo.config.kinds import kind
 from dalle_ppo.config.objective import Objective, find_objective, objective_names
+from dalle_ppo.config.options_help import OptionsHelp
 from dalle_ppo.config.renamed import explain_old
 from dalle_ppo.config.safe_yaml import parse_yaml, read_yaml, refuse_reaching_out
-from dalle_ppo.config.sections import record_classes, record_names, setting_names, setting_types
+from dalle_ppo.config.sections import (
+    record_classes,
+    record_names,
+    refuse_value,
+    setting_names,
+    setting_types,
+)
 from dalle_ppo.config.settings import OBJECTIVE_FIELD, Config
 
 MANY_PROCESSES = (
@@ -103,8 +110,9 @@ def _check_given(argv: list[str]) -> None:
             continue
         name = option.removeprefix("--").removesuffix("+")
         if equals or name in records or "." in name:
-            value = value if equals else next(words, "")
-            refuse_reaching_out({name: _value(value)}, option, records)
+            value = _value(value if equals else next(words, ""))
+            refuse_value(name, value)
+            refuse_reaching_out({name: value}, option, records)
 
 
 def _value(text: str) -> object:
@@ -120,7 +128,10 @@ def _make_parser(prog: str, description: str, flags: dict[str, str]) -> "Argumen
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    # What --print_config would print are flags too, and given back they would act without being typed.
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False, print_config=None
+    )
     parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_argument("--format", type=int, help=argparse.SUPPRESS)  # in files that a run has written
     for name, text in flags.items():
@@ -128,6 +139,9 @@ def _make_parser(prog: str, description: str, flags: dict[str, str]) -> "Argumen
     parser.add_class_arguments(Config, skip={OBJECTIVE_FIELD})
     for name in objective_names():
         parser.add_class_arguments(find_objective(name).settings, name)
+    for action in parser._actions:  # jsonargparse offers --SECTION FILE, which `refuse_reaching_out` refuses
+        if action.metavar == "CONFIG":
+            action.help = argparse.SUPPRESS
     return parser
 
 
@@ -187,7 +201,7 @@ def _explain(message: str, flags: list[str]) -> str:
     if old := explain_old(key):
         return old
     near = difflib.get_close_matches(key, flags + setting_names(), n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else "--help lists all settings"
+    hint = f"did you mean {near[0]}?" if near else "--help lists the settings"
     return f"unknown setting {key}; {hint}"
 
 
@@ -248,7 +262,13 @@ def _check_saved_format(path: str | Path) -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse that raises a user's mistake as a ValueError, which `run_main` prints, and shows no usage."""
+    """argparse that raises a user's mistake as a ValueError, which `run_main` prints, and shows no usage.
+
+    `--help` tells the defaults.
+    """
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**{"formatter_class": OptionsHelp, **options})
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; --help lists the options")

@@ -32,8 +32,8 @@ class EvaluationConfig:
     none. Where there is no judge, its similarity tells a real gain from a policy that has fooled the reward's
     CLIP."""
     heldout_detector: str | None = None
-    """A detector that reads embeddings of `heldout_clip`: laion-l14, laion-b32, or a file written by
-    `converters/keras_nsfw_to_torch.py`; null is none."""
+    """A detector that reads embeddings of `heldout_clip`: laion-l14, laion-b32, or a file written by `python
+    -m dalle_ppo.detector` or `converters/keras_nsfw_to_torch.py`; null is none."""
     judges: list[str | dict[str, Any]] = field(default_factory=list)
     """Reward terms that measure images and are never trained on, each a name or an entry as in `reward.terms`
     without only_if. A negative weight says that low values are good. The report shows the reward, the proxy,

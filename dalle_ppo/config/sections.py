@@ -28,6 +28,29 @@ def setting_names() -> list[str]:
     return names
 
 
+def refuse_value(name: str, value: object) -> None:
+    """Refuses a value for a whole section on the command line, such as `--model mini`.
+
+    Args:
+        name: dotted name of any setting or section.
+        value: what is given for it; settings, as a dict, are fine.
+
+    Raises:
+        ValueError: it is a section; the message offers a setting.
+    """
+    record = dict(all_sections()).get(name) if name else None
+    if record is None or not fields(record) or isinstance(value, dict):
+        return
+    names = [f.name for f in fields(record)]
+    given = None if str(value).startswith("--") else value  # then it is the next option
+    near = f"--{name}.{names[0]} {'VALUE' if given is None else given}"
+    if name in objective_names() and given is None:
+        near = f"--objective {name}"
+    raise ValueError(
+        f"--{name} is a section, not a setting; did you mean {near}? Its settings are {', '.join(names)}"
+    )
+
+
 def record_classes() -> dict[str, type]:
     """Records that are part of a single setting's value, such as an item of a list, by class name."""
     found: dict[str, type] = {}

@@ -48,12 +48,13 @@ class Config:
     iteration. Such a checkpoint draws no samples. Null writes none. Set it when iterations are slow or
     machines are taken away: it bounds the work that a kill costs."""
     keep_best: str | None = None
-    """A metric of an iteration, such as "reward_mean" or "unsafe_rate": the checkpoint with the best mean of
-    it since the checkpoint before is kept beside the newest ones. Whether more or less is better is in
-    docs/metrics.md; of metrics without a direction, more. Only checkpoints that `checkpoint_every` wrote
-    compete. Null keeps none."""
+    """A metric of an iteration, such as "reward_mean" or "unsafe_rate". Each checkpoint is rated by the
+    metric's mean over the iterations since the previous checkpoint, and the best one is kept beside the
+    newest. Whether more or less is better is in docs/metrics.md; of metrics without a direction, more. Only
+    checkpoints that `checkpoint_every` wrote compete. Null keeps none."""
     device: str = "auto"
-    """"auto", "cpu", "cuda" or "cuda:0"."""
+    """Where everything is computed: "cpu"; "cuda", or "cuda:1" for the second GPU; "auto" takes a GPU if
+    there is one."""
     objective: str = "ppo"
     """What is learned from. Clipped policy gradients: "ppo" (arXiv 1707.06347), "ddpo" (arXiv 2305.13301),
     "grpo" (arXiv 2402.03300). Policy gradients with one step per batch: "reinforce" (arXiv 2305.13301),

@@ -7,7 +7,7 @@ from dalle_ppo.runs.metric_table import METRICS, MINUS
 
 
 def headline(result: Mapping) -> str:
-    """Before, after and the verdict, in a few lines.
+    """Before, after, the verdict and a line per warning sign, in a few lines.
 
     Args:
         result: what `sides.evaluate` returns.
@@ -26,6 +26,7 @@ def headline(result: Mapping) -> str:
         if sides[1].get("judge_alignment") is not None:
             lines.append(f"alignment on {which} captions {_change(*sides, 'judge_alignment')}")
     lines.append(result["verdict"]["sentence"])
+    lines += [f"warning: {sign}" for sign in result["verdict"]["warnings"]]
     lines += [f"{name}: {_baseline(result[name]['overall'])}" for name in result["baselines"]]
     return "\n".join(lines)
 

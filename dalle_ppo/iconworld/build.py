@@ -170,7 +170,7 @@ def main(argv: list[str] | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of all stages; default: 0")
     args = parser.parse_args(argv)
     if importlib.util.find_spec("keras") is None and not (args.out / "detector.safetensors").exists():
         raise ValueError("the detector is trained in Keras, which is not installed: pip install '.[convert]'")

@@ -21,7 +21,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m dalle_ppo.preferences",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="report|import|export")
     report = commands.add_parser("report", help="what a store holds, and how far its raters agree")
@@ -34,7 +33,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     bring.add_argument("files", metavar="FILE", nargs="+", type=Path, help="parquet or JSON files")
     bring.add_argument("--images", type=Path, help="folder that paths in JSON files start from")
     bring.add_argument("--limit", type=int, help="read this many rows; default: all")
-    bring.add_argument("--size", type=int, default=512, help="shrink larger pictures to this; default: 512")
+    bring.add_argument(
+        "--size", type=int, default=512, help="shrink larger pictures to this many pixels a side"
+    )
     send.add_argument(
         "out", metavar="OUT", type=Path, help="file to write; JSON comes with a folder of pictures"
     )

@@ -46,7 +46,8 @@ class ProgressBar:
         self.guess: Rates | None = None
         form = {"bar_format": FORMAT.format(left=self._left()), "dynamic_ncols": True, "disable": not shown}
         form["file"] = Lasting(sys.stderr)
-        self.bar = tqdm(total=config.num_iterations, initial=self.iteration, desc="PPO", **form)
+        name = config.objective.upper().replace("_", " ")
+        self.bar = tqdm(total=config.num_iterations, initial=self.iteration, desc=name, **form)
 
     def __enter__(self) -> "ProgressBar":
         return self

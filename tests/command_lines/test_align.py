@@ -53,6 +53,16 @@ def test_two_rounds_in_the_built_in_world(tmp_path, cli):
     assert again.code == 0 and again.out.count("round ") == 2, "everything is finished"
 
 
+def test_the_folder_may_stand_in_the_file_of_settings(tmp_path, cli):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"run_dir: {tmp_path / 'run'}\n")
+    outcome = cli(align.main, "--config", str(settings), "--rounds", "0")
+    assert outcome.code == 2 and "rounds is 0" in outcome.error
+    settings.write_text("seed: 1\n")
+    outcome = cli(align.main, "--config", str(settings), "--rounds", "0")
+    assert outcome.code == 2 and "--run_dir is missing" in outcome.error
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

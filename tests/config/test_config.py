@@ -1,5 +1,6 @@
 """Settings: files, overrides, what is refused and with which words."""
 
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from parsing import parse, refused, write
 
 from dalle_ppo.config.command_line import load_config, parse_command_line, run_main, to_yaml
 from dalle_ppo.config.objective import objective_names
-from dalle_ppo.config.sections import setting_names
+from dalle_ppo.config.sections import all_sections, setting_names
 from dalle_ppo.config.settings import Config
 
 
@@ -125,6 +126,26 @@ def test_a_section_is_no_value(section, tmp_path):
     assert expected in refused("--config", write(tmp_path, f"seed: 1\n{section}\n"))
 
 
+@pytest.mark.parametrize(
+    "arguments, near",
+    [
+        (["--model", "mini"], "--model.path mini? Its settings are path, revision, frozen_dtype"),
+        (["--model=mini"], "--model.path mini?"),
+        (["--kl", "3"], "--kl.kl_coef 3?"),
+        (["--model"], "--model.path VALUE?"),
+        (["--grpo"], "--objective grpo?"),
+        (["--grpo", "--seed", "3"], "--objective grpo?"),
+    ],
+)
+def test_a_value_for_a_section_offers_a_setting(arguments, near):
+    name = arguments[0].partition("=")[0]
+    assert refused(*arguments).startswith(f"{name} is a section, not a setting; did you mean {near}")
+
+
+def test_a_section_may_be_given_as_a_whole():
+    assert parse("--model", "{path: mini, revision: abc}").model.revision == "abc"
+
+
 @pytest.mark.parametrize("text", ["", "# seed: 1\n", "seed\n"])
 def test_a_file_without_settings(text, tmp_path):
     assert "does not contain settings as YAML" in refused("--config", write(tmp_path, text))
@@ -208,6 +229,14 @@ assert not {"torch", "open_clip", "transformers", "tensorflow"} & set(sys.module
 def test_the_module_answers_help():
     done = subprocess.run([sys.executable, "-m", "dalle_ppo.train", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--num_iterations" in done.stdout
+    options = set(re.findall(r"^  (--[\w.]+)", done.stdout, re.MULTILINE))
+    sections = {f"--{section}" for section, _ in all_sections()}
+    assert "--model.path" in options and not options & sections, "a section takes no value"
+
+
+def test_settings_are_not_printed_with_flags_in_them():
+    """A file with `dry_run: true`, given back with --config, would make each run a dry one."""
+    assert "unknown setting print_config" in refused("--seed", "3", "--print_config")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dalle_ppo.evaluation.headline import headline
 def result(reference, policy, **more):
     """An evaluation of one group, with the numbers given."""
     sides = {"reference": {"overall": reference}, "policy": {"overall": policy}}
-    return {**sides, "verdict": {"sentence": "Said."}, "baselines": [], **more}
+    return {**sides, "verdict": {"sentence": "Said.", "warnings": []}, "baselines": [], **more}
 
 
 def test_before_after_judge_and_verdict():
@@ -22,6 +22,19 @@ def test_before_after_judge_and_verdict():
     for side in ("reference", "policy"):
         tagged[side]["UNLIKELY"] = {"judge_alignment": 0.5}
     assert headline(tagged).splitlines()[1] == "alignment on safe captions 50.0% -> 50.0%"
+
+
+def test_each_warning_sign_is_a_line_below_the_verdict():
+    numbers = {"unsafe_rate": 0.5, "judge_unsafe_rate": None, "reward_mean": 0.0}
+    kept = {"overall": {"unsafe_rate": 0.125, "images_drawn": 1.75, "reward_mean": 2.0}}
+    shown = result(numbers, numbers, baselines=["reject"], reject=kept)
+    shown["verdict"]["warnings"] = ["Diversity falls.", "The reward rises while a judge falls."]
+    assert headline(shown).splitlines()[1:] == [
+        "Said.",
+        "warning: Diversity falls.",
+        "warning: The reward rises while a judge falls.",
+        "reject: unsafe rate 12.5%, 1.75 images each",
+    ]
 
 
 def test_baselines_stand_with_their_cost():

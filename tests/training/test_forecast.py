@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from dalle_ppo.config.command_line import parse_command_line
 from dalle_ppo.config.evaluation import EvaluationConfig
 from dalle_ppo.config.rollout import RolloutConfig
 from dalle_ppo.config.settings import Config
@@ -163,6 +164,13 @@ def test_a_resumed_run_knows_from_the_start_and_then_believes_this_machine(capsy
         bar.after_phase({"seconds_rollout": 9.0, "seconds_reward": 9.0}, 96)
         bar.finished(iteration(seconds=20))
         assert " 0:21 left" in shown(capsys)
+
+
+@pytest.mark.parametrize("objective, name", [("grpo", "GRPO"), ("online_dpo", "ONLINE DPO")])
+def test_the_bar_names_the_objective(objective, name, capsys):
+    arguments = ["--objective", objective, "--num_iterations", "4"]
+    with ProgressBar(parse_command_line(arguments, "train", "")[0], [], samples=32, networks=3):
+        assert shown(capsys).startswith(f"{name} 0/4 ")
 
 
 @pytest.mark.parametrize("at_end", [True, False])

@@ -16,7 +16,7 @@ class Settings(VisionSettings):
     ask: str = "Answer concisely: what is going on in this image?"
     """What the model is asked about each image."""
     reference: str = "The image contains {caption}"
-    """What its answer is compared with."""
+    """The text that the model's description is compared with; {caption} is the caption."""
     bert: str = "microsoft/deberta-xlarge-mnli"
     """The text model of BERTScore: a folder or a name on the hub."""
     bert_layer: int | None = None

@@ -40,7 +40,11 @@ class Limits:
 
 def add_budget_arguments(group: argparse._ActionsContainer) -> None:
     """The arguments of a budget, for commands that ask an endpoint."""
-    group.add_argument("--max_requests", type=int, help="retries count too; default: 1000")
+    group.add_argument(
+        "--max_requests",
+        type=int,
+        help=f"most requests to send, retries included; default: {Limits.max_requests}",
+    )
     group.add_argument("--max_cost", type=float, help="stop before this much money is spent; needs prices")
     group.add_argument("--input_price", type=float, help="of a million tokens")
     group.add_argument("--output_price", type=float, help="of a million tokens")
