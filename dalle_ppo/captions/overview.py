@@ -191,10 +191,12 @@ def as_text(overview: Overview) -> str:
     if overview.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(overview.dropped.items()))
         lines.append(f"  dropped by filters, of the first {overview.filtered:,}: {reasons}")
-    whys = Counter(left.why for left in overview.left_out)
-    for why, count in whys.items():
-        first = next(left.file for left in overview.left_out if left.why == why)
-        lines.append(f"  left out: {Path(first).name}{f' and {count - 1} more' if count > 1 else ''}: {why}")
+    by_why: dict[str, list[str]] = {}
+    for left in overview.left_out:
+        by_why.setdefault(left.why, []).append(left.file)
+    for why, files in by_why.items():
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        lines.append(f"  left out: {Path(files[0]).name}{more}: {why}")
     return "\n".join(lines)
 
 
@@ -225,7 +227,7 @@ def _column_lines(overview: Overview) -> list[str]:
     if captions:
         lines.append(f"  captions from column {' and '.join(captions)}")
     tagged = [file for file in overview.files if file.columns and file.columns.tag]
-    untagged = [file for file in overview.files if file not in tagged]
+    untagged = [file for file in overview.files if not (file.columns and file.columns.tag)]
     if not tagged:
         return [*lines, f"  no tag column: every caption is {UNTAGGED}"]
     names = dict.fromkeys(file.columns.tag for file in tagged)

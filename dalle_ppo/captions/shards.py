@@ -61,7 +61,11 @@ class TableShard:
 
     def chunks(self, group: int) -> Iterator[Chunk]:
         for start in range(0, self.num_rows, CHUNK_ROWS):
-            yield Chunk(self._chunk.texts.slice(start, CHUNK_ROWS), self._chunk.tags.slice(start, CHUNK_ROWS))
+            yield self.rows(start, CHUNK_ROWS)
+
+    def rows(self, start: int, count: int) -> Chunk:
+        """At most `count` rows from `start` on."""
+        return Chunk(self._chunk.texts.slice(start, count), self._chunk.tags.slice(start, count))
 
 
 class ParquetShard:
