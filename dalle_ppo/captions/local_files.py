@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from dalle_ppo.captions.columns import NoCaptionColumn
 from dalle_ppo.captions.open_shard import open_shard
 from dalle_ppo.captions.reading import ReadSettings
-from dalle_ppo.captions.shards import Shard, TableShard
+from dalle_ppo.captions.shards import Shard, TableShard, UnreadableShard
 from dalle_ppo.captions.suffixes import KINDS, SUPPORTED, TABLES, kind_of, without_suffixes
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
@@ -173,7 +173,8 @@ def open_files(
         on_bad: called with the error of a file that cannot be read, which is then left out; None raises.
 
     Returns:
-        Shards, and the files that are left out.
+        Shards, and the files that are left out. A file that cannot be read is among both: positions count
+        shards, and a run that it stopped can be resumed without it.
 
     Raises:
         ValueError: there is no file, one cannot be read, or they hold no rows at all.
@@ -197,6 +198,7 @@ def open_files(
                 continue
             if on_bad is None:
                 raise
+            shards.append(UnreadableShard(str(path), str(error)))
             left_out.append(LeftOut(str(path), str(error)))
             on_bad(error)
     if not any(shard.num_rows for shard in shards):

@@ -1,5 +1,6 @@
 """An overview of a source of captions: files, columns, tags, what filters drop, what is left out and why."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -126,16 +127,16 @@ def look_at(contents: Contents, settings: DrawSettings, max_rows: int | None = N
         max_rows: how many captions to look at; None looks at all.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: a file cannot be read, unless the settings skip those.
     """
     shards, max_rows = (contents.shards[:1], 1) if contents.remote else (contents.shards, max_rows)
     files, unseen, seen = [], 0, 0
     examples: list[tuple[str, str]] = []
-    one_pass = Pass(settings)
+    one_pass, bad = Pass(settings), {left.file: left for left in contents.left_out}
     filtered = 0
     for shard in shards:
         tags, rows, complete = Counter(), 0, True
-        for chunk in _chunks(shard):
+        for chunk in _chunks(shard, settings, bad):
             if max_rows is not None and seen >= max_rows:
                 complete = False
                 break
@@ -146,38 +147,49 @@ def look_at(contents: Contents, settings: DrawSettings, max_rows: int | None = N
                 text = one_pass.admitted(text_at(chunk.texts, row))
                 if text is not None and len(examples) < EXAMPLES:
                     examples.append((text, chunk.tags[row].as_py()))
-        unseen += 0 if complete else max(0, shard.num_rows - rows)
-        files.append(FileContents(shard.name, rows, shard.columns, tags, complete))
+        damaged = shard.name in bad
+        unseen += 0 if complete or damaged else max(0, shard.num_rows - rows)
+        if rows or not damaged:
+            complete = complete and not damaged
+            files.append(FileContents(shard.name, rows, shard.columns, tags, complete))
     unopened = len(contents.shards) - len(shards)
-    return Overview(files, contents.left_out, examples, one_pass.dropped, filtered, unseen, unopened)
+    return Overview(files, list(bad.values()), examples, one_pass.dropped, filtered, unseen, unopened)
 
 
 def every_caption(shards: Sequence[Shard], settings: DrawSettings) -> Iterator[tuple[str, str]]:
     """Every caption that passes the filters, once, in the order of the files; held out or not."""
-    yield from _admitted(shards, Pass(settings))
+    yield from _admitted(shards, Pass(settings), settings)
 
 
 def left_out(shards: Sequence[Shard], settings: DrawSettings) -> Counter[str]:
     """How many captions `every_caption` leaves out, by reason."""
     one_pass = Pass(settings)
-    for _ in _admitted(shards, one_pass):
+    for _ in _admitted(shards, one_pass, settings):
         pass
     return one_pass.dropped
 
 
-def _admitted(shards: Sequence[Shard], one_pass: Pass) -> Iterator[tuple[str, str]]:
+def _admitted(shards: Sequence[Shard], one_pass: Pass, settings: DrawSettings) -> Iterator[tuple[str, str]]:
     for shard in shards:
-        for chunk in _chunks(shard):
+        for chunk in _chunks(shard, settings, {}):
             for row in range(len(chunk.texts)):
                 text = one_pass.admitted(text_at(chunk.texts, row))
                 if text is not None:
                     yield text, chunk.tags[row].as_py()
 
 
-def _chunks(shard: Shard) -> Iterator[Chunk]:
-    for group in range(shard.num_groups()):
-        for number, chunk in enumerate(shard.chunks(group)):
-            yield chunk.drawn([group, number])
+def _chunks(shard: Shard, settings: DrawSettings, bad: dict[str, LeftOut]) -> Iterator[Chunk]:
+    """The chunks of a file, up to the first that cannot be read if those are skipped; then `bad` names it."""
+    try:
+        for group in range(shard.num_groups()):
+            for number, chunk in enumerate(shard.chunks(group)):
+                yield chunk.drawn([group, number])
+    except ValueError as error:
+        if not settings.skip_bad_files:
+            raise
+        if shard.name not in bad:  # otherwise there was a warning when it was opened
+            bad[shard.name] = LeftOut(shard.name, str(error))
+            warnings.warn(f"captions: file skipped: {error}", stacklevel=3)
 
 
 def as_text(overview: Overview) -> str:

@@ -68,6 +68,29 @@ class TableShard:
         return Chunk(self._chunk.texts.slice(start, count), self._chunk.tags.slice(start, count))
 
 
+class UnreadableShard:
+    """A file that could not be opened; it keeps its place among the others, and reading it fails.
+
+    Args:
+        name: the file.
+        error: what a ValueError says when the shard is read.
+    """
+
+    num_rows = 0
+
+    def __init__(self, name: str, error: str):
+        self.name, self.columns, self._error = name, None, error
+
+    def num_groups(self) -> int:
+        raise ValueError(self._error)
+
+    def may_hold(self, group: int, tag: str) -> bool:
+        raise ValueError(self._error)
+
+    def chunks(self, group: int) -> Iterator[Chunk]:
+        raise ValueError(self._error)
+
+
 class ParquetShard:
     """A parquet file; only the columns that are needed are read, a chunk at a time.
 

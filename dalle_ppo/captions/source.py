@@ -23,6 +23,7 @@ from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions import sources
 from dalle_ppo.captions.local_files import LeftOut
 from dalle_ppo.captions.reading import USUAL, ReadSettings
+from dalle_ppo.captions.same_files import difference, files_of
 from dalle_ppo.captions.shards import Shard
 from dalle_ppo.captions.streams import (
     CaptionRecord,
@@ -143,10 +144,17 @@ class CaptionSource:
 
     def check_position(self, state: Mapping[str, Any]) -> None:
         """Refuses a position from other captions or settings; the ValueError names the difference."""
+        saved = state["identity"]
+        changed = difference(saved, self._identity) if "files" in self._identity else None
+        if changed is not None:
+            raise ValueError(
+                f"captions: these are not the files of when the position was saved ({changed}); resume with "
+                "the same files, or start a new run"
+            )
         for key, value in self._identity.items():
-            if state["identity"].get(key) != value:
+            if key != "files" and saved.get(key) != value:
                 raise ValueError(
-                    f"captions: {key} was {state['identity'].get(key)!r} when the position was saved and is "
+                    f"captions: {key} was {saved.get(key)!r} when the position was saved and is "
                     f"now {value!r}; resume with the same captions and settings"
                 )
 
@@ -211,8 +219,8 @@ class CaptionRequest:
             remote: whether opening a shard needs the network.
         """
         contents = Contents(shards, left_out, remote)
-        names = [Path(shard.name).name for shard in shards]
-        identity = self.identity(hashlib.sha256("\n".join(names).encode()).hexdigest()[:16])
+        files = files_of(shards, remote)
+        identity = {**self.identity(files["source"]), **files}
         shares = self.shares or default_shares
         if shares is None:
             stream = ShardStream(shards, self.settings, select_all, None, "caption")
