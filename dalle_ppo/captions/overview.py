@@ -240,8 +240,10 @@ def _column_lines(overview: Overview) -> list[str]:
         lines.append(f"  captions from column {' and '.join(captions)}")
     tagged = [file for file in overview.files if file.columns and file.columns.tag]
     untagged = [file for file in overview.files if not (file.columns and file.columns.tag)]
+    # What captions.tag_map makes of UNTAGGED stands in files without a column of tags.
+    missing = next((tag for file in untagged for tag in file.tags), UNTAGGED)
     if not tagged:
-        return [*lines, f"  no tag column: every caption is {UNTAGGED}"]
+        return [*lines, f"  no tag column: every caption is {missing}"]
     names = dict.fromkeys(file.columns.tag for file in tagged)
     lines.append(f"  tags from column {' and '.join(names)}")
     if untagged:
@@ -249,6 +251,6 @@ def _column_lines(overview: Overview) -> list[str]:
         lines.append(
             f"  not in {Path(untagged[0].name).name}"
             f"{f' and {len(untagged) - 1} more' if len(untagged) > 1 else ''} "
-            f"of {len(overview.files)} files: their {rows:,} rows are {UNTAGGED}"
+            f"of {len(overview.files)} files: their {rows:,} rows are {missing}"
         )
     return lines

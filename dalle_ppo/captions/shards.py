@@ -126,7 +126,7 @@ class ParquetShard:
     def may_hold(self, group: int, tag: str) -> bool:
         file = self._open()
         if self.columns.tag is None:
-            return tag == UNTAGGED
+            return tag == self._reading.untagged
         if self._reading.tag_map or self._reading.tag_thresholds or tag == UNTAGGED:
             return True
         if self.columns.tag in self.columns.of_path:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from laion_tables import everything, open_source
 
-from dalle_ppo.captions.overview import every_caption, look_at
+from dalle_ppo.captions.overview import as_text, every_caption, look_at
 from dalle_ppo.captions.reading import Condition, ReadSettings, spelled
 from dalle_ppo.captions.source import CaptionRequest, open_captions
 from dalle_ppo.captions.streams import DrawSettings
@@ -382,7 +382,6 @@ def test_hive_folders_are_columns(tmp_path):
 
 
 def test_files_without_the_columns_that_others_have_are_named(tmp_path):
-    from dalle_ppo.captions.overview import as_text
 
     write_table(tmp_path / "a.parquet", TEXT=["one"], NSFW=["NSFW"])
     write_table(tmp_path / "b.parquet", TEXT=["two", "three"])
@@ -580,3 +579,17 @@ def test_thresholds_that_say_nothing(reading, words, tmp_path):
     path = write_table(tmp_path / "a.parquet", TEXT=["a"])
     with pytest.raises(ValueError, match=words):
         captions_of(path, **reading)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.txt", "a.jsonl"])
+def test_a_map_names_captions_of_files_without_a_column_of_tags(name, tmp_path):
+    if name == "a.parquet":
+        write_table(tmp_path / name, TEXT=["one", "two"])
+    else:
+        text = {"a.csv": "TEXT,n\none,1\ntwo,2\n", "a.txt": "one\ntwo\n"}
+        write(tmp_path / name, text.get(name, '{"TEXT": "one"}\n{"TEXT": "two"}\n'))
+    reading = {"tag_map": {UNTAGGED: "UNLIKELY"}}
+    assert captions_of(tmp_path, **reading) == [("one", "UNLIKELY"), ("two", "UNLIKELY")]
+    drawn = open_source(str(tmp_path), everything(), {"UNLIKELY": 1.0}, **reading).next_batch(2)
+    assert {record.tag for record in drawn} == {"UNLIKELY"}
+    assert "no tag column: every caption is UNLIKELY" in as_text(found(tmp_path, **reading))
