@@ -48,7 +48,7 @@ def find_files(source: str) -> FoundFiles:
     Raises:
         ValueError: there is none, or a file that was named explicitly has an unsupported format.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # leaves ~NAME alone where nobody is called so
     named = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     found = FoundFiles([], [])
     for place in named:

@@ -593,3 +593,82 @@ def test_a_map_names_captions_of_files_without_a_column_of_tags(name, tmp_path):
     drawn = open_source(str(tmp_path), everything(), {"UNLIKELY": 1.0}, **reading).next_batch(2)
     assert {record.tag for record in drawn} == {"UNLIKELY"}
     assert "no tag column: every caption is UNLIKELY" in as_text(found(tmp_path, **reading))
+
+
+@pytest.mark.parametrize(
+    "condition, rows",
+    [
+        ("key = '0012'", [0]),
+        ("key = 12", [0, 1]),
+        ("key in ('0012', '7') and n > 1", [2]),
+        ("date > '2021-01-01'", [1, 2]),
+        ("date > '2021-01-01' and n = 2 and good = true", [1]),
+        ("date > DATE '2021-03-01'", [2]),
+        ("key = '0012' and kind = 'x'", [0]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.parquet"])
+def test_a_condition_may_compare_text_that_looks_like_something_else(name, condition, rows, tmp_path):
+    head = ["TEXT", "key", "date", "n", "good", "kind"]
+    lines = [
+        ["one", "0012", "2020-12-31", "1", "true", "x"],
+        ["two", "12", "2021-02-01", "2", "true", "x"],
+        ["three", "7", "2021-04-01", "3", "false", "x"],
+    ]
+    if name == "a.parquet":
+        if "key = 12" in condition or "DATE" in condition:
+            return  # the columns hold text
+        columns = {title: [line[at] for line in lines] for at, title in enumerate(head)}
+        columns |= {"n": [1, 2, 3], "good": [True, True, False]}
+        write_table(tmp_path / name, **columns)
+    elif name == "a.csv":
+        write(tmp_path / name, "\n".join(",".join(line) for line in [head, *lines]))
+    else:
+        text = "\n".join("\t".join(line) for line in [head, *lines])
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    texts = [text for text, _ in captions_of(tmp_path / name, where=condition)]
+    assert texts == [lines[row][0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text, logo, red boat\n",
+        "a boat, caption, at sea\n",
+        "text, logo\na tree\n",
+        "text, logo\na tree, a boat\nthe sea\n",
+        "caption, a boat, a sea, a lake\na red boat, at night\n",
+        "text, logo\na tree, a boat, the sea, the sky, at night\n",
+    ],
+)
+def test_captions_that_name_a_column_are_no_table(content, tmp_path):
+    write(tmp_path / "a.txt", content)
+    assert [text for text, _ in captions_of(tmp_path)] == content.splitlines()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "n,caption\n1,a boat\n2,a tree, at sea\n",
+        'n,caption\n1,"a boat, a tree, the sea"\n2,a tree\n',
+        "image,caption\n1.jpg,A child in a pink dress , up , and away\n2.jpg,a boat\n",
+        "caption\turl\na boat\thttp://x/1\n",
+    ],
+)
+def test_tables_in_text_files_are_still_seen(content, tmp_path):
+    write(tmp_path / "a.txt", content)
+    with pytest.raises(ValueError, match="looks like a table with columns"):
+        captions_of(tmp_path)
+
+
+def test_a_name_with_a_tilde_is_a_name(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"there are no caption files at ~nosuch/x\.csv"):
+        captions_of("~nosuch/x.csv")
+    with pytest.raises(ValueError, match=r"hpdv2:~nosuch lacks anime\.json"):
+        captions_of("hpdv2:~nosuch")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(tmp_path / "~x.csv", "TEXT\none\n")
+    assert captions_of("~x.csv") == [("one", UNTAGGED)]
+    write(tmp_path / "home" / "a.csv", "TEXT\ntwo\n")
+    assert captions_of("~/a.csv") == [("two", UNTAGGED)]
