@@ -62,7 +62,7 @@ class Chunk:
 
 
 class NoCaptionColumn(ValueError):
-    """Raised if a table has no column of captions."""
+    """Raised if a file is a table without a column of captions, or no table at all, and not damaged."""
 
 
 def find_columns(

@@ -182,8 +182,9 @@ def open_files(
     found = find_files(source)
     shards, left_out = [], list(found.left_out)
     mixed = len({kind_of(path) == ".txt" for path, _ in found.files}) == 2
+    names_columns = reading.column or reading.tag_column or reading.where or reading.tag_thresholds
     for path, root in found.files:
-        if kind_of(path) == ".txt" and mixed and (reading.column or reading.tag_column or reading.where):
+        if kind_of(path) == ".txt" and mixed and names_columns:
             left_out.append(LeftOut(str(path), "text files have no columns, but the settings name some"))
             continue
         try:

@@ -672,3 +672,35 @@ def test_a_name_with_a_tilde_is_a_name(tmp_path, monkeypatch):
     assert captions_of("~x.csv") == [("one", UNTAGGED)]
     write(tmp_path / "home" / "a.csv", "TEXT\ntwo\n")
     assert captions_of("~/a.csv") == [("two", UNTAGGED)]
+
+
+def test_thresholds_need_scores_in_text_files_too(tmp_path):
+    write(tmp_path / "a.txt", "one\n")
+    with pytest.raises(ValueError, match=r"a\.txt: text files have no columns; .*captions\.tag_thresholds"):
+        captions_of(tmp_path, tag_thresholds={"low": 0, "high": 0.5})
+    (tmp_path / "a.txt").unlink()
+    write(tmp_path / "punsafe=0.9" / "a.txt", "one\n")
+    assert captions_of(tmp_path, tag_thresholds={"low": 0, "high": 0.5}) == [("one", "high")]
+    write_table(tmp_path / "b.parquet", TEXT=["two"], punsafe=[0.1])
+    seen = found(tmp_path, tag_thresholds={"low": 0, "high": 0.5})
+    assert [left.why for left in seen.left_out] == ["text files have no columns, but the settings name some"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2, 3]", '{"annotations": {"a": 1}}', "7", "null", '"a"', "[[1], []]"]
+)
+def test_json_about_other_things_does_not_stop_a_folder(content, tmp_path):
+    write_table(tmp_path / "a.parquet", TEXT=["one"])
+    write(tmp_path / "b.json", content)
+    seen = found(tmp_path)
+    assert seen.rows == 1 and seen.left_out[0].why.startswith("holds no captions (")
+    with pytest.raises(ValueError, match=r"b\.json: (is not a list of objects|holds no object)"):
+        captions_of(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("content", ['[{"TEXT": "two"}, 3]', '{"TEXT": "two"}\n3\n', "[1, 2"])
+def test_rows_that_are_damaged_still_stop_a_folder(content, tmp_path):
+    write_table(tmp_path / "a.parquet", TEXT=["one"])
+    write(tmp_path / "b.json", content)
+    with pytest.raises(ValueError, match=r"b\.json, (row|line) \d: is not"):
+        captions_of(tmp_path)
