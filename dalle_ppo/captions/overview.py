@@ -213,6 +213,9 @@ def as_text(overview: Overview) -> str:
 
 
 def _headline(overview: Overview) -> str:
+    if not overview.files:
+        more = f"; {overview.unopened} more are not opened yet" if overview.unopened else ""
+        return f"captions: no file could be read{more}"
     kinds = Counter(kind_of(Path(file.name)).lstrip(".") or "prompts" for file in overview.files)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     about = "about " if overview.unseen_rows else ""
@@ -234,6 +237,8 @@ def _file_lines(overview: Overview, most: int = 8) -> list[str]:
 
 def _column_lines(overview: Overview) -> list[str]:
     """Which columns are read, and which files lack the tag column."""
+    if not overview.files:
+        return []
     lines = []
     captions = Counter(file.columns.caption for file in overview.files if file.columns)
     if captions:

@@ -7,6 +7,7 @@ import pytest
 from fake_hub import FakeHub
 from laion_tables import everything, laion_table, open_source, texts
 
+from dalle_ppo.captions.overview import as_text, look_at
 from dalle_ppo.captions.sources import hub as caption_hub
 from dalle_ppo.captions.sources.hub import within
 
@@ -186,6 +187,11 @@ def test_a_damaged_first_file_is_named_or_skipped(hub):
         open_source(SOURCE, everything())
     assert "\n" not in str(error.value)
     source = open_source(SOURCE, everything(skip_bad_files=True))
+    with pytest.warns(UserWarning, match="file skipped"):
+        seen = as_text(look_at(source.contents, everything(skip_bad_files=True)))
+    assert seen.startswith(
+        "captions: no file could be read; 1 more are not opened yet\n  left out: part-00000"
+    )
     with pytest.warns(UserWarning, match="file skipped"):
         assert len(source.next_batch(50)) == 50
 
