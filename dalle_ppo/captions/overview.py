@@ -189,7 +189,8 @@ def _chunks(shard: Shard, settings: DrawSettings, bad: dict[str, LeftOut]) -> It
             raise
         if shard.name not in bad:  # otherwise there was a warning when it was opened
             bad[shard.name] = LeftOut(shard.name, str(error))
-            warnings.warn(f"captions: file skipped: {error}", stacklevel=3)
+            # From one place, so that looking at a file twice warns once.
+            warnings.warn(f"captions: file skipped: {error}", stacklevel=1)
 
 
 def as_text(overview: Overview) -> str:
