@@ -97,7 +97,7 @@ def _rows_of_document(path: Path, text: str) -> tuple[str, Rows]:
     if not isinstance(document, list):
         raise NoCaptionColumn(f"{path}: is not a list of objects; write one object per caption")
     if document and not any(isinstance(row, str | dict) for row in document):
-        raise NoCaptionColumn(f"{path}: holds no object; write one object per caption")
+        raise NoCaptionColumn(f"{path}, row 1: is not a JSON object; write one object per caption")
     rows = [{"text": row} if isinstance(row, str) else row for row in document]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):

@@ -694,7 +694,9 @@ def test_json_about_other_things_does_not_stop_a_folder(content, tmp_path):
     write(tmp_path / "b.json", content)
     seen = found(tmp_path)
     assert seen.rows == 1 and seen.left_out[0].why.startswith("holds no captions (")
-    with pytest.raises(ValueError, match=r"b\.json: (is not a list of objects|holds no object)"):
+    with pytest.raises(
+        ValueError, match=r"b\.json(, row 1: is not a JSON object|: is not a list of objects)"
+    ):
         captions_of(tmp_path / "b.json")
 
 
