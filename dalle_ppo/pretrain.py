@@ -197,7 +197,7 @@ def read_photos(folder: str) -> tuple["Dataset", list[str]]:
     """Rows of an imagefolder, and the caption of each; a missing one is empty.
 
     Raises:
-        ValueError: a file of it cannot be read, or a caption is missing or not text.
+        ValueError: a file of it cannot be read, there is no column of captions, or one is not text.
     """
     from datasets import Image, load_dataset
 
@@ -208,6 +208,11 @@ def read_photos(folder: str) -> tuple["Dataset", list[str]]:
         raise ValueError(
             f"--data {folder} cannot be read ({reason}); give a folder of images with metadata.jsonl or "
             ".csv, where each text is a caption"
+        ) from None
+    except IndexError:  # datasets 5.2 looks at the first row without asking whether there is one
+        raise ValueError(
+            f"--data {folder}: its metadata.jsonl or .csv has no rows; write one with a file_name and a text "
+            "for each image"
         ) from None
     if "text" not in rows.column_names:
         raise ValueError(

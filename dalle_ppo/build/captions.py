@@ -12,7 +12,7 @@ from dalle_ppo.captions.source import (
     distinct_captions,
     open_captions,
 )
-from dalle_ppo.captions.streams import DrawSettings
+from dalle_ppo.captions.streams import DrawSettings, TooFewCaptions
 from dalle_ppo.captions.text import CaptionFilter, read_phrases
 from dalle_ppo.config.captions import READING, CaptionsConfig
 from dalle_ppo.config.settings import Config
@@ -83,8 +83,9 @@ def evaluation_captions(
     source = build_captions(config, config.evaluation.seed, stream, "heldout")
     try:
         return distinct_captions(source, num or config.evaluation.num_captions)
-    except ValueError as error:
+    except TooFewCaptions as error:
+        needed = f"{num} held-out captions are needed and " if num else ""
         raise ValueError(
-            f"evaluation.num_captions is {config.evaluation.num_captions}, but held-out captions are "
+            f"{needed}evaluation.num_captions is {config.evaluation.num_captions}, but held-out captions are "
             f"only a tenth of {config.captions.source}: {error}"
         ) from None

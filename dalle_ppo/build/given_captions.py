@@ -49,12 +49,13 @@ def given_captions(
     everything = source.startswith(PROMPT_SETS) or _is_of_evaluation(source)
     wanted = num or (None if everything else config.evaluation.num_captions)
     draw = DrawSettings(config.evaluation.seed, split=None, filter=CaptionFilter(max_chars=sys.maxsize))
-    opened = open_captions(source, CaptionRequest(draw, reading=_reading(config.captions, source, given)))
+    reading = _reading(config.captions, source, given)
+    opened = open_captions(source, CaptionRequest(draw, reading=reading))
     captions = first_distinct(opened, sys.maxsize if wanted is None else wanted + 1)
     if wanted is not None and len(captions) > wanted:
-        print(
-            f"captions: {wanted:,} of {source}{_rows(opened.contents)} are drawn; --num_captions N draws more"
-        )
+        # A parquet file's own number of rows knows no condition.
+        rows = "" if reading.where else _rows(opened.contents)
+        print(f"captions: {wanted:,} of {source}{rows} are drawn; --num_captions N draws more")
     elif opened.contents is not None and not opened.contents.remote:
         _tell_left_out(source, left_out(opened.contents.shards, draw))
     return captions[:wanted]

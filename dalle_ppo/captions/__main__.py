@@ -44,7 +44,9 @@ def main(argv: list[str] | None) -> int:
     shards = contents.shards
     overview = look_at(contents, settings)
     if not overview.rows:
-        raise ValueError(f"captions: {args.source} contains no captions that meet captions.where")
+        raise ValueError(
+            f"captions: {args.source} contains no captions that meet captions.where, or none at all"
+        )
     if args.json:
         print(json.dumps(overview.to_dict(), indent=1, ensure_ascii=False))
     else:

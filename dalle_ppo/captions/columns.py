@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dalle_ppo.captions.reading import ReadSettings, make_tags, shown_names
-from dalle_ppo.captions.tags import UNTAGGED
 
 CAPTION_COLUMNS = ("TEXT", "caption", "text", "prompt", "captions", "alt_text")
 TAG_COLUMNS = ("NSFW", "tag")
@@ -63,7 +62,7 @@ class Chunk:
 
 
 class NoCaptionColumn(ValueError):
-    """Raised if a table has no column of captions."""
+    """Raised if a file is a table without a column of captions, or no table at all, and not damaged."""
 
 
 def find_columns(
@@ -127,7 +126,7 @@ def make_chunk(name: str, values: Mapping[str, pa.Array], columns: Columns, read
     """
     texts = _texts(name, columns.caption, values[columns.caption])
     if columns.tag is None:
-        tags = pa.repeat(UNTAGGED, len(texts))
+        tags = pa.repeat(reading.untagged, len(texts))
     else:
         tags = make_tags(name, columns.tag, values[columns.tag], reading)
     if reading.where is not None:

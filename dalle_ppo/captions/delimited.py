@@ -3,8 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,19 @@ import pyarrow.csv
 
 from dalle_ppo.captions.columns import CAPTION_COLUMNS, Columns, find_columns
 from dalle_ppo.captions.reading import ReadSettings
+from dalle_ppo.captions.shards import with_constants
 from dalle_ppo.captions.suffixes import kind_of
 
 BLOCK_BYTES = 1 << 24
 """A row must fit into a block of this size."""
 _WELL_QUOTED = r'^"([^"]|"")*"$'
 _DOUBLED = r'^".*"".*"$'
+_IN_QUOTES = re.compile(r'"[^"]*"')
 _NO_NAME = re.compile(r"https?://.*|\S+\.(jpe?g|png|webp|gif)(#\d+)?", re.IGNORECASE)
 
 
 def read_delimited(
-    path: Path, data: pa.Buffer, reading: ReadSettings, constants: Collection[str]
+    path: Path, data: pa.Buffer, reading: ReadSettings, constants: Mapping[str, str]
 ) -> tuple[dict[str, pa.Array], Columns]:
     """Reads the columns of a CSV or TSV file that are wanted, and says which they are.
 
@@ -32,7 +35,7 @@ def read_delimited(
         path: the file; its name says what separates columns.
         data: its contents.
         reading: the settings.
-        constants: names of the columns that come from the path.
+        constants: the columns that come from the path, with their values.
 
     Raises:
         ValueError: a column is missing, or it is unclear whether quotes hold fields together.
@@ -46,14 +49,58 @@ def read_delimited(
         reading = _with_column(path, first, reading)
     columns = find_columns(str(path), names, reading, constants)
     wanted = columns.of_file
-    table = _parse(data, delimiter, quoted, None if header else names, (wanted, columns))
+    names = None if header else names
+    table = _parse(data, delimiter, quoted, names, (wanted, [columns.caption, columns.tag]))
     if quoted and reading.quoting == "auto":
         _refuse_swallowed(path, data, delimiter, table.num_rows + header)
     values = {name: table[name].combine_chunks() for name in wanted}
     for name in columns.condition:
         if name in values:
             values[name] = _blanks_as_null(values[name])
+    if reading.where is not None:
+
+        def as_text(guessed: list[str]) -> dict[str, pa.Array]:
+            texts = _parse(data, delimiter, quoted, names, (guessed, guessed))
+            return {name: _blanks_as_null(texts[name].combine_chunks()) for name in guessed}
+
+        def compares(tried: dict[str, pa.Array]) -> bool:
+            return _compares(path, with_constants(tried, constants, columns), columns, reading)
+
+        values = _as_compared(values, as_text, compares)
     return values, columns
+
+
+def _as_compared(
+    values: dict[str, pa.Array],
+    as_text: Callable[[list[str]], dict[str, pa.Array]],
+    compares: Callable[[dict[str, pa.Array]], bool],
+) -> dict[str, pa.Array]:
+    """The columns, as text where the condition compares them with text.
+
+    Parsed without types, the key 0012 becomes a number and 2021-01-01 a date, and neither compares with text.
+
+    Args:
+        values: the columns; those that only the condition names are not always text.
+        as_text: reads columns as text.
+        compares: whether the condition can be computed.
+    """
+    guessed = [name for name, column in values.items() if not pa.types.is_string(column.type)]
+    if guessed and not compares(values):
+        texts = as_text(guessed)
+        for chosen in product(*((values[name], texts[name]) for name in guessed)):
+            tried = values | dict(zip(guessed, chosen, strict=True))
+            if compares(tried):
+                return tried
+    return values  # if nothing helps, computing the condition again says why
+
+
+def _compares(path: Path, values: dict[str, pa.Array], columns: Columns, reading: ReadSettings) -> bool:
+    """Whether the condition can be computed from the columns."""
+    try:
+        reading.condition.mask(str(path), [values[name] for name in columns.condition])
+    except ValueError:
+        return False
+    return True
 
 
 def _blanks_as_null(values: pa.Array) -> pa.Array:
@@ -69,11 +116,21 @@ def looks_like_a_table(lines: Sequence[str]) -> str:
     for delimiter, suffix in (("\t", ".tsv"), (",", ".csv")):
         cells = [line.split(delimiter) for line in lines[:20]]
         names = {name.strip().lower() for name in cells[0]} if cells else set()
-        if len(names) > 1 and names & {name.lower() for name in CAPTION_COLUMNS}:
+        if len(names) > 1 and names & {name.lower() for name in CAPTION_COLUMNS} and _fits(lines, delimiter):
             return suffix
         if cells and all(len(row) > 1 and _NO_NAME.fullmatch(row[0]) for row in cells):
             return suffix
     return ""
+
+
+def _fits(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether the rows after a header have its columns; a caption that begins "text, logo" is no header."""
+    counts = [_IN_QUOTES.sub("", line).count(delimiter) for line in lines[:20]]
+    # One caption may hold a comma, and one of an image that is named first any number.
+    return len(lines) > 1 and all(
+        0 <= count - counts[0] <= 1 or (count > counts[0] and _NO_NAME.fullmatch(line.split(delimiter)[0]))
+        for count, line in zip(counts[1:], lines[1:20], strict=True)
+    )
 
 
 def _first_row(data: pa.Buffer, delimiter: str, quoted: bool) -> list[str]:
@@ -172,18 +229,18 @@ def _parse(
     delimiter: str,
     quoted: bool,
     names: list[str] | None,
-    wanted: tuple[list[str], Columns] | None,
+    wanted: tuple[list[str], list[str | None]] | None,
 ) -> pa.Table:
-    """Parses columns as text, except those that only a condition names.
+    """Parses columns.
 
     Args:
         data: the file's contents.
         delimiter: what separates columns.
         quoted: whether quotes hold fields together.
         names: names of the columns if there is no header.
-        wanted: names of the columns to parse, and their roles; None parses all.
+        wanted: names of the columns to parse, and which of them as text; None parses all, as text.
     """
-    include, as_text = (None, names) if wanted is None else (wanted[0], [wanted[1].caption, wanted[1].tag])
+    include, as_text = (None, names) if wanted is None else wanted
     return pa.csv.read_csv(
         pa.BufferReader(data),
         read_options=pa.csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES),

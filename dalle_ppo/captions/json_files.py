@@ -8,7 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from dalle_ppo.captions.columns import CAPTION_COLUMNS, SCORE_COLUMNS, TAG_COLUMNS, Columns, find_columns
+from dalle_ppo.captions.columns import (
+    CAPTION_COLUMNS,
+    SCORE_COLUMNS,
+    TAG_COLUMNS,
+    Columns,
+    NoCaptionColumn,
+    find_columns,
+)
 from dalle_ppo.captions.reading import ReadSettings, shown, spelled
 
 ROWS_AT_ONCE = 256
@@ -88,7 +95,9 @@ def _rows_of_document(path: Path, text: str) -> tuple[str, Rows]:
     if isinstance(document, dict):
         document = document.get("annotations", [document])  # COCO keeps one object per caption here
     if not isinstance(document, list):
-        raise ValueError(f"{path}: is not a list of objects; write one object per caption")
+        raise NoCaptionColumn(f"{path}: is not a list of objects; write one object per caption")
+    if document and not any(isinstance(row, str | dict) for row in document):
+        raise NoCaptionColumn(f"{path}, row 1: is not a JSON object; write one object per caption")
     rows = [{"text": row} if isinstance(row, str) else row for row in document]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):

@@ -7,10 +7,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dalle_ppo.captions.columns import NoCaptionColumn
 from dalle_ppo.captions.open_shard import open_shard
 from dalle_ppo.captions.reading import ReadSettings
-from dalle_ppo.captions.shards import Shard
+from dalle_ppo.captions.shards import Shard, TableShard, UnreadableShard
 from dalle_ppo.captions.suffixes import KINDS, SUPPORTED, TABLES, kind_of, without_suffixes
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
@@ -45,7 +48,7 @@ def find_files(source: str) -> FoundFiles:
     Raises:
         ValueError: there is none, or a file that was named explicitly has an unsupported format.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # leaves ~NAME alone where nobody is called so
     named = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     found = FoundFiles([], [])
     for place in named:
@@ -170,7 +173,8 @@ def open_files(
         on_bad: called with the error of a file that cannot be read, which is then left out; None raises.
 
     Returns:
-        Shards, and the files that are left out.
+        Shards, and the files that are left out. A file that cannot be read is among both: positions count
+        shards, and a run that it stopped can be resumed without it.
 
     Raises:
         ValueError: there is no file, one cannot be read, or they hold no rows at all.
@@ -178,8 +182,9 @@ def open_files(
     found = find_files(source)
     shards, left_out = [], list(found.left_out)
     mixed = len({kind_of(path) == ".txt" for path, _ in found.files}) == 2
+    names_columns = reading.column or reading.tag_column or reading.where or reading.tag_thresholds
     for path, root in found.files:
-        if kind_of(path) == ".txt" and mixed and (reading.column or reading.tag_column or reading.where):
+        if kind_of(path) == ".txt" and mixed and names_columns:
             left_out.append(LeftOut(str(path), "text files have no columns, but the settings name some"))
             continue
         try:
@@ -194,6 +199,7 @@ def open_files(
                 continue
             if on_bad is None:
                 raise
+            shards.append(UnreadableShard(str(path), str(error)))
             left_out.append(LeftOut(str(path), str(error)))
             on_bad(error)
     if not any(shard.num_rows for shard in shards):
@@ -206,19 +212,19 @@ def open_files(
 
 def _without_copies(shards: list[Shard], left_out: list[LeftOut]) -> list[Shard]:
     """Leaves out files that repeat another of the same name in a different format."""
-    kept: list[Shard] = []
+    kept: dict[Path, list[Shard]] = {}
     for shard in sorted(shards, key=lambda shard: KINDS.index(kind_of(Path(shard.name)))):
         path = Path(shard.name)
-        others = [other for other in kept if without_suffixes(Path(other.name)) == without_suffixes(path)]
+        others = kept.setdefault(without_suffixes(path), [])
         same = next((other for other in others if _repeats(shard, other)), None)
         if same is None:
-            kept.append(shard)
+            others.append(shard)
         elif _has_tags(shard) and not _has_tags(same):
-            kept[kept.index(same)] = shard
+            others[others.index(same)] = shard
             left_out.append(LeftOut(same.name, f"the same captions as {path.name}, which has tags too"))
         else:
             left_out.append(LeftOut(shard.name, f"the same captions as {Path(same.name).name}"))
-    return sorted(kept, key=lambda shard: shard.name)
+    return sorted((shard for others in kept.values() for shard in others), key=lambda shard: shard.name)
 
 
 def _has_tags(shard: Shard) -> bool:
@@ -226,10 +232,27 @@ def _has_tags(shard: Shard) -> bool:
 
 
 def _repeats(shard: Shard, other: Shard) -> bool:
-    """Whether two files in different formats hold the same captions, and tags that do not conflict."""
-    if kind_of(Path(shard.name)) == kind_of(Path(other.name)) or shard.num_rows != other.num_rows:
+    """Whether two files in different formats hold the same captions, and tags that do not conflict.
+
+    All rows count, as they are read: a file's own number of rows knows neither conditions nor lists.
+    """
+    tables = [s for s in (shard, other) if isinstance(s, TableShard)]
+    if not tables or kind_of(Path(shard.name)) == kind_of(Path(other.name)):
         return False
-    first, second = (next(iter(s.chunks(0)), None) for s in (shard, other))
-    if first is None or second is None or not first.texts.equals(second.texts):
-        return False
-    return _has_tags(shard) != _has_tags(other) or first.tags.equals(second.tags)
+    table, read = tables[0], other if tables[0] is shard else shard
+    both_tagged, start = _has_tags(shard) == _has_tags(other), 0
+    try:
+        for chunk in (chunk for group in range(read.num_groups()) for chunk in read.chunks(group)):
+            rows = table.rows(start, len(chunk.texts))
+            start += len(chunk.texts)
+            same = _without_nulls(rows.texts).equals(_without_nulls(chunk.texts))
+            if not same or (both_tagged and not rows.tags.equals(chunk.tags)):
+                return False
+    except ValueError:
+        return False  # whoever draws from the file says what is wrong
+    return start == table.num_rows
+
+
+def _without_nulls(texts: pa.Array) -> pa.Array:
+    """Texts as CSV holds them: a missing one is empty."""
+    return pc.fill_null(texts, "") if pa.types.is_string(texts.type) else texts

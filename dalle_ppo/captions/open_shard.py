@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from dalle_ppo.base.one_line import one_line
-from dalle_ppo.captions.columns import TAG_COLUMNS, Columns, make_chunk
+from dalle_ppo.captions.columns import SCORE_COLUMNS, TAG_COLUMNS, Columns, make_chunk
 from dalle_ppo.captions.delimited import looks_like_a_table, read_delimited
 from dalle_ppo.captions.json_files import read_json
 from dalle_ppo.captions.reading import ReadSettings
@@ -127,9 +127,12 @@ def _read_text(
         raise ValueError(
             f"{path}: looks like a table with columns, not like captions; rename it to end in {suffix}"
         )
-    wanted = [reading.tag_column] if reading.tag_column else TAG_COLUMNS if reading.tag_column is None else []
+    usual = SCORE_COLUMNS if reading.tag_thresholds else TAG_COLUMNS
+    wanted = [reading.tag_column] if reading.tag_column else usual if reading.tag_column is None else []
     lower = {name.lower(): name for name in constants}
     tag = next((lower[name.lower()] for name in wanted if name.lower() in lower), None)
     if reading.tag_column and tag is None:
         raise ValueError(f"{path}: text files have no columns; leave captions.tag_column out")
+    if reading.tag_thresholds and tag is None:
+        raise ValueError(f"{path}: text files have no columns; leave captions.tag_thresholds out")
     return {"text": pa.array(lines, pa.string())}, Columns("text", tag, of_path=frozenset({tag} - {None}))

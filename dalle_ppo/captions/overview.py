@@ -1,5 +1,6 @@
 """An overview of a source of captions: files, columns, tags, what filters drop, what is left out and why."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -126,16 +127,16 @@ def look_at(contents: Contents, settings: DrawSettings, max_rows: int | None = N
         max_rows: how many captions to look at; None looks at all.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: a file cannot be read, unless the settings skip those.
     """
     shards, max_rows = (contents.shards[:1], 1) if contents.remote else (contents.shards, max_rows)
     files, unseen, seen = [], 0, 0
     examples: list[tuple[str, str]] = []
-    one_pass = Pass(settings)
+    one_pass, bad = Pass(settings), {left.file: left for left in contents.left_out}
     filtered = 0
     for shard in shards:
         tags, rows, complete = Counter(), 0, True
-        for chunk in _chunks(shard):
+        for chunk in _chunks(shard, settings, bad):
             if max_rows is not None and seen >= max_rows:
                 complete = False
                 break
@@ -146,38 +147,50 @@ def look_at(contents: Contents, settings: DrawSettings, max_rows: int | None = N
                 text = one_pass.admitted(text_at(chunk.texts, row))
                 if text is not None and len(examples) < EXAMPLES:
                     examples.append((text, chunk.tags[row].as_py()))
-        unseen += 0 if complete else max(0, shard.num_rows - rows)
-        files.append(FileContents(shard.name, rows, shard.columns, tags, complete))
+        damaged = shard.name in bad
+        unseen += 0 if complete or damaged else max(0, shard.num_rows - rows)
+        if rows or not damaged:
+            complete = complete and not damaged
+            files.append(FileContents(shard.name, rows, shard.columns, tags, complete))
     unopened = len(contents.shards) - len(shards)
-    return Overview(files, contents.left_out, examples, one_pass.dropped, filtered, unseen, unopened)
+    return Overview(files, list(bad.values()), examples, one_pass.dropped, filtered, unseen, unopened)
 
 
 def every_caption(shards: Sequence[Shard], settings: DrawSettings) -> Iterator[tuple[str, str]]:
     """Every caption that passes the filters, once, in the order of the files; held out or not."""
-    yield from _admitted(shards, Pass(settings))
+    yield from _admitted(shards, Pass(settings), settings)
 
 
 def left_out(shards: Sequence[Shard], settings: DrawSettings) -> Counter[str]:
     """How many captions `every_caption` leaves out, by reason."""
     one_pass = Pass(settings)
-    for _ in _admitted(shards, one_pass):
+    for _ in _admitted(shards, one_pass, settings):
         pass
     return one_pass.dropped
 
 
-def _admitted(shards: Sequence[Shard], one_pass: Pass) -> Iterator[tuple[str, str]]:
+def _admitted(shards: Sequence[Shard], one_pass: Pass, settings: DrawSettings) -> Iterator[tuple[str, str]]:
     for shard in shards:
-        for chunk in _chunks(shard):
+        for chunk in _chunks(shard, settings, {}):
             for row in range(len(chunk.texts)):
                 text = one_pass.admitted(text_at(chunk.texts, row))
                 if text is not None:
                     yield text, chunk.tags[row].as_py()
 
 
-def _chunks(shard: Shard) -> Iterator[Chunk]:
-    for group in range(shard.num_groups()):
-        for number, chunk in enumerate(shard.chunks(group)):
-            yield chunk.drawn([group, number])
+def _chunks(shard: Shard, settings: DrawSettings, bad: dict[str, LeftOut]) -> Iterator[Chunk]:
+    """The chunks of a file, up to the first that cannot be read if those are skipped; then `bad` names it."""
+    try:
+        for group in range(shard.num_groups()):
+            for number, chunk in enumerate(shard.chunks(group)):
+                yield chunk.drawn([group, number])
+    except ValueError as error:
+        if not settings.skip_bad_files:
+            raise
+        if shard.name not in bad:  # otherwise there was a warning when it was opened
+            bad[shard.name] = LeftOut(shard.name, str(error))
+            # From one place, so that looking at a file twice warns once.
+            warnings.warn(f"captions: file skipped: {error}", stacklevel=1)
 
 
 def as_text(overview: Overview) -> str:
@@ -191,14 +204,19 @@ def as_text(overview: Overview) -> str:
     if overview.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(overview.dropped.items()))
         lines.append(f"  dropped by filters, of the first {overview.filtered:,}: {reasons}")
-    whys = Counter(left.why for left in overview.left_out)
-    for why, count in whys.items():
-        first = next(left.file for left in overview.left_out if left.why == why)
-        lines.append(f"  left out: {Path(first).name}{f' and {count - 1} more' if count > 1 else ''}: {why}")
+    by_why: dict[str, list[str]] = {}
+    for left in overview.left_out:
+        by_why.setdefault(left.why, []).append(left.file)
+    for why, files in by_why.items():
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        lines.append(f"  left out: {Path(files[0]).name}{more}: {why}")
     return "\n".join(lines)
 
 
 def _headline(overview: Overview) -> str:
+    if not overview.files:
+        more = f"; {overview.unopened} more are not opened yet" if overview.unopened else ""
+        return f"captions: no file could be read{more}"
     kinds = Counter(kind_of(Path(file.name)).lstrip(".") or "prompts" for file in overview.files)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     about = "about " if overview.unseen_rows else ""
@@ -220,14 +238,18 @@ def _file_lines(overview: Overview, most: int = 8) -> list[str]:
 
 def _column_lines(overview: Overview) -> list[str]:
     """Which columns are read, and which files lack the tag column."""
+    if not overview.files:
+        return []
     lines = []
     captions = Counter(file.columns.caption for file in overview.files if file.columns)
     if captions:
         lines.append(f"  captions from column {' and '.join(captions)}")
     tagged = [file for file in overview.files if file.columns and file.columns.tag]
-    untagged = [file for file in overview.files if file not in tagged]
+    untagged = [file for file in overview.files if not (file.columns and file.columns.tag)]
+    # What captions.tag_map makes of UNTAGGED stands in files without a column of tags.
+    missing = next((tag for file in untagged for tag in file.tags), UNTAGGED)
     if not tagged:
-        return [*lines, f"  no tag column: every caption is {UNTAGGED}"]
+        return [*lines, f"  no tag column: every caption is {missing}"]
     names = dict.fromkeys(file.columns.tag for file in tagged)
     lines.append(f"  tags from column {' and '.join(names)}")
     if untagged:
@@ -235,6 +257,6 @@ def _column_lines(overview: Overview) -> list[str]:
         lines.append(
             f"  not in {Path(untagged[0].name).name}"
             f"{f' and {len(untagged) - 1} more' if len(untagged) > 1 else ''} "
-            f"of {len(overview.files)} files: their {rows:,} rows are {UNTAGGED}"
+            f"of {len(overview.files)} files: their {rows:,} rows are {missing}"
         )
     return lines

@@ -61,6 +61,11 @@ class ReadSettings:
         """`where`, parsed."""
         return Condition(self.where)
 
+    @property
+    def untagged(self) -> str:
+        """The tag of a caption without one, in a column of tags or in a file without such a column."""
+        return (self.tag_map or {}).get(UNTAGGED, UNTAGGED)
+
 
 LONGEST_CONDITION, MOST_PARENTHESES = 4000, 40
 
@@ -200,8 +205,7 @@ def make_tags(name: str, column: str, values: pa.Array, reading: ReadSettings) -
     tags = [spelled(value) for value in distinct]
     if reading.tag_map:
         tags = [reading.tag_map.get(tag, tag) for tag in tags]
-    missing = (reading.tag_map or {}).get(UNTAGGED, UNTAGGED)
-    return pc.fill_null(pa.array(tags, pa.string()).take(encoded.indices), missing)
+    return pc.fill_null(pa.array(tags, pa.string()).take(encoded.indices), reading.untagged)
 
 
 def is_score(value: object) -> bool:

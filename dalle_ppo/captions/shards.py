@@ -61,7 +61,34 @@ class TableShard:
 
     def chunks(self, group: int) -> Iterator[Chunk]:
         for start in range(0, self.num_rows, CHUNK_ROWS):
-            yield Chunk(self._chunk.texts.slice(start, CHUNK_ROWS), self._chunk.tags.slice(start, CHUNK_ROWS))
+            yield self.rows(start, CHUNK_ROWS)
+
+    def rows(self, start: int, count: int) -> Chunk:
+        """At most `count` rows from `start` on."""
+        return Chunk(self._chunk.texts.slice(start, count), self._chunk.tags.slice(start, count))
+
+
+class UnreadableShard:
+    """A file that could not be opened; it keeps its place among the others, and reading it fails.
+
+    Args:
+        name: the file.
+        error: what a ValueError says when the shard is read.
+    """
+
+    num_rows = 0
+
+    def __init__(self, name: str, error: str):
+        self.name, self.columns, self._error = name, None, error
+
+    def num_groups(self) -> int:
+        raise ValueError(self._error)
+
+    def may_hold(self, group: int, tag: str) -> bool:
+        raise ValueError(self._error)
+
+    def chunks(self, group: int) -> Iterator[Chunk]:
+        raise ValueError(self._error)
 
 
 class ParquetShard:
@@ -99,7 +126,7 @@ class ParquetShard:
     def may_hold(self, group: int, tag: str) -> bool:
         file = self._open()
         if self.columns.tag is None:
-            return tag == UNTAGGED
+            return tag == self._reading.untagged
         if self._reading.tag_map or self._reading.tag_thresholds or tag == UNTAGGED:
             return True
         if self.columns.tag in self.columns.of_path:

@@ -23,18 +23,22 @@ from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.captions import sources
 from dalle_ppo.captions.local_files import LeftOut
 from dalle_ppo.captions.reading import USUAL, ReadSettings
+from dalle_ppo.captions.same_files import difference, files_of
 from dalle_ppo.captions.shards import Shard
 from dalle_ppo.captions.streams import (
     CaptionRecord,
     DrawSettings,
     ShardStream,
     Stream,
+    TooFewCaptions,
     select_all,
     select_other,
     select_tag,
 )
 
 OTHER = "OTHER"
+MOST_REPEATS = 1000
+"""After so many in a row, a source without passes is taken to have no other captions."""
 FROZEN_COLUMNS = {"TEXT": "text", "NSFW": "tag", "ID": "id"}
 """The columns of a frozen set of captions, by which field of the record each holds."""
 
@@ -115,6 +119,12 @@ class CaptionSource:
                 return f"there are only {count} distinct captions for {key}, whose share needs {needed}"
         return None
 
+    @property
+    def passes(self) -> int | None:
+        """How many whole passes came before the last caption; None if captions are made up, without end."""
+        passes = [getattr(stream, "passes", None) for stream in self._streams.values()]
+        return None if None in passes else min(passes)
+
     def metrics(self) -> dict[str, float]:
         """Numbers to log: see `position_metrics`."""
         return position_metrics(self.state_dict())
@@ -143,10 +153,17 @@ class CaptionSource:
 
     def check_position(self, state: Mapping[str, Any]) -> None:
         """Refuses a position from other captions or settings; the ValueError names the difference."""
+        saved = state["identity"]
+        changed = difference(saved, self._identity) if "files" in self._identity else None
+        if changed is not None:
+            raise ValueError(
+                f"captions: these are not the files of when the position was saved ({changed}); resume with "
+                "the same files, or start a new run"
+            )
         for key, value in self._identity.items():
-            if state["identity"].get(key) != value:
+            if key != "files" and saved.get(key) != value:
                 raise ValueError(
-                    f"captions: {key} was {state['identity'].get(key)!r} when the position was saved and is "
+                    f"captions: {key} was {saved.get(key)!r} when the position was saved and is "
                     f"now {value!r}; resume with the same captions and settings"
                 )
 
@@ -211,8 +228,8 @@ class CaptionRequest:
             remote: whether opening a shard needs the network.
         """
         contents = Contents(shards, left_out, remote)
-        names = [Path(shard.name).name for shard in shards]
-        identity = self.identity(hashlib.sha256("\n".join(names).encode()).hexdigest()[:16])
+        files = files_of(shards, remote)
+        identity = {**self.identity(files["source"]), **files}
         shares = self.shares or default_shares
         if shares is None:
             stream = ShardStream(shards, self.settings, select_all, None, "caption")
@@ -293,7 +310,8 @@ def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
     """Draw `n` captions with distinct ids, as an evaluation set; `source` is not to be used afterwards.
 
     Raises:
-        ValueError: the source, or one of its tags with a share, has fewer distinct captions.
+        TooFewCaptions: the source, or one of its tags with a share, has fewer distinct captions.
+        ValueError: a tag with a share has no caption at all, or a file cannot be read.
     """
     records: dict[str, CaptionRecord] = {}
     keys: dict[str, str] = {}
@@ -306,9 +324,9 @@ def distinct_captions(source: CaptionSource, n: int) -> list[CaptionRecord]:
     # Where a tag ran out, its place went to the others, or not even they were enough.
     missing = source.missing(keys, n)
     if missing:
-        raise ValueError(f"{missing}; ask for fewer, change the shares, or give more captions")
+        raise TooFewCaptions(f"{missing}; ask for fewer, change the shares, or give more captions")
     if len(records) < n:
-        raise ValueError(
+        raise TooFewCaptions(
             f"there are only {len(records)} distinct captions, not {n}; ask for fewer, or give more captions"
         )
     return list(records.values())
@@ -326,18 +344,20 @@ def captions_of_file(path: str, wanted: int, reading: ReadSettings = USUAL) -> l
 
 
 def first_distinct(source: CaptionSource, wanted: int) -> list[CaptionRecord]:
-    """At most `wanted` distinct captions, and all of them if there are no more.
+    """At most `wanted` distinct captions of one pass: all of them if there are no more.
 
     Raises:
         ValueError: a file cannot be read or contains no captions.
     """
     records: dict[str, CaptionRecord] = {}
-    fruitless = 0
-    while len(records) < wanted and fruitless < 3:
-        before = len(records)
-        for record in source.next_batch(min(256, wanted - before)):
-            records.setdefault(record.id, record)
-        fruitless = fruitless + 1 if len(records) == before else 0
+    repeats = 0
+    while len(records) < wanted:
+        record = source.next_batch(1)[0]
+        repeats = repeats + 1 if record.id in records else 0
+        # A later pass may hold new captions, where one of a list is drawn in each.
+        if source.passes or (source.passes is None and repeats >= MOST_REPEATS):
+            break
+        records.setdefault(record.id, record)
     return list(records.values())
 
 

@@ -61,6 +61,10 @@ class DrawSettings:
             raise ValueError(f"rank: {self.rank} must be at least 0 and below world_size = {self.world_size}")
 
 
+class TooFewCaptions(ValueError):
+    """Raised if there are captions, but too few on the wanted side of the split."""
+
+
 class RecentCaptions:
     """The last DUPLICATE_WINDOW captions.
 
@@ -129,6 +133,11 @@ class ShardStream:
         self._recent = RecentCaptions()
         self._candidates = self._walk()
 
+    @property
+    def passes(self) -> int:
+        """How many whole passes came before the last record."""
+        return self._position[0]
+
     def next_record(self) -> CaptionRecord:
         try:
             return next(self._candidates)
@@ -161,7 +170,7 @@ class ShardStream:
                 found = True
                 yield record
             if whole_pass and not found:
-                raise ValueError(self._nothing_found(self.counts - before))
+                raise self._nothing_found(self.counts - before)
             self._recent = RecentCaptions()
             start = [start[0] + 1, 0, 0, 0, 0]
             whole_pass = True
@@ -241,10 +250,11 @@ class ShardStream:
             return "duplicate"
         return None
 
-    def _nothing_found(self, counts: Counter[str]) -> str:
+    def _nothing_found(self, counts: Counter[str]) -> ValueError:
         reasons = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()) if key != "read")
         names = self._shards[0].name + (f" and {len(self._shards) - 1} more" if len(self._shards) > 1 else "")
-        return (
+        kind = TooFewCaptions if counts["other split"] else ValueError
+        return kind(
             f"captions: no {self._label} to draw in {names} ({counts['read']} rows read; {reasons or 'none'} "
             "dropped); "
             "change the shares, the split or the filters, or give other captions"

@@ -13,6 +13,10 @@ from dalle_ppo.base.one_line import one_line
 SPLITS = ("train", "heldout")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--.*?-->", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+")
+_LAST_WITHOUT_MARKS = "\u02ff"
+_VARIANT = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_FLAG = re.compile("(\U0001f3f4[\U000e0020-\U000e007e]{3,6}\U000e007f)")
+"""A flag such as Scotland's: a black flag, its letters as tags, and the tag that ends them."""
 _PLAIN = re.compile(r"[ -%'-;=?-~]*")  # printable ASCII without & < >
 _JOINING = ("Pc", "Pd", "Cf", "Mn", "Mc", "Me")  # _ and hyphens, joiners, marks such as Hindi's vowels
 # Zero-width joiners hold emoji together; non-joiners are part of Persian spelling.
@@ -44,8 +48,27 @@ def normalise(text: str) -> str:
     (only emoji) keeps its characters.
     """
     plain = strip_markup(text)
-    words = _WORD.findall(unicodedata.normalize("NFKC", plain).casefold())
+    words = _words(unicodedata.normalize("NFKC", plain))
     return " ".join(words) if words else " ".join(plain.split())
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, in lower case. Marks belong to the word that they follow, as Hindi's vowels do."""
+    if text.isascii() or not any(map(_is_mark, text)):
+        return _WORD.findall(text.casefold())
+    words: list[str] = []
+    for word in "".join(c if c.isalnum() or _is_mark(c) else " " for c in text).split():
+        if not any(map(_is_mark, word)):
+            words += _WORD.findall(word.casefold())  # as in a text without marks
+        elif any(map(str.isalnum, word)):
+            first = next(at for at, c in enumerate(word) if c.isalnum())
+            words.append(word[first:].casefold())
+    return words
+
+
+def _is_mark(c: str) -> bool:
+    """Whether a character is a mark that tells words apart; the variants of an emoji do not."""
+    return c > _LAST_WITHOUT_MARKS and unicodedata.category(c) in ("Mn", "Mc") and not _VARIANT.match(c)
 
 
 def fingerprint(text: str) -> Fingerprint:
@@ -82,15 +105,20 @@ def clean(text: str) -> str:
         return " ".join(text.split())
     import ftfy
 
-    text = strip_markup(ftfy.fix_text(text))
-    kept = (
+    parts = _FLAG.split(strip_markup(ftfy.fix_text(text)))  # every second one is a flag
+    kept = (part if at % 2 else _without_controls(part) for at, part in enumerate(parts))
+    return " ".join("".join(kept).split())
+
+
+def _without_controls(text: str) -> str:
+    """A text without control characters, direction marks and the like; white space becomes spaces."""
+    return "".join(
         " " if c.isspace() else c
         for c in text
         if c.isspace()
         or c in _KEPT_FORMAT_CHARACTERS
         or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
     )
-    return " ".join("".join(kept).split())
 
 
 @dataclass(frozen=True)

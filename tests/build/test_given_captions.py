@@ -1,11 +1,15 @@
 """The captions that `evaluate --captions` names: how many, which ones and how they are read."""
 
 import gzip
+import json
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dalle_ppo.build.given_captions import given_captions
+from dalle_ppo.captions import streams
 from dalle_ppo.captions.source import freeze_captions
 from dalle_ppo.captions.streams import CaptionRecord
 from dalle_ppo.captions.text import caption_id
@@ -101,3 +105,31 @@ def test_the_runs_columns_are_read_in_a_table_like_its_own(tmp_path):
     assert [record.text for record in given_captions(config(), file)] == ["a boat"]
     given = config(captions=CaptionsConfig("laion", "text", where="punsafe < 1"))
     assert {record.text for record in given_captions(given, file, {"column", "where"})} == {"x", "y"}
+
+
+def test_one_caption_of_each_list_is_drawn_where_one_is_asked_for(tmp_path):
+    rows = [{"text": [f"boat {n} {which}" for which in "abcde"]} for n in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = CaptionsConfig("laion", "text", lists="one")
+    drawn = given_captions(config(num=100, captions=settings), str(tmp_path / "a.jsonl"))
+    assert sorted(record.text.split()[1] for record in drawn) == [str(n) for n in range(6)]
+
+
+def test_repeats_do_not_hide_what_comes_after_them(tmp_path, monkeypatch):
+    """A file of nothing but repeats, which lie too far from the first to be known as such while drawing."""
+    monkeypatch.setattr(streams, "DUPLICATE_WINDOW", 4)
+    for name, first, times in (("a", 0, 1), ("b", 0, 200), ("c", 100, 1)):
+        lines = [f"boat {first + n % 9}" for n in range(9 * times)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    for seed in range(6):  # in every order of the files
+        drawn = given_captions(config(num=1000, seed=seed), str(tmp_path))
+        assert {record.text for record in drawn} == {f"boat {n}" for n in (*range(9), *range(100, 109))}
+
+
+def test_the_number_of_rows_is_not_told_where_a_condition_leaves_some_out(tmp_path, capsys):
+    table = pa.table({"text": [f"boat {n}" for n in range(100)], "n": list(range(100))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    for where, said in ((None, f"{tmp_path}/a.parquet, which has 100 rows, are"), ("n < 9", "a.parquet are")):
+        settings = config(num=5, captions=CaptionsConfig("laion", "text", where=where))
+        given_captions(settings, str(tmp_path / "a.parquet"))
+        assert said in capsys.readouterr().out

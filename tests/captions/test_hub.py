@@ -7,6 +7,7 @@ import pytest
 from fake_hub import FakeHub
 from laion_tables import everything, laion_table, open_source, texts
 
+from dalle_ppo.captions.overview import as_text, look_at
 from dalle_ppo.captions.sources import hub as caption_hub
 from dalle_ppo.captions.sources.hub import within
 
@@ -165,6 +166,20 @@ def test_if_no_tags_are_read_captions_are_taken_as_they_come(hub):
     assert {record.tag for record in drawn} == {"UNTAGGED"}
 
 
+@pytest.mark.parametrize(
+    "thresholds, share", [({"UNLIKELY": 0, "NSFW": 0.9}, 0.5), ({"low": 0, "high": 0.9}, None)]
+)
+def test_tags_from_scores_have_the_shares_of_tags(hub, thresholds, share):
+    """re-LAION-2B has scores, `punsafe`; thresholds without NSFW make no tag that could have half."""
+    for file in hub.folder.glob("*.parquet"):
+        table = pq.read_table(file, columns=["TEXT"])
+        scores = [0.95 if row % 10 == 0 else 0.1 for row in range(table.num_rows)]
+        pq.write_table(table.append_column("punsafe", [scores]), file)
+    source = open_source(SOURCE, everything(), tag_thresholds=thresholds)
+    source.next_batch(100)
+    assert source.metrics().get("captions/share_NSFW") == share
+
+
 def test_a_damaged_first_file_is_named_or_skipped(hub):
     first = hub.folder / "part-00000-c000.snappy.parquet"
     first.write_bytes(first.read_bytes()[:-100])
@@ -172,6 +187,11 @@ def test_a_damaged_first_file_is_named_or_skipped(hub):
         open_source(SOURCE, everything())
     assert "\n" not in str(error.value)
     source = open_source(SOURCE, everything(skip_bad_files=True))
+    with pytest.warns(UserWarning, match="file skipped"):
+        seen = as_text(look_at(source.contents, everything(skip_bad_files=True)))
+    assert seen.startswith(
+        "captions: no file could be read; 1 more are not opened yet\n  left out: part-00000"
+    )
     with pytest.warns(UserWarning, match="file skipped"):
         assert len(source.next_batch(50)) == 50
 

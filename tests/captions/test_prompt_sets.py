@@ -76,6 +76,12 @@ def test_incomplete_or_other_files_of_hpdv2_are_refused(tmp_path):
     assert captions_of_file(str(tmp_path / "test.json"), 5)[0].text == "a"
 
 
+def test_nested_json_of_hpdv2_is_one_line(tmp_path):
+    (tmp_path / "photo.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match=r"photo\.json: is nested too deeply"):
+        read(f"hpdv2:{tmp_path / 'photo.json'}")
+
+
 def test_categories_can_be_drawn_in_shares(tmp_path):
     request = CaptionRequest(DrawSettings(split=None), shares={"photo": 1.0})
     source = open_captions(f"hpdv2:{hpdv2(tmp_path)}", request)

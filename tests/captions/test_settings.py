@@ -80,6 +80,23 @@ def test_an_evaluation_keeps_its_mix_where_duplicates_are_drawn_and_chance_may_m
     assert tags == {"UNLIKELY": 999, "UNSURE": 501, "NSFW": 500}
 
 
+def test_only_a_lack_of_held_out_captions_is_put_down_to_their_number(tmp_path):
+    (tmp_path / "a.csv").write_text("\n".join(["TEXT,tag", *(f"a boat {n},x" for n in range(100))]) + "\n")
+
+    def refused(num=None, **settings):
+        captions = CaptionsConfig(str(tmp_path / "a.csv"), **settings)
+        with pytest.raises(ValueError) as raised:
+            evaluation_captions(Config(captions=captions), num)
+        return str(raised.value)
+
+    assert refused().startswith("evaluation.num_captions is 2000, but held-out captions are only a tenth")
+    assert refused(32).startswith("32 held-out captions are needed and evaluation.num_captions is 2000, but")
+    assert refused(shares={"y": 1.0}).startswith("captions: no caption tagged y to draw")
+    assert "column 'absent'" in refused(column="absent") and "num_captions" not in refused(column="absent")
+    (tmp_path / "a.csv").write_text("TEXT\n" + "\n".join(row[0] for row in ROWS))  # none is held out
+    assert refused().startswith("evaluation.num_captions is 2000, but held-out captions are only a tenth")
+
+
 def test_cleaning(source):
     assert ("blue cup", "y") in drawn(source, clean=True)
     assert ("blue cup", "y") not in drawn(source)

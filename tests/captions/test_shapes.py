@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from laion_tables import everything, open_source
 
-from dalle_ppo.captions.overview import every_caption, look_at
+from dalle_ppo.captions.overview import as_text, every_caption, look_at
 from dalle_ppo.captions.reading import Condition, ReadSettings, spelled
 from dalle_ppo.captions.source import CaptionRequest, open_captions
 from dalle_ppo.captions.streams import DrawSettings
@@ -382,7 +382,6 @@ def test_hive_folders_are_columns(tmp_path):
 
 
 def test_files_without_the_columns_that_others_have_are_named(tmp_path):
-    from dalle_ppo.captions.overview import as_text
 
     write_table(tmp_path / "a.parquet", TEXT=["one"], NSFW=["NSFW"])
     write_table(tmp_path / "b.parquet", TEXT=["two", "three"])
@@ -580,3 +579,130 @@ def test_thresholds_that_say_nothing(reading, words, tmp_path):
     path = write_table(tmp_path / "a.parquet", TEXT=["a"])
     with pytest.raises(ValueError, match=words):
         captions_of(path, **reading)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.txt", "a.jsonl"])
+def test_a_map_names_captions_of_files_without_a_column_of_tags(name, tmp_path):
+    if name == "a.parquet":
+        write_table(tmp_path / name, TEXT=["one", "two"])
+    else:
+        text = {"a.csv": "TEXT,n\none,1\ntwo,2\n", "a.txt": "one\ntwo\n"}
+        write(tmp_path / name, text.get(name, '{"TEXT": "one"}\n{"TEXT": "two"}\n'))
+    reading = {"tag_map": {UNTAGGED: "UNLIKELY"}}
+    assert captions_of(tmp_path, **reading) == [("one", "UNLIKELY"), ("two", "UNLIKELY")]
+    drawn = open_source(str(tmp_path), everything(), {"UNLIKELY": 1.0}, **reading).next_batch(2)
+    assert {record.tag for record in drawn} == {"UNLIKELY"}
+    assert "no tag column: every caption is UNLIKELY" in as_text(found(tmp_path, **reading))
+
+
+@pytest.mark.parametrize(
+    "condition, rows",
+    [
+        ("key = '0012'", [0]),
+        ("key = 12", [0, 1]),
+        ("key in ('0012', '7') and n > 1", [2]),
+        ("date > '2021-01-01'", [1, 2]),
+        ("date > '2021-01-01' and n = 2 and good = true", [1]),
+        ("date > DATE '2021-03-01'", [2]),
+        ("key = '0012' and kind = 'x'", [0]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.parquet"])
+def test_a_condition_may_compare_text_that_looks_like_something_else(name, condition, rows, tmp_path):
+    head = ["TEXT", "key", "date", "n", "good", "kind"]
+    lines = [
+        ["one", "0012", "2020-12-31", "1", "true", "x"],
+        ["two", "12", "2021-02-01", "2", "true", "x"],
+        ["three", "7", "2021-04-01", "3", "false", "x"],
+    ]
+    if name == "a.parquet":
+        if "key = 12" in condition or "DATE" in condition:
+            return  # the columns hold text
+        columns = {title: [line[at] for line in lines] for at, title in enumerate(head)}
+        columns |= {"n": [1, 2, 3], "good": [True, True, False]}
+        write_table(tmp_path / name, **columns)
+    elif name == "a.csv":
+        write(tmp_path / name, "\n".join(",".join(line) for line in [head, *lines]))
+    else:
+        text = "\n".join("\t".join(line) for line in [head, *lines])
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    texts = [text for text, _ in captions_of(tmp_path / name, where=condition)]
+    assert texts == [lines[row][0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text, logo, red boat\n",
+        "a boat, caption, at sea\n",
+        "text, logo\na tree\n",
+        "text, logo\na tree, a boat\nthe sea\n",
+        "caption, a boat, a sea, a lake\na red boat, at night\n",
+        "text, logo\na tree, a boat, the sea, the sky, at night\n",
+    ],
+)
+def test_captions_that_name_a_column_are_no_table(content, tmp_path):
+    write(tmp_path / "a.txt", content)
+    assert [text for text, _ in captions_of(tmp_path)] == content.splitlines()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "n,caption\n1,a boat\n2,a tree, at sea\n",
+        'n,caption\n1,"a boat, a tree, the sea"\n2,a tree\n',
+        "image,caption\n1.jpg,A child in a pink dress , up , and away\n2.jpg,a boat\n",
+        "caption\turl\na boat\thttp://x/1\n",
+    ],
+)
+def test_tables_in_text_files_are_still_seen(content, tmp_path):
+    write(tmp_path / "a.txt", content)
+    with pytest.raises(ValueError, match="looks like a table with columns"):
+        captions_of(tmp_path)
+
+
+def test_a_name_with_a_tilde_is_a_name(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"there are no caption files at ~nosuch/x\.csv"):
+        captions_of("~nosuch/x.csv")
+    with pytest.raises(ValueError, match=r"hpdv2:~nosuch lacks anime\.json"):
+        captions_of("hpdv2:~nosuch")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(tmp_path / "~x.csv", "TEXT\none\n")
+    assert captions_of("~x.csv") == [("one", UNTAGGED)]
+    write(tmp_path / "home" / "a.csv", "TEXT\ntwo\n")
+    assert captions_of("~/a.csv") == [("two", UNTAGGED)]
+
+
+def test_thresholds_need_scores_in_text_files_too(tmp_path):
+    write(tmp_path / "a.txt", "one\n")
+    with pytest.raises(ValueError, match=r"a\.txt: text files have no columns; .*captions\.tag_thresholds"):
+        captions_of(tmp_path, tag_thresholds={"low": 0, "high": 0.5})
+    (tmp_path / "a.txt").unlink()
+    write(tmp_path / "punsafe=0.9" / "a.txt", "one\n")
+    assert captions_of(tmp_path, tag_thresholds={"low": 0, "high": 0.5}) == [("one", "high")]
+    write_table(tmp_path / "b.parquet", TEXT=["two"], punsafe=[0.1])
+    seen = found(tmp_path, tag_thresholds={"low": 0, "high": 0.5})
+    assert [left.why for left in seen.left_out] == ["text files have no columns, but the settings name some"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2, 3]", '{"annotations": {"a": 1}}', "7", "null", '"a"', "[[1], []]"]
+)
+def test_json_about_other_things_does_not_stop_a_folder(content, tmp_path):
+    write_table(tmp_path / "a.parquet", TEXT=["one"])
+    write(tmp_path / "b.json", content)
+    seen = found(tmp_path)
+    assert seen.rows == 1 and seen.left_out[0].why.startswith("holds no captions (")
+    with pytest.raises(
+        ValueError, match=r"b\.json(, row 1: is not a JSON object|: is not a list of objects)"
+    ):
+        captions_of(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("content", ['[{"TEXT": "two"}, 3]', '{"TEXT": "two"}\n3\n', "[1, 2"])
+def test_rows_that_are_damaged_still_stop_a_folder(content, tmp_path):
+    write_table(tmp_path / "a.parquet", TEXT=["one"])
+    write(tmp_path / "b.json", content)
+    with pytest.raises(ValueError, match=r"b\.json, (row|line) \d: is not"):
+        captions_of(tmp_path)

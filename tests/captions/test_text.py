@@ -17,6 +17,7 @@ from dalle_ppo.captions.text import (
     split_of,
 )
 
+SCOTLAND = "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
 ANY_TEXT = st.text(max_size=80) | st.text(alphabet="<>&;ab /é💀\u202e\u200d\x00\ud800", max_size=60)
 
 
@@ -30,6 +31,7 @@ ANY_TEXT = st.text(max_size=80) | st.text(alphabet="<>&;ab /é💀\u202e\u200d\x
         ("a < b > c", "a < b > c"),
         ("\u202eright\u202c to left שלום", "right to left שלום"),
         ("family 👨\u200d👩\u200d👧 ❤️", "family 👨\u200d👩\u200d👧 ❤️"),
+        (f"{SCOTLAND} boat 🏴 a{SCOTLAND[1:]}", f"{SCOTLAND} boat 🏴 a"),
         ("  ", ""),
     ],
 )
@@ -52,6 +54,29 @@ def test_normalising():
     assert normalise("&lt;b&gt;Boat&lt;/b&gt;<br/>x") == "boat x"
     assert normalise("STRASSE straße") == "strasse strasse"
     assert normalise("💀") == "💀" != normalise("❤️")
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("नाव", "निव"),  # Hindi: vowels are marks
+        ("ना", "नि"),
+        ("เก่า", "เกา"),  # Thai: tones are
+        ("கப்பல்", "கபபல"),  # Tamil
+        ("x\u0302", "x"),  # no letter for both exists
+    ],
+)
+def test_words_that_differ_in_marks_are_others(one, other):
+    assert normalise(f"{one}, {one}!") == f"{one} {one}" and caption_id(one) != caption_id(other)
+    assert not CaptionFilter(blocked=frozenset({normalise(other)})).reason_to_drop(one)
+    assert CaptionFilter(blocked=frozenset({normalise(one)})).reason_to_drop(f"a {one}.") == "blocked"
+
+
+def test_marks_after_anything_but_a_letter_are_no_words():
+    assert normalise("❤️ boat 1️⃣ \u0301x") == "boat 1 x"
+    assert normalise("İstanbul") == "i stanbul" and normalise("İstanbul नाव") == "i stanbul नाव"
+    # the letters of version 0.1's ids: of text without marks they stay
+    assert caption_id("A Red Boat, İstanbul, ÉGLISE, τῆς, が") == "36baa37638fc995e"
 
 
 def test_heldout_share():

@@ -38,6 +38,15 @@ def test_a_text_that_is_no_caption_is_told_first(texts, words, tmp_path, cli, mo
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name, content", [("jsonl", ""), ("jsonl", "\n\n"), ("csv", "file_name,text\n")])
+def test_metadata_without_rows_is_one_line(name, content, tmp_path, cli):
+    folder = photos(tmp_path / "photos", ["a boat"])
+    (folder / "metadata.jsonl").unlink()
+    (folder / f"metadata.{name}").write_text(content)
+    outcome = cli(pretrain.main, "--data", folder, "--out", tmp_path / "new", "--device", "cpu")
+    assert outcome.code == 2 and "metadata.jsonl or .csv has no rows" in outcome.error
+
+
 def test_a_missing_text_is_the_empty_caption(tmp_path):
     rows, texts = pretrain.read_photos(str(photos(tmp_path / "photos", ["a boat", None, ""])))
     assert texts == ["a boat", "", ""] and len(rows) == 3

@@ -1,6 +1,7 @@
 """`hpdv2:FOLDER`: the benchmark prompts of HPDv2, a JSON list for each style, as its authors publish them."""
 
 import json
+import os
 from pathlib import Path
 
 from dalle_ppo.captions.shards import TableShard
@@ -23,7 +24,7 @@ def load(path: str, request: CaptionRequest) -> CaptionSource:
     Source: https://github.com/tgxs002/HPSv2, whose `benchmark_prompts` reads these files.
     """
     request.refuse_columns(f"hpdv2:{path}")
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     files = [place] if place.is_file() else [place / f"{style}.json" for style in STYLES]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -45,6 +46,8 @@ def _prompts(file: Path) -> list[str]:
     """
     try:
         texts = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{file}: is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{file}: is not JSON ({' '.join(str(error).split())})") from None
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):

@@ -60,9 +60,12 @@ def load(repo: str, request: CaptionRequest) -> CaptionSource:
     default_shares = LAION_SHARES
     try:
         lower = {name.lower() for name in read_columns(files)}
-        column = request.reading.tag_column
-        if column == "" or not (column or lower & {name.lower() for name in TAG_COLUMNS}):
-            default_shares = None
+        column, thresholds = request.reading.tag_column, request.reading.tag_thresholds
+        if thresholds:
+            tagged = "NSFW" in thresholds  # without a column of scores, opening a file fails
+        else:
+            tagged = column or (column is None and lower & {name.lower() for name in TAG_COLUMNS})
+        default_shares = LAION_SHARES if tagged else None
     except (*errors, pa.ArrowException) as error:
         if not request.settings.skip_bad_files:
             raise ValueError(f"captions: {files.names[0]} of {explain(repo, error)}") from error

@@ -1,0 +1,123 @@
+"""Files that are damaged, gone or others than before: what is skipped, and which positions are refused."""
+
+import json
+import os
+
+import pyarrow.parquet as pq
+import pytest
+from laion_tables import everything, laion_table, open_source
+
+from dalle_ppo.captions import same_files
+from dalle_ppo.captions.overview import as_text, every_caption, look_at
+from dalle_ppo.captions.shards import TableShard
+from dalle_ppo.captions.source import CaptionRequest
+from dalle_ppo.captions.streams import DrawSettings
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three parquet files of 400 rows, in row groups of 100."""
+    for part in range(3):
+        pq.write_table(laion_table(400, 400 * part), tmp_path / f"part-{part}.parquet", row_group_size=100)
+    return tmp_path
+
+
+def damage_inside(path, place=None):
+    """The footer stays whole; without a place, the first pages are lost."""
+    content = bytearray(path.read_bytes())
+    place = 4 if place is None else place
+    content[place : place + 1500] = b"\xff" * 1500
+    path.write_bytes(content)
+
+
+def damage_all(path):
+    path.write_bytes(b"PAR1 no parquet at all PAR1")
+
+
+def test_an_overview_goes_on_after_a_damaged_file_where_that_is_wanted(folder):
+    damage_inside(folder / "part-1.parquet")
+    with pytest.raises(ValueError, match=r"part-1\.parquet: cannot be read"):
+        look_at(open_source(str(folder), everything()).contents, everything())
+    skipping = everything(skip_bad_files=True)
+    contents = open_source(str(folder), skipping).contents
+    with pytest.warns(UserWarning, match=r"file skipped: .*part-1\.parquet"):
+        seen = look_at(contents, skipping)
+    assert [file.rows for file in seen.files] == [400, 400] and seen.unseen_rows == 0
+    assert "left out: part-1.parquet: " in as_text(seen)
+    with pytest.warns(UserWarning, match=r"file skipped: .*part-1\.parquet"):
+        assert len(list(every_caption(contents.shards, skipping))) == 800
+
+
+def test_rows_before_the_damage_are_counted_as_some_of_the_files(folder):
+    path = folder / "part-0.parquet"
+    place = pq.read_metadata(path).row_group(2).column(0).data_page_offset
+    damage_inside(path, place)
+    skipping = everything(skip_bad_files=True)
+    with pytest.warns(UserWarning, match="file skipped"):
+        seen = look_at(open_source(str(folder), skipping).contents, skipping)
+    assert [(file.rows, file.complete) for file in seen.files] == [(200, False), (400, True), (400, True)]
+
+
+def test_a_run_that_a_damaged_file_stopped_is_resumed_without_it(folder):
+    strict = open_source(str(folder), everything())
+    first = strict.next_batch(100)
+    here = int(first[0].text.split()[1]) // 400
+    damage_all(folder / f"part-{(here + 1) % 3}.parquet")
+    with pytest.raises(ValueError, match=r"part-\d\.parquet: cannot be (read|opened)"):
+        strict.next_batch(1100)
+    position = json.loads(json.dumps(strict.state_dict()))
+    with pytest.warns(UserWarning, match="file skipped"):
+        again = open_source(str(folder), everything(skip_bad_files=True))
+    again.load_state_dict(position)
+    with pytest.warns(UserWarning, match="file skipped"):
+        rest = again.next_batch(800 - strict.metrics()["captions/drawn"])
+    ids = {record.id for record in rest}
+    assert not ids & {record.id for record in first} and len(ids) == len(rest)
+    assert again.metrics()["captions/skipped_bad_files"] == 1
+
+
+def refused(position, source, settings=None) -> str:
+    with pytest.raises(ValueError) as raised:
+        open_source(str(source), settings or everything()).load_state_dict(position)
+    return str(raised.value)
+
+
+def test_what_changed_about_files_is_named(folder, tmp_path):
+    position = open_source(str(folder), everything()).state_dict()
+    os.rename(folder / "part-1.parquet", folder / "other.parquet")
+    assert "(missing: part-1.parquet, new: other.parquet)" in refused(position, folder)
+    os.rename(folder / "other.parquet", folder / "part-1.parquet")
+    open_source(str(folder), everything()).load_state_dict(position)
+    pq.write_table(laion_table(401), folder / "part-1.parquet")
+    assert "part-1.parquet has 401 rows, and had 400" in refused(position, folder)
+
+
+def test_a_moved_folder_holds_the_same_files(folder):
+    position = open_source(str(folder), everything()).state_dict()
+    os.rename(folder, folder.with_name("moved"))
+    open_source(str(folder.with_name("moved")), everything()).load_state_dict(position)
+
+
+def test_positions_of_version_0_1_still_load_and_others_are_refused(folder):
+    position = open_source(str(folder), everything()).state_dict()
+    del position["identity"]["files"]
+    # sha256 of the three names, one a line, by sha256sum
+    assert position["identity"]["source"] == "4e062cc1d229392f"
+    open_source(str(folder), everything()).load_state_dict(position)
+    (folder / "part-2.parquet").unlink()
+    assert "they were others, not part-0.parquet and 1 more" in refused(position, folder)
+
+
+@pytest.mark.parametrize("most", [1000, 1])
+def test_data_sets_whose_files_have_equal_names_are_others(most, monkeypatch):
+    monkeypatch.setattr(same_files, "MOST_LISTED", most)
+
+    def source(name):
+        shards = [TableShard(f"{name}/data/train-{n}.parquet", ["a boat", "a tree"]) for n in range(2)]
+        return CaptionRequest(DrawSettings(split=None)).draw_from(shards, remote=True)
+
+    position = source("a/x").state_dict()
+    source("a/x").load_state_dict(position)
+    source("a/x@main").load_state_dict(position)
+    with pytest.raises(ValueError, match="not the files of when the position was saved"):
+        source("b/y").load_state_dict(position)
