@@ -17,7 +17,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="as in captions.source")
     parser.add_argument("--json", action="store_true", help="print the overview as JSON")
-    parser.add_argument("--dump", type=Path, help="write every caption once into this file, as JSON Lines")
+    parser.add_argument(
+        "--dump",
+        type=Path,
+        help="write every caption that passes the filters, once, into this new file, as JSON Lines",
+    )
     parser.add_argument("--config", type=Path, help="YAML file of settings, such as a run's config.yaml")
     texts = described(CaptionsConfig)
     for f in fields(CaptionsConfig):
