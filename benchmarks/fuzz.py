@@ -102,7 +102,8 @@ def config_texts() -> st.SearchStrategy[bytes]:
     usual = st.sampled_from((0, 1, 0.5, True, "none", "builtin", {"UNLIKELY": 1.0}))
     term = st.dictionaries(st.sampled_from(("weight", "only_if", "target", "detector")), usual | odd)
     named = st.builds(lambda found, name: {**found, "name": name}, term, st.sampled_from(term_names()) | odd)
-    values = usual | odd | st.lists(named, max_size=3)
+    values = usual | odd
+    terms = st.lists(named, min_size=1, max_size=3).map(lambda found: {"reward": {"terms": found}})
     dotted = st.dictionaries(st.sampled_from([*setting_names(), "class_path", "config"]), values, max_size=3)
 
     def nested(section: str, record: type) -> st.SearchStrategy[dict]:
@@ -111,7 +112,7 @@ def config_texts() -> st.SearchStrategy[bytes]:
         return given.map(lambda found: {section: found} if section else found)
 
     sections = [nested(section, record) for section, record in all_sections() if fields(record)]
-    bare = st.one_of(*sections) | dotted
+    bare = st.one_of(*sections) | dotted | terms
     numbered = bare.map(lambda found: {**found, "format": FORMAT})
     damaged_text, text = damaged(to_yaml(Config()).encode()), st.text(max_size=80).map(str.encode)
     return st.one_of(*[as_json(numbered)] * 4, as_json(bare), damaged_text, text)
@@ -165,7 +166,6 @@ def checkpoint_texts(draw: st.DrawFn) -> bytes:
     content = {"format": FORMAT, "iteration": 1, "files": {LISTED: right}, "state": {"a": 1}}
     odds = {"format": odd, "iteration": st.integers(-1, 3) | odd, "files": files, "state": odd}
     content |= {name: draw(odds[name]) for name in draw(st.lists(st.sampled_from([*odds]), max_size=2))}
-    content = json.loads(json.dumps(content))
     content["sha256"] = _content_hash(content)
     return json.dumps(content).encode() + SPLIT + tensors
 
