@@ -4,8 +4,8 @@
 
 This runs the same small job with the code of COMMIT (in a temporary worktree) and with the working tree, one
 after the other, and compares metrics, evaluation, checkpoints and pictures bit for bit. Times, memory,
-versions and paths are ignored. Every setting is given, so later changes of defaults do not matter; `MOVED`
-says what a setting is called now, and `LATER_METRICS` which numbers are new.
+versions and paths are ignored. Every setting that the commit's code knows is given, so later changes of
+defaults do not matter; `MOVED` says what a setting is called now, and `LATER_METRICS` which numbers are new.
 """
 
 import argparse
