@@ -2,8 +2,9 @@
 
     python benchmarks/before_after.py runs/NAME docs/before_after.png
 
-The pictures are drawings of icons, so even unsafe ones are shown unblurred. They are the first of each tag
-among the run's randomly kept thumbnails, not the best.
+The pictures are drawings of icons, so even unsafe ones are shown unblurred. Of the 200 pairs that an
+evaluation keeps at random, these are the first of each tag, not the best. For NSFW and UNSURE, only pairs
+count whose picture before training has an unsafe probability above 0.4, to show what became of those.
 """
 
 import argparse
@@ -13,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from dalle_ppo.evaluation.files import random_rows
+
 COLUMNS = {"NSFW": 4, "UNSURE": 2, "UNLIKELY": 3}
+UNSAFE = 0.4
 
 
 def choose(run: Path) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
@@ -21,15 +25,16 @@ def choose(run: Path) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
     rows = pq.read_table(run / "evaluation" / "images.parquet").to_pylist()
     reference = [row for row in rows if row["model"] == "reference"]
     stored = np.load(run / "evaluation" / "thumbnails.npz")
-    order = np.random.default_rng(1).permutation(len(stored["rows"]))
+    place = {row: i for i, row in enumerate(stored["rows"].tolist())}
+    before, after = stored["reference"], stored["policy"]
     chosen = []
     for tag, count in COLUMNS.items():
-        picks = [i for i in order if reference[stored["rows"][i]]["tag"] == tag]
-        if tag != "UNLIKELY":  # show what changed: captions that led to something unsafe before
-            picks = [i for i in picks if reference[stored["rows"][i]]["nsfw_probability"] > 0.4]
-        for i in picks[:count]:
-            caption = reference[stored["rows"][i]]["caption"]
-            chosen.append((tag, caption, stored["reference"][i], stored["policy"][i]))
+        # The file also holds what the report shows, such as the most improved.
+        picks = [row for row in random_rows(len(reference)).tolist() if reference[row]["tag"] == tag]
+        if tag != "UNLIKELY":
+            picks = [row for row in picks if reference[row]["nsfw_probability"] > UNSAFE]
+        for row in picks[:count]:
+            chosen.append((tag, reference[row]["caption"], before[place[row]], after[place[row]]))
     return chosen
 
 

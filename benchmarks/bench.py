@@ -186,7 +186,8 @@ def at(points: list[dict], axis: str, place: float, name: str) -> float:
 def table(cells: dict[str, list[dict]], axis: str) -> str:
     """Means and standard deviations over seeds, where all objectives have cost as much on this axis."""
     every = [c for of_objective in cells.values() for c in of_objective]
-    place = min(c["curve"][-1][axis] for c in every if not c.get("collapsed"))
+    sound = [c for c in every if not c.get("collapsed")] or every
+    place = min(c["curve"][-1][axis] for c in sound)
     heads = ("reward", "unsafe, judge", "alignment, judge", "KL, nats per image", "diversity")
     unit = f"{place:.0f} {'images' if axis == 'images' else 'seconds'}"
     lines = [f"| after {unit} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]

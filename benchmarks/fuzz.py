@@ -9,6 +9,8 @@ was asked to write. Needs the extra [test]. With `--atheris`, that package choos
 which lines of dalle_ppo they reach.
 """
 
+import gzip
+import hashlib
 import io
 import json
 import resource
@@ -18,7 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, seed, settings
@@ -31,6 +33,8 @@ NAMES = (
     *("config", "jsonl", "json", "csv", "tsv", "txt", "gzip", "parquet", "checkpoint", "head", "safetensors"),
     *("keras", "h5", "clip", "answers", "rankings"),
 )
+SPLIT, LISTED = b"\0the listed file\0", "out.safetensors"
+"""Stands between a checkpoint's `state.json` and the file that it lists, which `check` knows by this name."""
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "keras"
 
 
@@ -87,14 +91,31 @@ def as_json(values: st.SearchStrategy) -> st.SearchStrategy[bytes]:
 
 
 def config_texts() -> st.SearchStrategy[bytes]:
-    """Settings files: known names with any value, and damaged YAML."""
+    """Settings files: known names with odd values, most with the number of the format; and damaged YAML."""
+    from dalle_ppo.base.run_format import FORMAT
     from dalle_ppo.config.command_line import to_yaml
-    from dalle_ppo.config.sections import setting_names
+    from dalle_ppo.config.sections import all_sections, setting_names
     from dalle_ppo.config.settings import Config
+    from dalle_ppo.config.term import term_names
 
-    names = st.sampled_from([*setting_names(), "class_path", "config", "format"])
-    nested = st.dictionaries(names, json_like(LEAVES), min_size=1, max_size=3)
-    return as_json(nested) | damaged(to_yaml(Config()).encode()) | st.text(max_size=80).map(str.encode)
+    odd = json_like(LEAVES)
+    usual = st.sampled_from((0, 1, 0.5, True, "none", "builtin", {"UNLIKELY": 1.0}))
+    term = st.dictionaries(st.sampled_from(("weight", "only_if", "target", "detector")), usual | odd)
+    named = st.builds(lambda found, name: {**found, "name": name}, term, st.sampled_from(term_names()) | odd)
+    values = usual | odd
+    terms = st.lists(named, min_size=1, max_size=3).map(lambda found: {"reward": {"terms": found}})
+    dotted = st.dictionaries(st.sampled_from([*setting_names(), "class_path", "config"]), values, max_size=3)
+
+    def nested(section: str, record: type) -> st.SearchStrategy[dict]:
+        names = st.sampled_from([f.name for f in fields(record)])
+        given = st.dictionaries(names, values, min_size=1, max_size=3)
+        return given.map(lambda found: {section: found} if section else found)
+
+    sections = [nested(section, record) for section, record in all_sections() if fields(record)]
+    bare = st.one_of(*sections) | dotted | terms
+    numbered = bare.map(lambda found: {**found, "format": FORMAT})
+    damaged_text, text = damaged(to_yaml(Config()).encode()), st.text(max_size=80).map(str.encode)
+    return st.one_of(*[as_json(numbered)] * 4, as_json(bare), damaged_text, text)
 
 
 def header_texts() -> st.SearchStrategy[bytes]:
@@ -130,9 +151,23 @@ def valid_head() -> bytes:
     return save({"0.kernel": torch.zeros(4, 1), "0.bias": torch.zeros(1)}, described)
 
 
-def valid_state() -> bytes:
-    content = {"format": 2, "iteration": 1, "files": {}, "state": {"a": 1}, "sha256": ""}
-    return json.dumps(content).encode()
+@st.composite
+def checkpoint_texts(draw: st.DrawFn) -> bytes:
+    """A state.json whose hash is right, and after `SPLIT` the content of the file that it may list."""
+    from dalle_ppo.base.run_format import FORMAT
+    from dalle_ppo.runs.checkpoints import _content_hash
+
+    odd = json_like(LEAVES)
+    tensors = draw(header_texts() | damaged(valid_head()) | st.just(valid_head()) | st.binary(max_size=80))
+    right = {"bytes": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()}
+    names = st.sampled_from((LISTED, "more.safetensors", "../a.safetensors", "a.bin")) | st.text(max_size=8)
+    wrong = st.dictionaries(st.sampled_from(("bytes", "sha256")), st.integers() | odd)
+    files = st.dictionaries(names, wrong.map(lambda changed: right | changed) | odd, max_size=2) | odd
+    content = {"format": FORMAT, "iteration": 1, "files": {LISTED: right}, "state": {"a": 1}}
+    odds = {"format": odd, "iteration": st.integers(-1, 3) | odd, "files": files, "state": odd}
+    content |= {name: draw(odds[name]) for name in draw(st.lists(st.sampled_from([*odds]), max_size=2))}
+    content["sha256"] = _content_hash(content)
+    return json.dumps(content).encode() + SPLIT + tensors
 
 
 def valid_parquet() -> bytes:
@@ -142,6 +177,13 @@ def valid_parquet() -> bytes:
     out = io.BytesIO()
     pq.write_table(pa.table({"TEXT": ["a red boat", None] * 20, "NSFW": ["NSFW", "UNSURE"] * 20}), out)
     return out.getvalue()
+
+
+def gzip_files() -> st.SearchStrategy[bytes]:
+    """Captions and noise in gzip, some of them damaged, and noise that is no gzip."""
+    table = gzip.compress(b"a red boat\na blue car\n" * 20, mtime=0)
+    content = st.text(max_size=200).map(str.encode) | st.binary(max_size=200)
+    return content.map(gzip.compress) | damaged(table) | st.binary(max_size=80)
 
 
 def keras_zips() -> st.SearchStrategy[bytes]:
@@ -214,7 +256,7 @@ def make_targets() -> dict[str, Target]:
         return load_weights(network, path)
 
     def keras(path: Path) -> object:
-        return convert(path, path.with_name("out.safetensors"))
+        return convert(path, path.with_name(LISTED))
 
     def answers(path: Path) -> object:
         Store(path.parent).report()
@@ -225,6 +267,13 @@ def make_targets() -> dict[str, Target]:
 
     def captions(path: Path) -> object:
         return captions_of_file(str(path), 5)
+
+    def checkpoint(path: Path) -> object:
+        state, split, tensors = path.read_bytes().partition(SPLIT)
+        if split:
+            path.write_bytes(state)
+            path.with_name(LISTED).write_bytes(tensors)
+        return load_checkpoint(path.parent)
 
     rows = st.lists(
         st.dictionaries(st.sampled_from(("text", "TEXT", "NSFW", "x")), json_like(LEAVES)), max_size=5
@@ -238,13 +287,9 @@ def make_targets() -> dict[str, Target]:
         "csv": Target("a.csv", damaged(table.replace(b"\t", b",")) | st.binary(max_size=80), captions),
         "tsv": Target("a.tsv", damaged(table) | st.text(max_size=80).map(str.encode), captions),
         "txt": Target("a.txt", st.binary(max_size=200), captions),
-        "gzip": Target("a.txt.gz", st.binary(max_size=80), captions),
+        "gzip": Target("a.txt.gz", gzip_files(), captions),
         "parquet": Target("a.parquet", damaged(valid_parquet()), captions),
-        "checkpoint": Target(
-            "state.json",
-            damaged(valid_state()) | as_json(json_like(LEAVES)),
-            lambda path: load_checkpoint(path.parent),
-        ),
+        "checkpoint": Target("state.json", checkpoint_texts() | as_json(json_like(LEAVES)), checkpoint),
         "head": Target("h.safetensors", damaged(valid_head()) | header_texts(), load_detector),
         "safetensors": Target("w.safetensors", header_texts() | st.binary(max_size=80), weights),
         "keras": Target("k.keras", keras_zips(), keras),
@@ -277,7 +322,7 @@ def check(target: Target, content: bytes) -> None:
         assert time.monotonic() - started < SECONDS, "too slow"
         assert grown < BYTES, f"{grown} bytes more memory"
         written = {str(path.relative_to(parent)) for path in Path(parent).rglob("*")}
-        assert written <= {"folder", f"folder/{target.name}", "folder/out.safetensors"}, written
+        assert written <= {"folder", f"folder/{target.name}", f"folder/{LISTED}"}, written
 
 
 def fuzz(target: Target, examples: int, number: int) -> None:

@@ -4,8 +4,8 @@
 
 This runs the same small job with the code of COMMIT (in a temporary worktree) and with the working tree, one
 after the other, and compares metrics, evaluation, checkpoints and pictures bit for bit. Times, memory,
-versions and paths are ignored. Every setting is given, so later changes of defaults do not matter; `MOVED`
-says what a setting is called now, and `LATER_METRICS` which numbers are new.
+versions and paths are ignored. Every setting that the commit's code knows is given, so later changes of
+defaults do not matter; `MOVED` says what a setting is called now, and `LATER_METRICS` which numbers are new.
 """
 
 import argparse
@@ -119,10 +119,26 @@ ASIDE = {"images_per_second", "memory_gb", "versions", "detector_sha256"}
 CAPTION = "a red boat on a blue background"
 
 
+def environment_of(tree: Path) -> dict[str, str]:
+    """The environment in which `python -m dalle_ppo...` runs the code in `tree`."""
+    return os.environ | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
+
+
+def known_settings(tree: Path) -> set[str]:
+    """Dotted names of the settings that the code in `tree` has."""
+    first = not (tree / "dalle_ppo" / "config").is_dir()  # as in 65870f2
+    module = "dalle_ppo.command_line" if first else "dalle_ppo.config.command_line"
+    ask = f"import json; from {module} import setting_names; print(json.dumps(setting_names()))"
+    call = [sys.executable, "-c", ask]
+    done = subprocess.run(call, env=environment_of(tree), capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
 def settings_of(tree: Path) -> dict:
-    """The job's settings as the code in `tree` names them, nested."""
-    first = (tree / "dalle_ppo" / "config_ppo.py").is_file()
-    moved, settings = ({}, FIRST) if first else (MOVED, FIRST | LATER_SETTINGS)
+    """The job's settings as the code in `tree` names them, nested; without those that came after it."""
+    known = known_settings(tree)
+    moved = {name: place for name, place in MOVED.items() if name not in known}
+    settings = FIRST | {name: value for name, value in LATER_SETTINGS.items() if name in known}
     nested: dict = {}
     for name, value in settings.items():
         place = moved.get(name, name)
@@ -144,7 +160,7 @@ def run_job(tree: Path, out: Path) -> None:
     config.write_text(yaml.safe_dump(settings_of(tree)), encoding="utf-8")
     # Numbers depend on how many threads add them up.
     threads = {"OMP_NUM_THREADS": THREADS, "MKL_NUM_THREADS": THREADS}
-    environment = os.environ | threads | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
+    environment = environment_of(tree) | threads
     for arguments in (
         ["dalle_ppo.train", "--config", str(config), "--run_dir", str(out / "run")],
         ["dalle_ppo.generate", CAPTION, "--out", str(out / "drawn.png"), "--seed", "7", "--num_images", "4"],

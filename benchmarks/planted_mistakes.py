@@ -2,7 +2,8 @@
 
     python benchmarks/planted_mistakes.py            # minutes; writes planted_mistakes.md beside it
 
-Exits with 1 if a mistake goes unseen. Needs the `test` extra.
+Exits with 1 if a mistake goes unseen. The same tests must pass in an unchanged copy first: one that fails by
+itself would seem to see every mistake. Needs the `test` extra.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -458,20 +460,60 @@ PLANTED = (
         "drawer = self.actor.module",
         "training/test_weighted_objectives.py::test_who_draws_the_images_of_dpok_sft",
     ),
+    Mistake(
+        "the anchor sharpens by the temperature's inverse",
+        "training/anchor.py",
+        "sharpness = 1.0 - anchor.temperature",
+        "sharpness = 1.0 - 1.0 / anchor.temperature",
+        "training/test_anchor.py::test_at_a_temperature_it_pulls_to_the_reference_at_that_temperature",
+    ),
+    Mistake(
+        "an evaluation takes pictures that begin alike for the same",
+        "evaluation/decoding.py",
+        "keys = [row.tobytes() for row in tokens.cpu().numpy()]",
+        "keys = [row[:1].tobytes() for row in tokens.cpu().numpy()]",
+        "evaluation/test_decoding.py::test_tokens_that_differ_late_are_other_pictures",
+    ),
 )
 
 
-def plant(mistake: Mistake, folder: Path) -> None:
-    """Writes the project with the mistake into `folder`."""
+def copy_project(folder: Path) -> None:
+    """Writes the project into `folder`."""
     for name in ("dalle_ppo", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("docs", "configs", "converters", "README.md", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
+
+
+def plant(mistake: Mistake, folder: Path) -> None:
+    """Writes the project with the mistake into `folder`."""
+    copy_project(folder)
     path = folder / "dalle_ppo" / mistake.file
     text = path.read_text(encoding="utf-8").replace(mistake.right, mistake.wrong)
     if "replace(settings" in mistake.wrong:
         text = text.replace("from dataclasses import ", "from dataclasses import replace, ", 1)
     path.write_text(text, encoding="utf-8")
+
+
+def run_tests(folder: str, tests: Sequence[str]) -> subprocess.CompletedProcess:
+    """Runs tests, named as in `Mistake`, of the project in `folder` until one fails."""
+    names = [f"tests/{test}" for test in tests]
+    call = [sys.executable, "-m", "pytest", "-xq", "-n0", "-p", "no:cacheprovider", *names]
+    environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def check_unchanged(mistakes: Sequence[Mistake]) -> None:
+    """Runs the tests of all mistakes without any.
+
+    Raises:
+        RuntimeError: one fails, so it proves nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy_project(Path(folder))
+        done = run_tests(folder, sorted({mistake.tests for mistake in mistakes}))
+    if done.returncode != 0:
+        raise RuntimeError(f"tests fail without a mistake; mend them first\n{done.stdout[-2000:]}")
 
 
 def catching_test(mistake: Mistake) -> str | None:
@@ -482,18 +524,7 @@ def catching_test(mistake: Mistake) -> str | None:
     """
     with tempfile.TemporaryDirectory() as folder:
         plant(mistake, Path(folder))
-        call = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-xq",
-            "-n0",
-            "-p",
-            "no:cacheprovider",
-            f"tests/{mistake.tests}",
-        ]
-        environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True)
+        done = run_tests(folder, [mistake.tests])
     if done.returncode == 0:
         return None
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
@@ -516,6 +547,7 @@ def main() -> int:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
+    check_unchanged(PLANTED)
     seen_by = [catching_test(mistake) for mistake in tqdm(PLANTED, unit="mistake")]
     TABLE.write_text(table(seen_by), encoding="utf-8")
     print(TABLE.read_text(encoding="utf-8"))

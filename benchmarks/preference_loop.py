@@ -15,9 +15,10 @@ what is in the pictures; the proxy is the mean score that the reward model gives
     active           refresh; sets are chosen by disagreement from the second round on
     half-labels      refresh, with half of the answers
 
-A finished cell is one JSON file under OUT/cells; one that was interrupted goes on where it was. A cell takes
-about 6 minutes of one core. With --docs, the tables and the plot go to that folder as preference_loop.md and
-.png; text that people wrote below the picture stays. Other options are settings of `dalle_ppo.train`.
+A finished cell is one JSON file under OUT/cells; one that was interrupted goes on where it was, and does not
+count in the mean of processor seconds. A cell takes about 6 minutes of one core. With --docs, the tables and
+the plot go to that folder as preference_loop.md and .png; text that people wrote below the picture stays.
+Other options are settings of `dalle_ppo.train`.
 """
 
 import argparse
@@ -76,13 +77,13 @@ class Variant:
         refresh: labels come round by round, not all at the start.
         beta: the reward's uncertainty penalty.
         choose: sets are chosen by disagreement.
-        labels: share of the answers that are given.
+        labels: share of the answers that are given; None for those of one round.
     """
 
     refresh: bool = True
     beta: float = 1.0
     choose: bool = False
-    labels: float = 1.0
+    labels: float | None = 1.0
 
 
 VARIANTS = {
@@ -90,7 +91,7 @@ VARIANTS = {
     "no-refresh": Variant(refresh=False),
     "no-penalty": Variant(beta=0.0),
     "no-refresh-no-penalty": Variant(refresh=False, beta=0.0),
-    "one-round": Variant(refresh=False, beta=0.0, labels=0.25),
+    "one-round": Variant(refresh=False, beta=0.0, labels=None),
     "active": Variant(choose=True),
     "half-labels": Variant(labels=0.5),
 }
@@ -129,14 +130,15 @@ def cell_build(
     own += ["--reward.terms", f"[{{name: preference, reward_model: later, beta: {variant.beta}}}]"]
     config, _ = parse_command_line([*TRAINING, *others, *own], "benchmarks/preference_loop.py", "")
     rounds, at_once = (args.rounds, 1) if variant.refresh else (1, args.rounds)
-    answers = max(1, round(args.answers * at_once * variant.labels))
+    share = 1 / args.rounds if variant.labels is None else variant.labels
+    answers = max(1, round(args.answers * at_once * share))
     settings = AlignSettings(rounds, answers, args.iterations * at_once, min_accuracy=0.0)
     return AlignBuild(config, settings, FitSettings(seed=seed), NUM_IMAGES, seed, choose=variant.choose)
 
 
 def run_cell(build: AlignBuild, num_captions: int) -> dict:
     """Runs the rounds that are not finished, and looks at every checkpoint; returns the record to keep."""
-    begin = processor_seconds()
+    resumed, begin = build.run_dir.exists(), processor_seconds()
     rounds = []
     for finished in align(
         build.run_dir, build.settings, build_steps(build, simulated(build.config, build.seed))
@@ -146,7 +148,9 @@ def run_cell(build: AlignBuild, num_captions: int) -> dict:
     trained = processor_seconds()
     with torch.no_grad():
         found = measure(build, rounds, num_captions)
-    seconds = {"seconds": trained - begin, "seconds_to_measure": processor_seconds() - trained}
+    # What an interrupted cell had taken, nobody knows.
+    seconds = {"seconds": None if resumed else trained - begin}
+    seconds["seconds_to_measure"] = processor_seconds() - trained
     return found | seconds | {"rounds": [asdict(finished) for finished in rounds]}
 
 
@@ -242,8 +246,8 @@ def table(cells: dict[str, list[dict]]) -> str:
         first, end = ({n: series(of_variant, n)[:, i].mean() for n in NUMBERS} for i in (0, -1))
         seeds = sum(at_bar(kept["curve"][0], kept["curve"][-1]) for kept in of_variant)
         bar = f"{'yes' if at_bar(first, end) else 'no'}, {seeds} of {len(of_variant)}"
-        seconds = np.mean([kept["seconds"] for kept in of_variant])
-        texts += [bar, f"{seconds:.0f}"]
+        seconds = [kept["seconds"] for kept in of_variant if kept["seconds"] is not None]
+        texts += [bar, f"{np.mean(seconds):.0f}" if seconds else ""]
         lines.append(f"| {name} | {last['labels']} | {last['iteration']} | {' | '.join(texts)} |")
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -80,8 +81,15 @@ def draw_limit(decoder: BartDecoder, num_images: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def draw(decoder: BartDecoder, prompts: Prompts, num_images: int) -> torch.Tensor:
-    keys = noise_keys(0, "generate", 0, ["benchmark"] * num_images, range(num_images)).cuda()
-    return sample(decoder, prompts, keys, SETTINGS).tokens
+    keys = noise_keys(0, "generate", 0, ["benchmark"] * num_images, range(num_images))
+    return sample(decoder, prompts, keys.to(decoder.lm_head.weight.device), SETTINGS).tokens
+
+
+@torch.no_grad()
+def encode_and_draw(encoder: BartEncoder, decoder: BartDecoder, num_images: int) -> torch.Tensor:
+    """Tokens of one caption from its text on, as the package's loop draws them."""
+    caption, unconditional = text_tokens_on_gpu(decoder.config)
+    return draw(decoder, encode_prompts(encoder, caption[None], unconditional, SETTINGS), num_images)
 
 
 @torch.no_grad()
@@ -102,15 +110,15 @@ def package_seconds(encoder, decoder, config: BartConfig, num_images: int, num_s
         return seconds_of(begin, 2) + scale * seconds_of(partial(steps, begin()), 2)
 
 
-def compare_grid(encoder: BartEncoder, decoder: BartDecoder, prompts: Prompts, steps: int) -> None:
-    """Times a 3 x 3 grid, tokens and pixels, against the package."""
+def compare_grid(encoder: BartEncoder, decoder: BartDecoder, steps: int) -> None:
+    """Times a 3 x 3 grid, tokens and pixels, against the package; both encode the caption too."""
     config = decoder.config
     vqgan = VqganDecoder(VQGAN_PRESETS["imagenet_f16_16384"]).cuda().eval()
     theirs = package_encoder(encoder, config), package_decoder(decoder, config)
     with torch.device("cuda"):
         their_vqgan = package().detokenizer.VQGanDetokenizer().eval()
     their_vqgan.load_state_dict(vqgan.state_dict())
-    ours = seconds_of(lambda: draw(decoder, prompts, GRID))
+    ours = seconds_of(lambda: encode_and_draw(encoder, decoder, GRID))
     their_tokens = package_seconds(*theirs, config, GRID, steps)
     tokens = torch.randint(0, config.num_codes, (GRID, config.num_image_tokens), device="cuda")
     pixels = seconds_of(lambda: vqgan.decode_uint8(tokens))
@@ -129,12 +137,14 @@ def compare_grid(encoder: BartEncoder, decoder: BartDecoder, prompts: Prompts, s
 def log_prob_share(decoder: BartDecoder, prompts: Prompts, num_images: int, product: float) -> str:
     """Teacher-forced log-probs of whole images, compared with a large product."""
     config = decoder.config
-    tokens = torch.randint(0, config.num_codes, (num_images, config.num_image_tokens), device="cuda")
+    tokens = torch.randint(0, config.num_codes, (num_images, config.num_image_tokens))
+    tokens = tokens.to(decoder.lm_head.weight.device)
     # Without the caption's keys and values, which are computed once.
     per_row = sum(layer.get_submodule(n).weight.numel() for layer in decoder.layers for n in STEP_PRODUCTS)
-    head = decoder.lm_head.weight.numel()
+    head = decoder.lm_head.weight[: config.num_codes].numel()
     flops = 2 * tokens.numel() * (2 * per_row + head)
-    seconds = seconds_of(lambda: log_pi_of_tokens(decoder, tokens, prompts, SETTINGS))
+    settings = replace(SETTINGS, top_k=None)  # as in training
+    seconds = seconds_of(lambda: log_pi_of_tokens(decoder, tokens, prompts, settings))
     return (
         f"| {num_images} | {seconds:.3f} | {flops / seconds / 1e12:.0f} | {flops / seconds / product:.0%} |"
     )
@@ -198,7 +208,7 @@ def main() -> None:
             profile(partial(draw, decoder, prompts, num_images))
     print("\n| log-probs, images | s | TFLOP/s | share |\n|---|---|---|---|")
     print(log_prob_share(decoder, prompts, 16, product), flush=True)
-    compare_grid(encoder, decoder, prompts, args.package_steps)
+    compare_grid(encoder, decoder, args.package_steps)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""Writes files of tensors; a disk that fails is an OSError, as with every other file."""
+"""Writes files of tensors, and reads them back.
+
+A disk that fails is an OSError, as with every other file; a damaged file is a ValueError.
+"""
 
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dalle_ppo.base.one_line import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +41,27 @@ def save_tensors(
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def read_tensor_file(path: str | Path) -> dict[str, "Tensor"]:
+    """Reads a safetensors file to the CPU.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        ValueError: it is no safetensors file, or damaged; names it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot be read as tensors ({one_line(error)}); use another") from error
 
 
 def save_state_dict(tensors: Mapping[str, "Tensor"], path: str | Path) -> None:

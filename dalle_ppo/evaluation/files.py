@@ -46,12 +46,13 @@ def write_rows(path: Path, sides: Mapping[str, Columns]) -> None:
     atomic_write(path, lambda new: pq.write_table(table, new))
 
 
+def random_rows(num_rows: int, count: int = 200) -> np.ndarray:
+    """The rows whose pictures an evaluation keeps whatever they show, int64, in random order."""
+    return np.random.default_rng(0).choice(num_rows, size=min(num_rows, count), replace=False)
+
+
 def write_thumbnails(
-    path: Path,
-    reference: Columns,
-    policy: Columns,
-    decode: Callable[[str, np.ndarray], np.ndarray],
-    num_random: int = 200,
+    path: Path, reference: Columns, policy: Columns, decode: Callable[[str, np.ndarray], np.ndarray]
 ) -> None:
     """Writes the pictures that the report shows, plus a random selection, of both sides, atomically.
 
@@ -59,11 +60,8 @@ def write_thumbnails(
         path: the file to write.
         reference, policy: rows of the two sides.
         decode: (side, rows int64 [K]) -> uint8 [K, H, W, 3].
-        num_random: size of the random selection.
     """
     chosen = {int(row) for rows in gallery_rows(reference, policy).values() for row in rows}
-    num = len(reference["reward"])
-    picks = np.random.default_rng(0).choice(num, size=min(num, num_random), replace=False)
-    rows = np.array(sorted(chosen | set(picks.tolist())))
+    rows = np.array(sorted(chosen | set(random_rows(len(reference["reward"])).tolist())))
     sides = {side: decode(side, rows) for side in ("reference", "policy")}
     atomic_write(path, lambda new: np.savez_compressed(new, rows=rows, **sides))

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_ppo.base.atomic import flush
 from dalle_ppo.base.one_line import one_line
 from dalle_ppo.base.run_format import FORMAT, FormatError, check_format
-from dalle_ppo.base.tensor_files import save_tensors
+from dalle_ppo.base.tensor_files import read_tensor_file, save_tensors
 from dalle_ppo.runs.places import CHECKPOINT_NAME, TEMPORARY_NAME
 from dalle_ppo.runs.space import bytes_of, check_space
 
@@ -131,7 +130,7 @@ def load_checkpoint(path: str | Path, *names: str) -> Checkpoint:
     folder = Path(path)
     manifest = _read_manifest(folder, names)
     files = [file for file in manifest["files"] if not names or Path(file).stem in names]
-    tensors = {Path(file).stem: load_file(folder / file) for file in files}
+    tensors = {Path(file).stem: read_tensor_file(folder / file) for file in files}
     return Checkpoint(manifest["iteration"], tensors, manifest["state"])
 
 

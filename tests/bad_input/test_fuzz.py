@@ -18,6 +18,28 @@ def test_readers_accept_or_refuse_whatever_comes(name, targets):
     fuzz.fuzz(targets[name], 6 if name in ("config", "keras", "h5") else 12, 0)
 
 
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("config", "dalle_ppo.config.command_line.parse_command_line"),
+        ("checkpoint", "dalle_ppo.runs.checkpoints.check_format"),
+        ("checkpoint", "dalle_ppo.runs.checkpoints.read_tensor_file"),
+        ("gzip", "dalle_ppo.captions.open_shard._read_text"),
+    ],
+)
+def test_files_get_past_the_first_check(name, place, targets, monkeypatch):
+    """What stands behind the format's number, the hash and the decompression is tried too."""
+    reached = []
+
+    def stop(*given):
+        reached.append(given)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(place, stop)
+    fuzz.fuzz(targets[name], 60, 0)
+    assert len(reached) >= 12
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.NAMES)
 def test_readers_accept_or_refuse_a_thousand_files(name, targets):

@@ -1,4 +1,4 @@
-"""safetensors files, on disks that fail."""
+"""safetensors files, damaged ones and disks that fail."""
 
 import errno
 import resource
@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dalle_ppo.base.tensor_files import save_tensors
+from dalle_ppo.base.tensor_files import read_tensor_file, save_tensors
 from dalle_ppo.models.dalle.weights import save_weights
 
 TENSORS = {"a": torch.arange(30_000.0)}
@@ -31,6 +31,16 @@ def test_tensors_and_metadata_are_kept(tmp_path):
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {"format": "1"}
         assert torch.equal(file.get_tensor("a"), TENSORS["a"])
+
+
+def test_tensors_are_read_and_a_damaged_file_is_one_line(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path)
+    assert torch.equal(read_tensor_file(path)["a"], TENSORS["a"])
+    for content in (b"", path.read_bytes()[:-1], b"\xff" * 40):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^\S*a\.safetensors: cannot be read as tensors .*$"):
+            read_tensor_file(path)
 
 
 @pytest.mark.parametrize("writer", [save_file, save_tensors])

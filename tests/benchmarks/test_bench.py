@@ -67,6 +67,17 @@ def test_objectives_are_compared_where_all_have_cost_as_much(bench):
     assert bench.costs(cells, {"ppo": 0.01, "dpok": 0.003}).count("| 10.0 | 60.0% |") == 1
 
 
+def test_where_all_have_collapsed_they_are_compared_where_the_first_did(bench):
+    cells = {
+        "ppo": [kept(0.0, 2.0, 4.0) | {"collapsed": "entropy"}],
+        "dpok": [kept(0.0, 1.0) | {"collapsed": "KL"}],
+    }
+    table = bench.table(cells, "images")
+    assert table.startswith("| after 1000 images") and "| `ppo`, 1 of 1 collapsed | 2.00 |" in table
+    cells["ppo"][0]["collapsed"] = ""
+    assert bench.table(cells, "images").startswith("| after 2000 images")
+
+
 def test_the_rate_is_the_best_by_reward_and_finished_cells_are_kept(bench, arguments, monkeypatch):
     args, others = arguments
     ran = []

@@ -30,6 +30,19 @@ def test_the_written_table_is_of_these_mistakes():
     assert SCRIPT.table([f"{file}::{test}" for _, test, file in rows]) == SCRIPT.TABLE.read_text("utf-8")
 
 
+def test_a_test_that_fails_without_a_mistake_is_no_proof(tmp_path, monkeypatch):
+    for name in ("dalle_ppo", "tests"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text("def test_good(): pass\ndef test_bad(): assert 0\n")
+    monkeypatch.setattr(SCRIPT, "ROOT", tmp_path)
+    good, bad = (
+        SCRIPT.Mistake("", "a.py", "1", "2", f"test_a.py::{name}") for name in ("test_good", "test_bad")
+    )
+    SCRIPT.check_unchanged([good])
+    with pytest.raises(RuntimeError, match="without a mistake"):
+        SCRIPT.check_unchanged([good, bad])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", SCRIPT.PLANTED, ids=lambda mistake: mistake.what)
 def test_each_mistake_is_seen(mistake):

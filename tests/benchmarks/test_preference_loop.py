@@ -41,6 +41,33 @@ def test_all_variants_train_equally_long_and_each_differs_as_it_says(loop):
         loop.parse_arguments(["--out", "unused", "--variants", "best"])
 
 
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+def test_one_round_has_the_answers_of_one_round_however_many_there_are(loop, rounds):
+    args, others = loop.parse_arguments(["--out", "unused", "--rounds", str(rounds)])
+    one, all_of_them = (
+        loop.cell_build(args, others, n, 1, Path("run")).settings for n in ("one-round", "no-refresh")
+    )
+    assert (one.rounds, one.answers, all_of_them.answers) == (1, 150, 150 * rounds)
+    assert one.iterations == all_of_them.iterations == 18 * rounds
+
+
+def test_processor_seconds_are_of_cells_that_were_not_interrupted(loop, tmp_path, monkeypatch):
+    clock = iter([0.0, 300.0, 310.0] * 2)
+    monkeypatch.setattr(loop, "processor_seconds", lambda: next(clock))
+    monkeypatch.setattr(loop, "align", lambda run_dir, *_: run_dir.mkdir(exist_ok=True) or [])
+    monkeypatch.setattr(loop, "measure", lambda *_: {})
+    monkeypatch.setattr(loop, "simulated", lambda *_: None)
+    monkeypatch.setattr(loop, "build_steps", lambda *_: None)
+    args, others = loop.parse_arguments(["--out", "unused"])
+    build = loop.cell_build(args, others, "refresh", 0, tmp_path / "run")
+    first, again = (loop.run_cell(build, 4) for _ in range(2))
+    assert first["seconds"] == 300.0 and first["seconds_to_measure"] == 10.0
+    assert again["seconds"] is None and again["seconds_to_measure"] == 10.0
+    whole, resumed = cell(0.04), cell(0.04) | {"seconds": None}
+    assert loop.table({"refresh": [whole, resumed]}).endswith("| yes, 2 of 2 | 300 |")
+    assert loop.table({"refresh": [resumed]}).endswith("| yes, 1 of 1 |  |")
+
+
 def test_the_bar_is_a_fifth_of_the_unsafe_rate_with_named_icons_within_two_points(loop):
     for unsafe, named, reached in ((0.069, 0.94, True), (0.071, 0.94, False), (0.05, 0.92, False)):
         first, last = cell(unsafe, named)["curve"]

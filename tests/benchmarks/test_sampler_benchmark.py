@@ -1,4 +1,4 @@
-"""benchmarks/sampler.py counts operations and time right; what it measures takes minutes and is not here."""
+"""The samplers' benchmarks count operations and time right; what they measure is not here."""
 
 import importlib
 import sys
@@ -93,3 +93,27 @@ def test_it_prints_all_of_its_tables(sampler, models, monkeypatch, capsys):
         cells = [row[column].split(" ") for row in rows[2:-1]]
         assert sum(float(ms) for ms, _ in cells) == pytest.approx(float(rows[-1][column]), abs=0.05)
         assert sum(int(share.strip("(%)")) for _, share in cells) == pytest.approx(100, abs=5)
+
+
+def test_a_grid_on_a_gpu_is_timed_with_our_encoder(models, sampler, monkeypatch):
+    """The package encodes the caption within its time; here on a CPU, where both scripts draw the same."""
+    on_gpu, encoded = importlib.import_module("sampler_gpu"), []
+    monkeypatch.setattr(on_gpu, "text_tokens_on_gpu", on_gpu.text_tokens)
+    encode = on_gpu.encode_prompts
+    monkeypatch.setattr(on_gpu, "encode_prompts", lambda *given: encoded.append(1) or encode(*given))
+    drawn = on_gpu.encode_and_draw(models.encoder, models.decoder, 3)
+    assert drawn.equal(sampler.draw_tokens(models, 3)) and len(encoded) == 1
+
+
+def test_log_probs_on_a_gpu_are_those_of_training_and_their_products_are_counted(models, monkeypatch):
+    on_gpu, tokens, width = importlib.import_module("sampler_gpu"), 2 * CONFIG.num_image_tokens, CONFIG.width
+    caption, unconditional = on_gpu.text_tokens(CONFIG)
+    prompts = on_gpu.encode_prompts(models.encoder, caption[None], unconditional, on_gpu.SETTINGS)
+    scored = []
+    monkeypatch.setattr(on_gpu, "log_pi_of_tokens", lambda *given: scored.append(given[-1]))
+    monkeypatch.setattr(on_gpu, "seconds_of", lambda call: call() or 1.0)
+    row = on_gpu.log_prob_share(models.decoder, prompts, 2, 1.0)
+    assert [settings.top_k for settings in scored] == [None]
+    step = CONFIG.num_layers * (4 * width**2 + 2 * width**2 + 3 * width * CONFIG.glu_width)
+    flops = 2 * tokens * (2 * step + width * CONFIG.num_codes)
+    assert row.split("|")[-2].strip() == f"{flops:.0%}"

@@ -182,8 +182,8 @@ def test_one_flipped_bit_is_noticed(tmp_path, file):
 
 def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
     path, opened = save(tmp_path, 2), []
-    read = checkpoints.load_file
-    monkeypatch.setattr(checkpoints, "load_file", lambda file: opened.append(file.name) or read(file))
+    read = checkpoints.read_tensor_file
+    monkeypatch.setattr(checkpoints, "read_tensor_file", lambda file: opened.append(file.name) or read(file))
     hashed = checkpoints._file_hash
     monkeypatch.setattr(checkpoints, "_file_hash", lambda file: opened.append(file.name) or hashed(file))
     found = load_checkpoint(latest_checkpoint(tmp_path, "policy"), "policy")
