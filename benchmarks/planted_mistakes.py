@@ -469,10 +469,10 @@ PLANTED = (
     ),
     Mistake(
         "an evaluation takes pictures that begin alike for the same",
-        "evaluation/decoding.py",
+        "models/dalle/known_pictures.py",
         "keys = [row.tobytes() for row in tokens.cpu().numpy()]",
         "keys = [row[:1].tobytes() for row in tokens.cpu().numpy()]",
-        "evaluation/test_decoding.py::test_tokens_that_differ_late_are_other_pictures",
+        "models/dalle/test_known_pictures.py::test_tokens_that_differ_late_are_other_pictures",
     ),
 )
 

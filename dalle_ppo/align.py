@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--model", metavar="NAME", help="its model, which must read pictures")
     add_budget_arguments(parser)
     parser.add_argument("--port", type=int, default=8765, help="of the page")
-    parser.add_argument("--rounds", type=int, default=4, help="of drawing, labelling, fitting and training")
+    parser.add_argument("--rounds", type=int, default=4, help="each draws, labels, fits and trains")
     parser.add_argument("--answers", type=int, default=150, help="sets labelled in a round")
     parser.add_argument("--iterations", type=int, default=20, help="of training in a round")
     parser.add_argument(

@@ -7,13 +7,13 @@ and a repeated one draws only what has changed.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from dalle_ppo.base.halving import Halving
@@ -22,7 +22,6 @@ from dalle_ppo.captions.source import CaptionRecord
 from dalle_ppo.config.settings import Config
 from dalle_ppo.evaluation.baselines import Baseline, best_of, reject
 from dalle_ppo.evaluation.columns import Columns, unknown
-from dalle_ppo.evaluation.decoding import Decoded
 from dalle_ppo.evaluation.files import read_batch, write_batch
 from dalle_ppo.evaluation.measures import POLICY_COLUMNS, Measures, image_columns, policy_columns
 from dalle_ppo.evaluation.statistics import safety_bounds
@@ -98,11 +97,6 @@ class Setup:
     def samples(self) -> int:
         return self.config.evaluation.samples_per_caption
 
-    @cached_property
-    def decoded(self) -> Decoded:
-        """The pixels of all sides, as the family decodes them."""
-        return Decoded(self.family.decode)
-
     @property
     def captions_at_once(self) -> int:
         return max(1, self.config.evaluation.batch_size // self.samples)
@@ -119,16 +113,8 @@ class Setup:
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
         memory_gb = self.config.rollout.memory_gb
         weights = self.family.sampler_weights(decoder)
-        means = Means(halving=self.halving, remember=remember, pixels=False)
-        drawn = collect(self.family, weights, captions, samples, noise, memory_gb, means)
-        if drawn.images is not None:
-            return drawn
-
-        def decode(size: int) -> Tensor:
-            return torch.cat([self.decoded(tokens) for tokens in drawn.tokens.split(size)])
-
-        images = self.halving.run("decoding", "evaluation.batch_size", len(drawn), decode)
-        return replace(drawn, images=images)
+        means = Means(halving=self.halving, remember=remember)
+        return collect(self.family, weights, captions, samples, noise, memory_gb, means)
 
 
 @torch.no_grad()

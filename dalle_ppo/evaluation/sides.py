@@ -95,7 +95,8 @@ def evaluate(
         "versions": versions(),
     }
     identity = batch_identity(config, facts, subject.family, measures.sha256)
-    shared = (subject.reference, subject.family, measures, captions)
+    family = getattr(subject.family, "decoding_once", lambda: subject.family)()
+    shared = (subject.reference, family, measures, captions)
     batches = folder / (FILE_BATCHES if captions_file else BATCHES)
     setup = Setup(config, *shared, batches, identity, team, subject.between)
     sides, curve = draw_sides(subject, baselines, setup)
@@ -107,7 +108,7 @@ def evaluate(
     result = summary(sides, config, curve, [baseline.name for baseline in baselines]) | facts
     if of_suite is not None:
         result["suite"] = of_suite
-    write_result(run_dir, sides, result, subject.family)
+    write_result(run_dir, sides, result, family)
     remove_others(setup.folder, own | {side.batches for side in sides.values()})
     return result
 

@@ -93,6 +93,9 @@ class PolicyFamily(Protocol):
     def decode(self, tokens: Tensor) -> Tensor:
         """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
 
+    def decoding_once(self) -> "PolicyFamily":
+        """The same family, which decodes each picture once. A family may lack it."""
+
     def remember(self, policy: nn.Module, experience: Experience) -> Any:
         """Computes states of a frozen policy that save `score` work later.
 

@@ -62,7 +62,7 @@ class Vqgan(torch.nn.Module):
         super().__init__()
         self.register_buffer("step", torch.tensor(step))
 
-    def decode_uint8(self, tokens):
+    def decode_uint8(self, tokens, microbatch_size=None):
         rows = (tokens * self.step).byte()[:, None, :, None].expand(-1, 1, -1, 8)
         return torch.cat([rows, rows.flip(2), rows // 2], dim=1)
 
