@@ -469,10 +469,10 @@ PLANTED = (
     ),
     Mistake(
         "an evaluation takes pictures that begin alike for the same",
-        "models/dalle/known_pictures.py",
-        "keys = [row.tobytes() for row in tokens.cpu().numpy()]",
-        "keys = [row[:1].tobytes() for row in tokens.cpu().numpy()]",
-        "models/dalle/test_known_pictures.py::test_tokens_that_differ_late_are_other_pictures",
+        "evaluation/drawing.py",
+        'before["tokens"]).any(axis=1))',
+        'before["tokens"])[:, :1].any(axis=1))',
+        "evaluation/test_unchanged.py",
     ),
 )
 

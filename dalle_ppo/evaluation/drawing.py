@@ -7,13 +7,13 @@ and a repeated one draws only what has changed.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dalle_ppo.base.halving import Halving
@@ -108,28 +108,85 @@ class Setup:
         samples: int,
         attempt: int = 0,
         remember: bool = False,
+        pixels: bool = True,
     ) -> Experience:
         """Draws images; attempt 0 uses the noise that all sides share, other attempts use their own."""
         noise = NoiseSource(self.config.evaluation.seed, "evaluation", attempt)
         memory_gb = self.config.rollout.memory_gb
         weights = self.family.sampler_weights(decoder)
-        means = Means(halving=self.halving, remember=remember)
+        means = Means(halving=self.halving, remember=remember, pixels=pixels)
         return collect(self.family, weights, captions, samples, noise, memory_gb, means)
+
+    def with_pixels(self, decoder: nn.Module, drawn: Experience) -> Experience:
+        """Decodes images that `collect` has drawn without their pixels."""
+        if drawn.images is not None:
+            return drawn
+        memory_gb, weights = self.config.rollout.memory_gb, self.family.sampler_weights(decoder)
+
+        def work(size: int) -> Tensor:
+            plan = None if memory_gb is None else self.family.plan(weights, size, memory_gb)
+            return torch.cat([self.family.decode(tokens, plan) for tokens in drawn.tokens.split(size)])
+
+        return replace(drawn, images=self.halving.run("drawing", "rollout.memory_gb", len(drawn), work))
 
 
 @torch.no_grad()
-def draw_side(name: str, decoder: nn.Module, setup: Setup) -> Side:
+def draw_side(name: str, decoder: nn.Module, setup: Setup, reference: Side | None = None) -> Side:
     """Draws and measures the images of one model.
 
     KL and entropy are measured on the first sample of each caption and are missing for the others.
+
+    Args:
+        name: of the side.
+        decoder: the model.
+        setup: what all sides share.
+        reference: the reference's side. What the model draws exactly as the reference did, from the same
+            noise, is neither decoded nor measured again, if each image is measured by itself.
     """
+    if not measured_alone(setup.config):
+        reference = None
+    size = setup.captions_at_once * setup.samples
 
     def draw(number: int, captions: list[CaptionRecord]) -> Columns:
-        drawn = setup.collect(decoder, captions, setup.samples, remember=True)
+        drawn = setup.collect(decoder, captions, setup.samples, remember=True, pixels=reference is None)
         own = policy_columns(decoder, setup.reference, setup.family, drawn, setup.halving)
-        return image_columns(drawn, setup.measures, setup.halving) | own
+        if reference is None:
+            return image_columns(drawn, setup.measures, setup.halving) | own
+        rows = slice(number * size, (number + 1) * size)
+        before = {key: values[rows] for key, values in reference.columns.items() if key not in POLICY_COLUMNS}
+        return measure_changed(decoder, drawn, before, setup) | own
 
     return in_batches(name, weights_sha256(decoder), draw, setup)
+
+
+def measured_alone(config: Config) -> bool:
+    """Whether no reward or judge compares images with each other, as far as is known."""
+    terms = [*config.reward.parsed, *config.evaluation.parsed_judges]
+    return not any(
+        term.is_function or term.own.compares_batch or term.own.images_needed(False) > 1 for term in terms
+    )
+
+
+def measure_changed(decoder: nn.Module, drawn: Experience, before: Columns, setup: Setup) -> Columns:
+    """The columns of images, those of the reference where the images are its own.
+
+    Args:
+        decoder: the model that drew them.
+        drawn: the images, with or without pixels.
+        before: the columns of the reference's images for the same captions and noise.
+        setup: what all sides share.
+    """
+    changed = np.flatnonzero((drawn.tokens.cpu().numpy() != before["tokens"]).any(axis=1))
+    columns = {key: values.copy() for key, values in before.items()}
+    if not len(changed):
+        return columns
+    rest = drawn.select(torch.from_numpy(changed).to(drawn.tokens.device))
+    anew = image_columns(setup.with_pixels(decoder, rest), setup.measures, setup.halving)
+    for key in columns.keys() | anew.keys():
+        if key not in columns:  # a part that was not reported for the reference's images
+            columns[key] = np.full(len(drawn), np.nan)
+        columns[key][changed] = anew.get(key, np.nan)
+    return columns
 
 
 @torch.no_grad()

@@ -95,8 +95,7 @@ def evaluate(
         "versions": versions(),
     }
     identity = batch_identity(config, facts, subject.family, measures.sha256)
-    family = getattr(subject.family, "decoding_once", lambda: subject.family)()
-    shared = (subject.reference, family, measures, captions)
+    shared = (subject.reference, subject.family, measures, captions)
     batches = folder / (FILE_BATCHES if captions_file else BATCHES)
     setup = Setup(config, *shared, batches, identity, team, subject.between)
     sides, curve = draw_sides(subject, baselines, setup)
@@ -108,7 +107,7 @@ def evaluate(
     result = summary(sides, config, curve, [baseline.name for baseline in baselines]) | facts
     if of_suite is not None:
         result["suite"] = of_suite
-    write_result(run_dir, sides, result, family)
+    write_result(run_dir, sides, result, subject.family)
     remove_others(setup.folder, own | {side.batches for side in sides.values()})
     return result
 
@@ -137,9 +136,9 @@ def draw_sides(
     for iteration, load in subject.earlier.items():
         name = f"step_{iteration:06d}"
         curve.append({"iteration": iteration, "side": name})
-        sides[name] = draw_side(name, load(), setup)
+        sides[name] = draw_side(name, load(), setup, sides["reference"])
     curve.append({"iteration": subject.origin["iteration"], "side": "policy"})
-    sides["policy"] = draw_side("policy", subject.policy, setup)
+    sides["policy"] = draw_side("policy", subject.policy, setup, sides["reference"])
     return sides, curve
 
 

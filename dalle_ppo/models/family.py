@@ -90,11 +90,8 @@ class PolicyFamily(Protocol):
     def draw_tokens(self, weights: nn.Module, prompts: Any, keys: Tensor, plan: Any = None) -> Drawing:
         """`draw_and_remember` that decodes no pixels. A family may lack it."""
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
-
-    def decoding_once(self) -> "PolicyFamily":
-        """The same family, which decodes each picture once. A family may lack it."""
+    def decode(self, tokens: Tensor, plan: Any = None) -> Tensor:
+        """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W], as many at a time as `plan` says."""
 
     def remember(self, policy: nn.Module, experience: Experience) -> Any:
         """Computes states of a frozen policy that save `score` work later.

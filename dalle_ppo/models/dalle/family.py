@@ -14,7 +14,6 @@ from dalle_ppo.models.dalle.adapted import is_narrow, whole_decoder
 from dalle_ppo.models.dalle.bart import BartDecoder, BartEncoder, frozen_decoder
 from dalle_ppo.models.dalle.chunks import chunk_tokens, chunked_scores
 from dalle_ppo.models.dalle.critic import Critic
-from dalle_ppo.models.dalle.known_pictures import KnownPictures
 from dalle_ppo.models.dalle.linear import FEW_ROWS
 from dalle_ppo.models.dalle.memory_plan import MemoryPlan, plan_memory
 from dalle_ppo.models.dalle.sampling import (
@@ -72,7 +71,6 @@ class DalleFamily:
         dtype: of the products in `score`, `remember` and `values`; the head computes in float32 at least.
         frozen_dtype: of the products of text encoder and VQGAN.
         logits_chunk: tokens whose logits exist at a time in `score`; "auto" to choose, None for all.
-        pictures: those that need not be decoded again; None decodes whatever is drawn.
     """
 
     parts: FrozenParts
@@ -81,11 +79,6 @@ class DalleFamily:
     dtype: torch.dtype = torch.float32
     frozen_dtype: torch.dtype = torch.float32
     logits_chunk: int | Literal["auto"] | None = None
-    pictures: KnownPictures | None = None
-
-    def decoding_once(self) -> "DalleFamily":
-        """The same family, which decodes each picture once."""
-        return replace(self, pictures=KnownPictures())
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +125,7 @@ class DalleFamily:
         self, weights: BartDecoder, prompts: Prompts, keys: Tensor, plan: MemoryPlan | None, keep: Keep
     ) -> Drawing:
         samples = self._sample(weights, prompts, keys, plan, keep)
-        images = self.decode(samples.tokens, None if plan is None else plan.microbatch_size)
+        images = self.decode(samples.tokens, plan)
         return Drawing(samples.tokens, samples.log_probs, images, samples.hidden, samples.kept)
 
     def _sample(
@@ -153,15 +146,11 @@ class DalleFamily:
         tokenizer = self.parts.tokenizer
         return tokenizer.encode([caption]).tokens[0].equal(tokenizer.unconditional())
 
-    def decode(self, tokens: Tensor, microbatch_size: int | None = None) -> Tensor:
-        """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W], some or all at a time."""
-
-        def decode(new: Tensor) -> Tensor:
-            with self._autocast(self.frozen_dtype):
-                return self.parts.vqgan.decode_uint8(new, microbatch_size)
-
-        tokens = tokens.to(self.device)
-        return decode(tokens) if self.pictures is None else self.pictures.decode(tokens, decode)
+    def decode(self, tokens: Tensor, plan: MemoryPlan | None = None) -> Tensor:
+        """Decodes tokens, int64 [N, T], to pixels, uint8 [N, 3, H, W]."""
+        with self._autocast(self.frozen_dtype):
+            size = None if plan is None else plan.microbatch_size
+            return self.parts.vqgan.decode_uint8(tokens.to(self.device), size)
 
     @torch.no_grad()
     def remember(self, policy: BartDecoder, experience: Experience) -> HiddenStates:

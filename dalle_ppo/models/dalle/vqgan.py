@@ -235,12 +235,8 @@ class VqganDecoder(nn.Module):
             tokens: int64 [N, T].
             microbatch_size: images at a time; by default `images_at_once`.
         """
-        size = microbatch_size or self.images_at_once
-        sizes = [len(part) for part in tokens.split(size)]
-        if size > 2 and len(sizes) > 1 and sizes[-1] == 1:
-            # The products of a single image add in another order, and may round otherwise.
-            sizes[-2:] = [size - 1, 2]
-        parts = [self(chunk).float().mul(255).round().byte() for chunk in tokens.split(sizes)]
+        chunks = tokens.split(microbatch_size or self.images_at_once)
+        parts = [self(chunk).float().mul(255).round().byte() for chunk in chunks]
         return torch.cat(parts)
 
 
