@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import pyarrow as pa
 import pyarrow.csv
@@ -50,6 +51,21 @@ def test_an_overview_goes_on_after_a_damaged_file_where_that_is_wanted(folder):
         assert len(list(every_caption(contents.shards, skipping))) == 800
 
 
+def test_a_file_that_cannot_be_opened_is_warned_of_once(folder):
+    damage_all(folder / "part-1.parquet")
+    skipping = everything(skip_bad_files=True)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        source = open_source(str(folder), skipping)
+        seen = look_at(source.contents, skipping)
+        assert len(list(every_caption(source.contents.shards, skipping))) == 800
+        assert len({record.text for record in source.next_batch(801)}) == 800
+    (warning,) = [str(warning.message) for warning in warned]
+    assert warning.startswith(f"captions: file skipped: {folder / 'part-1.parquet'}: cannot be opened")
+    assert [left.file for left in seen.left_out] == [str(folder / "part-1.parquet")]
+    assert source.metrics()["captions/skipped_bad_files"] >= 1  # once in each pass
+
+
 def test_rows_before_the_damage_are_counted_as_some_of_the_files(folder):
     path = folder / "part-0.parquet"
     place = pq.read_metadata(path).row_group(2).column(0).data_page_offset
@@ -71,8 +87,7 @@ def test_a_run_that_a_damaged_file_stopped_is_resumed_without_it(folder):
     with pytest.warns(UserWarning, match="file skipped"):
         again = open_source(str(folder), everything(skip_bad_files=True))
     again.load_state_dict(position)
-    with pytest.warns(UserWarning, match="file skipped"):
-        rest = again.next_batch(800 - strict.metrics()["captions/drawn"])
+    rest = again.next_batch(800 - strict.metrics()["captions/drawn"])
     ids = {record.id for record in rest}
     assert not ids & {record.id for record in first} and len(ids) == len(rest)
     assert again.metrics()["captions/skipped_bad_files"] == 1
