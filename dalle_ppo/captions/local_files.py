@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from dalle_ppo.captions.columns import NoCaptionColumn
 from dalle_ppo.captions.open_shard import open_shard
-from dalle_ppo.captions.reading import ReadSettings
+from dalle_ppo.captions.reading import ReadSettings, shown
 from dalle_ppo.captions.same_files import place_of
 from dalle_ppo.captions.shards import Shard, TableShard, UnreadableShard
 from dalle_ppo.captions.suffixes import KINDS, SUPPORTED, TABLES, kind_of, without_suffixes
@@ -204,9 +204,10 @@ def open_files(
             left_out.append(LeftOut(str(path), str(error)))
             on_bad(error)
     if not any(shard.num_rows for shard in shards):
+        which = f" that meet captions.where = {shown(reading.where)}" if reading.where else ""
         raise ValueError(
-            f"captions: {source} contains no captions{_others(left_out)}; add at least one, or name another "
-            "file"
+            f"captions: {source} contains no captions{which}{_others(left_out)}; add at least one, or name "
+            "another file"
         )
     return _without_copies(shards, left_out), left_out
 
