@@ -41,6 +41,7 @@ def main(argv: list[str] | None) -> int:
     from dalle_ppo.base.atomic import atomic_write
     from dalle_ppo.build.captions import TRAINING_STREAM, build_captions, draw_settings
     from dalle_ppo.captions.overview import as_text, every_caption, look_at
+    from dalle_ppo.captions.reading import shown
 
     contents, settings = build_captions(config, 0, TRAINING_STREAM, None).contents, draw_settings(config)
     if contents is None:
@@ -48,9 +49,8 @@ def main(argv: list[str] | None) -> int:
     shards = contents.shards
     overview = look_at(contents, settings)
     if not overview.rows:
-        raise ValueError(
-            f"captions: {args.source} contains no captions that meet captions.where, or none at all"
-        )
+        why = f"none meets captions.where = {shown(config.captions.where)}; " if config.captions.where else ""
+        raise ValueError(f"captions: no captions could be read from {args.source}; {why}give others")
     if args.json:
         print(json.dumps(overview.to_dict(), indent=1, ensure_ascii=False))
     else:

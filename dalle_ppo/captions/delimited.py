@@ -3,9 +3,8 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -66,31 +65,39 @@ def read_delimited(
         def compares(tried: dict[str, pa.Array]) -> bool:
             return _compares(path, with_constants(tried, constants, columns), columns, reading)
 
-        values = _as_compared(values, as_text, compares)
+        pairs = zip(reading.condition.columns, columns.condition, strict=True)
+        beside_text = {column for name, column in pairs if name in reading.condition.compared_with_text}
+        values = _as_compared(values, beside_text, as_text, compares)
     return values, columns
 
 
 def _as_compared(
     values: dict[str, pa.Array],
+    beside_text: Collection[str],
     as_text: Callable[[list[str]], dict[str, pa.Array]],
     compares: Callable[[dict[str, pa.Array]], bool],
 ) -> dict[str, pa.Array]:
     """The columns, as text where the condition compares them with text.
 
     Parsed without types, the key 0012 becomes a number and 2021-01-01 a date, and neither compares with text.
+    The value True does, but as `true`.
 
     Args:
         values: the columns; those that only the condition names are not always text.
+        beside_text: the columns that stand beside a text in the condition.
         as_text: reads columns as text.
         compares: whether the condition can be computed.
     """
     guessed = [name for name, column in values.items() if not pa.types.is_string(column.type)]
-    if guessed and not compares(values):
-        texts = as_text(guessed)
-        for chosen in product(*((values[name], texts[name]) for name in guessed)):
-            tried = values | dict(zip(guessed, chosen, strict=True))
-            if compares(tried):
-                return tried
+    wanted = [name for name in guessed if name in beside_text]
+    if not wanted and (not guessed or compares(values)):
+        return values
+    texts = as_text(guessed)
+    # A column may also be compared with another that is text.
+    for names in (wanted, [], *([*wanted, name] for name in guessed), guessed):
+        tried = values | {name: texts[name] for name in names}
+        if compares(tried):
+            return tried
     return values  # if nothing helps, computing the condition again says why
 
 

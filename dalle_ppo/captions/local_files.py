@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from dalle_ppo.captions.columns import NoCaptionColumn
 from dalle_ppo.captions.open_shard import open_shard
-from dalle_ppo.captions.reading import ReadSettings
+from dalle_ppo.captions.reading import ReadSettings, shown
+from dalle_ppo.captions.same_files import place_of
 from dalle_ppo.captions.shards import Shard, TableShard, UnreadableShard
 from dalle_ppo.captions.suffixes import KINDS, SUPPORTED, TABLES, kind_of, without_suffixes
 
@@ -203,9 +204,10 @@ def open_files(
             left_out.append(LeftOut(str(path), str(error)))
             on_bad(error)
     if not any(shard.num_rows for shard in shards):
+        which = f" that meet captions.where = {shown(reading.where)}" if reading.where else ""
         raise ValueError(
-            f"captions: {source} contains no captions{_others(left_out)}; add at least one, or name another "
-            "file"
+            f"captions: {source} contains no captions{which}{_others(left_out)}; add at least one, or name "
+            "another file"
         )
     return _without_copies(shards, left_out), left_out
 
@@ -224,7 +226,22 @@ def _without_copies(shards: list[Shard], left_out: list[LeftOut]) -> list[Shard]
             left_out.append(LeftOut(same.name, f"the same captions as {path.name}, which has tags too"))
         else:
             left_out.append(LeftOut(shard.name, f"the same captions as {Path(same.name).name}"))
-    return sorted((shard for others in kept.values() for shard in others), key=lambda shard: shard.name)
+    stay = (shard for others in kept.values() for shard in _without_damaged(others))
+    return sorted(stay, key=place_of)
+
+
+def _without_damaged(shards: list[Shard]) -> list[Shard]:
+    """Of files of one name, leaves out those that cannot be read and may be copies of one that can.
+
+    Whether they were copies is not known any more. Most were, and were not read when the position was saved
+    that a run now resumes from; or the copy that can be read was not, and takes the place of the other.
+    """
+    lead = next((shard for shard in shards if not isinstance(shard, UnreadableShard)), shards[0])
+    kind = kind_of(Path(lead.name))
+    stay = [s for s in shards if not isinstance(s, UnreadableShard) or kind_of(Path(s.name)) == kind]
+    if shards[0] not in stay:
+        lead.stands_for = shards[0].name
+    return stay
 
 
 def _has_tags(shard: Shard) -> bool:

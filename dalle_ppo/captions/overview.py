@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from dalle_ppo.captions.columns import Chunk, Columns
 from dalle_ppo.captions.local_files import LeftOut
-from dalle_ppo.captions.shards import Shard
+from dalle_ppo.captions.shards import Shard, UnreadableShard
 from dalle_ppo.captions.source import Contents
 from dalle_ppo.captions.streams import DrawSettings, text_at
 from dalle_ppo.captions.suffixes import kind_of
@@ -187,8 +187,9 @@ def _chunks(shard: Shard, settings: DrawSettings, bad: dict[str, LeftOut]) -> It
     except ValueError as error:
         if not settings.skip_bad_files:
             raise
-        if shard.name not in bad:  # otherwise there was a warning when it was opened
-            bad[shard.name] = LeftOut(shard.name, str(error))
+        known = shard.name in bad or isinstance(shard, UnreadableShard)  # warned of when it was opened
+        bad.setdefault(shard.name, LeftOut(shard.name, str(error)))
+        if not known:
             # From one place, so that looking at a file twice warns once.
             warnings.warn(f"captions: file skipped: {error}", stacklevel=1)
 
@@ -246,17 +247,20 @@ def _column_lines(overview: Overview) -> list[str]:
         lines.append(f"  captions from column {' and '.join(captions)}")
     tagged = [file for file in overview.files if file.columns and file.columns.tag]
     untagged = [file for file in overview.files if not (file.columns and file.columns.tag)]
-    # What captions.tag_map makes of UNTAGGED stands in files without a column of tags.
-    missing = next((tag for file in untagged for tag in file.tags), UNTAGGED)
+    # Without a column of tags, files hold what captions.tag_map makes of UNTAGGED, prompt sets their tags.
+    missing = in_order(tag for file in untagged for tag in file.tags) or [UNTAGGED]
+    if tagged:
+        names = dict.fromkeys(file.columns.tag for file in tagged)
+        lines.append(f"  tags from column {' and '.join(names)}")
+    if len(missing) > 1:
+        return lines
     if not tagged:
-        return [*lines, f"  no tag column: every caption is {missing}"]
-    names = dict.fromkeys(file.columns.tag for file in tagged)
-    lines.append(f"  tags from column {' and '.join(names)}")
-    if untagged:
+        lines.append(f"  no tag column: every caption is {missing[0]}")
+    elif untagged:
         rows = sum(file.rows for file in untagged)
         lines.append(
             f"  not in {Path(untagged[0].name).name}"
             f"{f' and {len(untagged) - 1} more' if len(untagged) > 1 else ''} "
-            f"of {len(overview.files)} files: their {rows:,} rows are {missing}"
+            f"of {len(overview.files)} files: their {rows:,} rows are {missing[0]}"
         )
     return lines

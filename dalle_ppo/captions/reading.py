@@ -120,6 +120,11 @@ class Condition:
         if not self.columns:
             raise ValueError(f"captions.where is {text!r}; it must name a column")
 
+    @cached_property
+    def compared_with_text(self) -> frozenset[str]:
+        """Those of `self.columns` that stand beside a text in the condition, as in `key = '0012'`."""
+        return frozenset(_beside_text(self._expression))
+
     def mask(self, name: str, columns: list[pa.Array]) -> pa.Array:
         """Which rows meet the condition; a null does not.
 
@@ -150,6 +155,26 @@ class Condition:
                 '"punsafe < 0.5 and width >= 256"'
             )
         return mask.fill_null(False).to_arrow()
+
+
+def _beside_text(expression) -> set[str]:
+    """The columns in those parts of a Polars expression that have a text, or a list of texts, as a part."""
+    parts = expression.meta.pop()
+    names = set().union(*(_beside_text(part) for part in parts))
+    if any(map(_is_text, parts)):
+        names.update(name for part in parts for name in part.meta.root_names())
+    return names
+
+
+def _is_text(expression) -> bool:
+    import polars
+
+    if expression.meta.root_names():
+        return False
+    try:
+        return polars.select(expression).to_series().dtype in (polars.String, polars.List(polars.String))
+    except polars.exceptions.PolarsError:
+        return False  # computing the whole condition says why
 
 
 def _numbers(series):

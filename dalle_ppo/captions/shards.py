@@ -37,6 +37,9 @@ class Shard(Protocol):
 class TableShard:
     """Captions held in memory."""
 
+    stands_for: str | None = None
+    """The damaged file of which this one is a copy; a saved position names it instead."""
+
     def __init__(self, name: str, texts: Sequence[str | None], tags: Sequence[str | None] | None = None):
         self.name, self.columns = name, None
         tags = [None] * len(texts) if tags is None else tags

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dalle_ppo.captions.columns import Chunk
-from dalle_ppo.captions.shards import Shard
+from dalle_ppo.captions.shards import Shard, UnreadableShard
 from dalle_ppo.captions.text import SPLITS, CaptionFilter, Fingerprint, clean, fingerprint
 
 DUPLICATE_WINDOW = 1 << 15
@@ -200,7 +200,8 @@ class ShardStream:
                 if not self._settings.skip_bad_files:
                     raise
                 self.counts["bad files"] += 1
-                warnings.warn(f"captions: file skipped: {error}", stacklevel=2)
+                if not isinstance(self._shards[order[s]], UnreadableShard):  # warned of when it was opened
+                    warnings.warn(f"captions: file skipped: {error}", stacklevel=2)
 
     def _walk_shard(self, index: int, number: int, start: list[int]) -> Iterator[tuple[int, int, Chunk]]:
         """(index of the row group in this pass, index of the chunk in it, chunk) from a position onwards."""

@@ -14,7 +14,8 @@ SPLITS = ("train", "heldout")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--.*?-->", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+")
 _LAST_WITHOUT_MARKS = "\u02ff"
-_VARIANT = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_NO_MARK = re.compile("[\u0307\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""The dot that Turkish \u0130 has in lower case, as in ids of version 0.1, and the variants of emoji."""
 _FLAG = re.compile("(\U0001f3f4[\U000e0020-\U000e007e]{3,6}\U000e007f)")
 """A flag such as Scotland's: a black flag, its letters as tags, and the tag that ends them."""
 _PLAIN = re.compile(r"[ -%'-;=?-~]*")  # printable ASCII without & < >
@@ -67,8 +68,8 @@ def _words(text: str) -> list[str]:
 
 
 def _is_mark(c: str) -> bool:
-    """Whether a character is a mark that tells words apart; the variants of an emoji do not."""
-    return c > _LAST_WITHOUT_MARKS and unicodedata.category(c) in ("Mn", "Mc") and not _VARIANT.match(c)
+    """Whether a character is a mark that tells words apart."""
+    return c > _LAST_WITHOUT_MARKS and unicodedata.category(c) in ("Mn", "Mc") and not _NO_MARK.match(c)
 
 
 def fingerprint(text: str) -> Fingerprint:

@@ -112,12 +112,31 @@ def test_the_settings_of_a_run(folder, cli, tmp_path):
             ("prompts:counting", "--where", "a < 1"),
             "prompts:counting has no columns; leave captions.where",
         ),
+        (
+            ("{folder}/a.parquet", "--where", "NSFW = 'x'"),
+            "a.parquet; none meets captions.where = \"NSFW = 'x'\"; give others",
+        ),
+        (
+            ("{folder}/c.csv", "--where", "n > 1"),
+            "c.csv contains no captions that meet captions.where = 'n > 1'; add at least one",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, folder, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (folder / "c.csv").write_text("TEXT,n\na boat,1\n")
     outcome = cli(main, *(str(argument).format(folder=folder) for argument in arguments))
     assert outcome.code == 2 and words in outcome.error
+
+
+def test_a_source_without_captions_is_not_put_down_to_a_condition(cli, tmp_path):
+    pq.write_table(pa.table({"TEXT": ["a boat"] * 9}), tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[4:40] = b"\xff" * 36  # the first page; the footer stays whole
+    (tmp_path / "a.parquet").write_bytes(content)
+    outcome = cli(main, tmp_path / "a.parquet", "--skip_bad_files", "true")
+    assert outcome.code == 2 and "file skipped" in outcome.err
+    assert f"no captions could be read from {tmp_path / 'a.parquet'}; give others" in outcome.err
 
 
 def test_it_is_a_command(folder):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dalle_ppo.captions.__main__ import main
 from dalle_ppo.captions.source import CaptionRequest, captions_of_file, open_captions
 from dalle_ppo.captions.streams import DrawSettings
 
@@ -64,6 +65,13 @@ def test_hpdv2_has_a_tag_for_each_style(tmp_path):
     found = read(f"hpdv2:{hpdv2(tmp_path)}")
     assert len(found) == 12 and all(text.startswith(tag) for text, tag in found.items())
     assert set(read(f"hpdv2:{tmp_path / 'photo.json'}").values()) == {"photo"}
+
+
+def test_an_overview_of_hpdv2_says_of_no_tag_that_every_caption_has_it(tmp_path, cli):
+    out = cli(main, f"hpdv2:{hpdv2(tmp_path)}").out
+    assert "anime 3 (25.0%)" in out and "photo 3 (25.0%)" in out and "every caption is" not in out
+    out = cli(main, f"hpdv2:{tmp_path / 'photo.json'}").out
+    assert "every caption is photo" in out and "photo 3 (100.0%)" in out
 
 
 def test_incomplete_or_other_files_of_hpdv2_are_refused(tmp_path):

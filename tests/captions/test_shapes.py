@@ -9,39 +9,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from caption_files import captions_of, found, write, write_table
 from laion_tables import everything, open_source
 
-from dalle_ppo.captions.overview import as_text, every_caption, look_at
-from dalle_ppo.captions.reading import Condition, ReadSettings, spelled
-from dalle_ppo.captions.source import CaptionRequest, open_captions
-from dalle_ppo.captions.streams import DrawSettings
+from dalle_ppo.captions.overview import as_text
+from dalle_ppo.captions.reading import spelled
 from dalle_ppo.captions.tags import UNTAGGED
-
-ALL = DrawSettings(split=None)
-
-
-def captions_of(path: Path | str, **reading) -> list[tuple[str, str]]:
-    """Every caption with its tag, in the order of the files."""
-    contents = open_captions(str(path), CaptionRequest(ALL, reading=ReadSettings(**reading))).contents
-    return list(every_caption(contents.shards, ALL))
-
-
-def found(path: Path | str, **reading):
-    contents = open_captions(str(path), CaptionRequest(ALL, reading=ReadSettings(**reading))).contents
-    return look_at(contents, ALL)
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def write_table(path: Path, **columns) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
-    return path
-
 
 # --- quotes
 
@@ -249,41 +222,6 @@ def test_a_column_of_scores_that_is_found_by_itself_is_refused_too(tmp_path):
     assert captions_of(path, tag_column="") == [("a", UNTAGGED), ("b", UNTAGGED)]
 
 
-# --- conditions
-
-
-def test_conditions_choose_rows_in_every_format(tmp_path):
-    columns = {"TEXT": ["a", "b", "c", "d"], "punsafe": [0.1, 0.7, None, 0.2], "WIDTH": [300, 300, 300, 100]}
-    write_table(tmp_path / "a.parquet", **columns)
-    rows = pa.table(columns).to_pylist()
-    write(tmp_path / "b.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    pyarrow.csv.write_csv(pa.table(columns), tmp_path / "c.csv")
-    for path in sorted(tmp_path.iterdir()):
-        assert [t for t, _ in captions_of(path, where="punsafe < 0.5 and width >= 256")] == ["a"], path.name
-        with pytest.raises(ValueError, match=r"has no column 'height' \(captions\.where\); columns found"):
-            captions_of(path, where="height > 2")
-
-
-@pytest.mark.parametrize(
-    "condition, words",
-    [
-        ("punsafe <", "which is not a condition"),
-        ("1 < 2", "it must name a column"),
-        ("punsafe + 1", "it must be true or false for each row"),
-        ("sum(punsafe) > 1", "it must be true or false for each row"),
-        ("punsafe < date(TEXT)", r"a\.parquet: captions\.where is 'punsafe < date\(TEXT\)': "),
-    ],
-)
-def test_conditions_that_are_none(condition, words, tmp_path):
-    path = write_table(tmp_path / "a.parquet", TEXT=["a", "b"], punsafe=[0.1, 0.2])
-    with pytest.raises(ValueError, match=words):
-        captions_of(path, where=condition)
-
-
-def test_a_condition_reads_the_columns_that_it_names():
-    assert Condition("a < 1 and not (b = 'x' or a > 3)").columns == ("a", "b")
-
-
 # --- folders
 
 
@@ -423,16 +361,6 @@ def test_a_swallowing_quote_is_seen_wherever_it_is(text, tmp_path):
     path = write(tmp_path / "a.csv", text)
     with pytest.raises(ValueError, match="it is unclear whether quotes hold fields together"):
         captions_of(path)
-
-
-def test_text_that_is_numbers_is_compared_as_numbers(tmp_path):
-    rows = [("a", "9e-05"), ("b", "0.9"), ("c", ""), ("d", "0.1")]
-    path = write(tmp_path / "a.csv", "TEXT,punsafe\n" + "".join(f"{t},{p}\n" for t, p in rows))
-    low = {"where": "punsafe < 0.5", "tag_thresholds": {"low": 0.0}}
-    assert [text for text, _ in captions_of(path, **low)] == ["a", "d"]
-    path = write_table(tmp_path / "a.parquet", TEXT=["a", "b"], width=["1000", "99"])
-    assert [text for text, _ in captions_of(path, where="width > 256.5")] == ["a"]
-    assert [text for text, _ in captions_of(path, where="width = '99'")] == ["b"]
 
 
 def test_nan_and_null_are_no_tags_and_fulfil_no_condition(tmp_path):
@@ -595,72 +523,6 @@ def test_a_map_names_captions_of_files_without_a_column_of_tags(name, tmp_path):
     assert "no tag column: every caption is UNLIKELY" in as_text(found(tmp_path, **reading))
 
 
-@pytest.mark.parametrize(
-    "condition, rows",
-    [
-        ("key = '0012'", [0]),
-        ("key = 12", [0, 1]),
-        ("key in ('0012', '7') and n > 1", [2]),
-        ("date > '2021-01-01'", [1, 2]),
-        ("date > '2021-01-01' and n = 2 and good = true", [1]),
-        ("date > DATE '2021-03-01'", [2]),
-        ("key = '0012' and kind = 'x'", [0]),
-    ],
-)
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.parquet"])
-def test_a_condition_may_compare_text_that_looks_like_something_else(name, condition, rows, tmp_path):
-    head = ["TEXT", "key", "date", "n", "good", "kind"]
-    lines = [
-        ["one", "0012", "2020-12-31", "1", "true", "x"],
-        ["two", "12", "2021-02-01", "2", "true", "x"],
-        ["three", "7", "2021-04-01", "3", "false", "x"],
-    ]
-    if name == "a.parquet":
-        if "key = 12" in condition or "DATE" in condition:
-            return  # the columns hold text
-        columns = {title: [line[at] for line in lines] for at, title in enumerate(head)}
-        columns |= {"n": [1, 2, 3], "good": [True, True, False]}
-        write_table(tmp_path / name, **columns)
-    elif name == "a.csv":
-        write(tmp_path / name, "\n".join(",".join(line) for line in [head, *lines]))
-    else:
-        text = "\n".join("\t".join(line) for line in [head, *lines])
-        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
-    texts = [text for text, _ in captions_of(tmp_path / name, where=condition)]
-    assert texts == [lines[row][0] for row in rows]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "text, logo, red boat\n",
-        "a boat, caption, at sea\n",
-        "text, logo\na tree\n",
-        "text, logo\na tree, a boat\nthe sea\n",
-        "caption, a boat, a sea, a lake\na red boat, at night\n",
-        "text, logo\na tree, a boat, the sea, the sky, at night\n",
-    ],
-)
-def test_captions_that_name_a_column_are_no_table(content, tmp_path):
-    write(tmp_path / "a.txt", content)
-    assert [text for text, _ in captions_of(tmp_path)] == content.splitlines()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "n,caption\n1,a boat\n2,a tree, at sea\n",
-        'n,caption\n1,"a boat, a tree, the sea"\n2,a tree\n',
-        "image,caption\n1.jpg,A child in a pink dress , up , and away\n2.jpg,a boat\n",
-        "caption\turl\na boat\thttp://x/1\n",
-    ],
-)
-def test_tables_in_text_files_are_still_seen(content, tmp_path):
-    write(tmp_path / "a.txt", content)
-    with pytest.raises(ValueError, match="looks like a table with columns"):
-        captions_of(tmp_path)
-
-
 def test_a_name_with_a_tilde_is_a_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"there are no caption files at ~nosuch/x\.csv"):
         captions_of("~nosuch/x.csv")
@@ -672,18 +534,6 @@ def test_a_name_with_a_tilde_is_a_name(tmp_path, monkeypatch):
     assert captions_of("~x.csv") == [("one", UNTAGGED)]
     write(tmp_path / "home" / "a.csv", "TEXT\ntwo\n")
     assert captions_of("~/a.csv") == [("two", UNTAGGED)]
-
-
-def test_thresholds_need_scores_in_text_files_too(tmp_path):
-    write(tmp_path / "a.txt", "one\n")
-    with pytest.raises(ValueError, match=r"a\.txt: text files have no columns; .*captions\.tag_thresholds"):
-        captions_of(tmp_path, tag_thresholds={"low": 0, "high": 0.5})
-    (tmp_path / "a.txt").unlink()
-    write(tmp_path / "punsafe=0.9" / "a.txt", "one\n")
-    assert captions_of(tmp_path, tag_thresholds={"low": 0, "high": 0.5}) == [("one", "high")]
-    write_table(tmp_path / "b.parquet", TEXT=["two"], punsafe=[0.1])
-    seen = found(tmp_path, tag_thresholds={"low": 0, "high": 0.5})
-    assert [left.why for left in seen.left_out] == ["text files have no columns, but the settings name some"]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,18 @@ def test_marks_after_anything_but_a_letter_are_no_words():
     assert caption_id("A Red Boat, İstanbul, ÉGLISE, τῆς, が") == "36baa37638fc995e"
 
 
+@pytest.mark.parametrize("text", ["İstanbul", "DİYARBAKIR, İzmir", "İstanbul नाव"])
+def test_turkish_is_the_same_in_capitals(text):
+    assert text.lower() != text and normalise(text) == normalise(text.lower())
+    assert "नाव" not in text or normalise(text.lower()) == "i stanbul नाव"
+
+
+def test_ids_of_turkish_are_those_of_version_0_1():
+    assert (
+        caption_id("i\u0307stanbul'da bir tekne") == caption_id("İstanbul'da bir TEKNE") == "d08e877fb4bb435c"
+    )
+
+
 def test_heldout_share():
     sides = [split_of(f"caption {i}", 0.1) for i in range(4000)]
     assert set(sides) == {"train", "heldout"}
