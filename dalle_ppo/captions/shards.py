@@ -24,6 +24,10 @@ class Shard(Protocol):
     columns: Columns | None
     """Which columns are read; None if there are none, or before the file has been opened."""
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are; ValueError if the shard cannot be opened."""
+
     def num_groups(self) -> int:
         """How many row groups there are; ValueError if the shard cannot be opened."""
 
