@@ -41,7 +41,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--port", type=int, default=8765, help="of the page")
     parser.add_argument("--rounds", type=int, default=4, help="each draws, labels, fits and trains")
     parser.add_argument("--answers", type=int, default=150, help="sets labelled in a round")
-    parser.add_argument("--iterations", type=int, default=20, help="of training in a round")
+    parser.add_argument("--iterations", type=int, default=20, help="training iterations per round")
     parser.add_argument(
         "--min_accuracy",
         type=float,
@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
         "members disagree",
     )
     parser.add_argument("--members", type=int, default=5, help="networks of the ensemble")
-    parser.add_argument("--label_seed", type=int, default=0, help="of sets, errors and reward models")
+    parser.add_argument("--label_seed", type=int, default=0, help="seed of sets, errors and reward models")
     parser.add_argument("--no_user_code", action="store_true", help=NO_USER_CODE)
     return parser.parse_known_args(argv)
 
@@ -95,7 +95,7 @@ def main(argv: list[str] | None) -> int:
     build = AlignBuild(config, settings, fit, args.num_images, args.label_seed, for_people, choose)
     label = choose_label_step(args, config)
     if default_reward(config):
-        print("reward.terms has no term preference: the reward is that term alone", flush=True)
+        print("reward.terms has no preference term, so one replaces all other terms", flush=True)
     steps = build_steps(build, label)
     with locked(Path(config.run_dir) / ROUNDS_FOLDER, f"--run_dir {config.run_dir}"):
         for finished in align(build.run_dir, settings, steps):

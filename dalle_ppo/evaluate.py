@@ -24,7 +24,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     for name in READING:
         parser.add_argument(
-            f"--captions.{name}", metavar="VALUE", help=f"of these; default: the run's captions.{name}"
+            f"--captions.{name}", metavar="VALUE", help=f"for --captions; default: the run's captions.{name}"
         )
     parser.add_argument(
         "--num_captions",

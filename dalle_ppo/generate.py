@@ -138,7 +138,7 @@ def draw(args: argparse.Namespace, decoders: list, family, num_images: int) -> l
     if num_truncated:
         print(f"the caption is longer than {family.text_token_count} tokens and was cut")
     if family.reads_nothing(args.caption):
-        print("the model can read nothing of the caption: it reads only ASCII and the names of emoji")
+        print("the model cannot read any of the caption: it reads only ASCII and the names of emoji")
     return drawn
 
 

@@ -225,7 +225,7 @@ def read_photos(folder: str) -> tuple["Dataset", list[str]]:
             path = rows.cast_column("image", Image(decode=False))[number]["image"]["path"]
             raise ValueError(
                 f"--data {folder}: the text of {Path(path).name} is {str(text)[:80]}, read as "
-                f"{type(text).__name__}; each text must be a caption, in metadata.jsonl in quotes"
+                f"{type(text).__name__}; each text must be a caption, quoted in metadata.jsonl"
             )
     return rows, [text or "" for text in texts]
 

@@ -38,8 +38,8 @@ class Home:
         if not self.folder.is_dir():
             if self._seen:
                 raise OSError(
-                    f"{self.folder} has been moved or removed while it was written to; all answers up to "
-                    "now are in it: start the command again, with the place where it is now"
+                    f"{self.folder} has been moved or removed while it was in use; all answers up to "
+                    "now are in it: start the command again, with its new path"
                 )
             if self.folder.exists():
                 raise OSError(f"{self.folder} is a file, not a folder; name another place, or move it away")

@@ -141,7 +141,7 @@ def _watch(reader: socket.socket, advice: Callable[[], str]) -> None:
     second = _next_signal(reader, GRACE_SECONDS)
     if second is None:
         return
-    why = "a second signal" if second else f"no orderly end within {GRACE_SECONDS} seconds"
+    why = "a second signal" if second else f"failing to end cleanly within {GRACE_SECONDS} seconds"
     line = f"{Stopped(first)}; ended at once after {why}"
     try:
         with suppress(Exception):  # the folder that the advice looks into may be gone

@@ -24,11 +24,11 @@ GRACE = {signal.SIGTERM: 1.0, signal.SIGINT: 5.0}
 MEETING = 300.0
 """Seconds that processes wait for each other at the start."""
 LOST = (
-    "error: process {} of {} has ended, so the others ended too; the newest checkpoint stands: continue with "
+    "error: process {} of {} has ended, so the others ended; the newest checkpoint is intact: continue with "
     "--resume, with any number of processes"
 )
 STOPPED = (
-    "error: stopped by the launcher or by a signal; the newest checkpoint stands: continue with --resume"
+    "error: stopped by the launcher or by a signal; the newest checkpoint is intact: continue with --resume"
 )
 
 

@@ -38,7 +38,7 @@ class FixedSets:
             ValueError: there are not that many.
         """
         if number >= len(self._sets):
-            raise ValueError(f"these were all {len(self._sets)} sets of this round; end the page with Ctrl-C")
+            raise ValueError(f"all {len(self._sets)} sets of this round are done; end the page with Ctrl-C")
         return self._sets[number]
 
 

@@ -265,7 +265,7 @@ def _by_threshold(name: str, column: str, values: pa.Array, thresholds: Mapping[
         scores = values.to_numpy(zero_copy_only=False)
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(
-            f"{name}: captions.tag_thresholds needs scores, but column {column!r} holds others "
+            f"{name}: captions.tag_thresholds needs scores, but column {column!r} holds something else "
             f"({str(error).splitlines()[0]}); name another captions.tag_column"
         ) from None
     tags = sorted(thresholds, key=thresholds.get)

@@ -65,7 +65,7 @@ def _first_difference(before: list, after: list) -> str | None:
         return ", ".join(f"{what}: {_listed(names.elements())}" for what, names in changes if names)
     for (name_before, rows_before), (name, rows) in zip(before, after, strict=True):
         if not _same_name(name_before, name):
-            return f"{name} stands where {name_before} was"
+            return f"{name} has taken the place of {name_before}"
         if rows_before != rows and None not in (rows_before, rows):
             return f"{name} has {rows:,} rows, and had {rows_before:,}"
     return None

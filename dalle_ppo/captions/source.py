@@ -157,7 +157,7 @@ class CaptionSource:
         changed = difference(saved, self._identity) if "files" in self._identity else None
         if changed is not None:
             raise ValueError(
-                f"captions: these are not the files of when the position was saved ({changed}); resume with "
+                f"captions: these are not the files of the saved position ({changed}); resume with "
                 "the same files, or start a new run"
             )
         for key, value in self._identity.items():

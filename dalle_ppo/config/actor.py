@@ -29,7 +29,7 @@ class ActorConfig:
     cross_keys_values: its gradient has the best ratio of signal to noise, so the model forgets least about
     how to draw (benchmarks/RESULTS.md). Use all for rewards that have nothing to do with the caption."""
     adapter: Literal["none", "lora"] = "none"
-    """How the weights that `actor.trainable` names are trained. "none" trains them themselves. "lora" freezes
+    """How the weights that `actor.trainable` names are trained. "none" trains them directly. "lora" freezes
     them and trains two small matrices beside each matrix of the decoder's layers (arXiv 2106.09685); norms,
     embeddings and the head stay frozen, and the reference needs no memory of its own. It needs the extra
     lora. Default none, our own: the built-in world's model is small. Use lora when memory is short."""

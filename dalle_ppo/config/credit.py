@@ -14,7 +14,7 @@ class CreditConfig:
     """What an image is compared with. "gae" compares with a critic (arXiv 1506.02438). The others need no
     critic: "rloo" (arXiv 2402.14740) and "group", as in GRPO (arXiv 2402.03300), compare the images of one
     caption, and "per_prompt" (arXiv 2305.13301) compares with earlier images of the same caption. "none"
-    is for objectives that weigh whole images themselves, which bring it as their default. Default
+    is for objectives that weigh whole images themselves; it is their default. Default
     gae: on the built-in world it is safer and more faithful than rloo (benchmarks/RESULTS.md). Change it when
     a critic does not fit into memory."""
     gae_lambda: float = 1.0

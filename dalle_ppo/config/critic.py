@@ -17,7 +17,7 @@ class CriticConfig:
     """The critic's peak learning rate; it warms up and decays like the actor's. Default 1e-3, our own, for
     the built-in world. Raise it when `explained_variance` stays low."""
     adapter: Literal["none", "lora"] = "none"
-    """What is trained of the critic's body. "none" trains a copy of the policy's body. "lora" trains small
+    """How the critic's body is trained. "none" trains a copy of the policy's body. "lora" trains small
     matrices beside those of the reference's own, frozen body, which needs no copy; the value head is trained
     whole. It needs the extra lora. Default none, our own. Use lora when memory is short."""
     lora_rank: int = 8

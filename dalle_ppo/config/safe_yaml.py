@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
-            raise ValueError(f"line {node.start_mark.line + 1}: the key {twice} stands twice; keep one")
+            raise ValueError(f"line {node.start_mark.line + 1}: the key {twice} appears twice; keep one")
         return super().construct_mapping(node, deep)
 
 
@@ -105,7 +105,7 @@ def _check_events(text: str) -> None:
                 sizes[anchor] = count - before + 1
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_anchors):
-                raise ValueError(f"the alias *{event.anchor} stands inside what it names")
+                raise ValueError(f"the alias *{event.anchor} is used inside its own definition")
             count += sizes.get(event.anchor, 1)
         count += isinstance(event, yaml.NodeEvent)
         if count > MAX_VALUES:

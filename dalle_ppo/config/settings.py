@@ -50,13 +50,13 @@ class Config:
     keep_best: str | None = None
     """A metric of an iteration, such as "reward_mean" or "unsafe_rate". Each checkpoint is rated by the
     metric's mean over the iterations since the previous checkpoint, and the best one is kept beside the
-    newest. Whether more or less is better is in docs/metrics.md; of metrics without a direction, more. Only
+    newest. docs/metrics.md says whether higher or lower is better; without a direction, higher is. Only
     checkpoints that `checkpoint_every` wrote compete. Null keeps none."""
     device: str = "auto"
     """Where everything is computed: "cpu"; "cuda", or "cuda:1" for the second GPU; "auto" takes a GPU if
     there is one."""
     objective: str = "ppo"
-    """What is learned from. Clipped policy gradients: "ppo" (arXiv 1707.06347), "ddpo" (arXiv 2305.13301),
+    """The training objective. Clipped policy gradients: "ppo" (arXiv 1707.06347), "ddpo" (arXiv 2305.13301),
     "grpo" (arXiv 2402.03300). Policy gradients with one step per batch: "reinforce" (arXiv 2305.13301),
     "rloo" (arXiv 2402.14740). With replay: "dpok" (arXiv 2305.16381). Weighted likelihoods: "rwr",
     "best_of_n", "online_dpo", "dpok_sft". The name is enough: whatever you do not set gets a default that

@@ -52,7 +52,7 @@ class Report:
             "torn rows skipped: their writer was killed": self.torn,
             "rows skipped that are no answers; perhaps a newer version wrote them": self.unreadable,
             "pictures whose file is gone; their answers cannot be learned from": self.missing,
-            "pairs of pictures of which each was called the better one": self.contradictions,
+            "pairs of pictures that were judged both ways": self.contradictions,
         }
         return lines + [f"{n} {what}" for what, n in faults.items() if n]
 

@@ -201,7 +201,7 @@ _DISTANCE = (
     Metric("kl_coef_raw", "KL coefficient, raw", SCORE, "Weight of the KL penalty in raw reward units: "
            "`kl_coef` times `reward_scale`, and also times `advantage_std` if the penalty is in the loss and "
            "advantages are whitened; null if it is in the loss and the advantages are group or per_prompt, "
-           "whose unit differs from caption to caption, or there are none."),
+           "whose unit differs from caption to caption, or if there are no advantages."),
     Metric("reward_scale", "Reward scale", SCORE, "Running standard deviation by which the scores are "
            "divided."),
 )  # fmt: skip
@@ -212,7 +212,7 @@ _OPTIMISATION = (
            "normalised units.", better="down"),
     Metric("kl_loss", "KL loss", LOSS, "Mean KL term of the loss, if the KL penalty is in the loss."),
     Metric("anchor_kl", "KL on the anchor", NATS, "Mean exact KL(policy, reference) on the images of "
-           "the reference that hold the policy, during the updates; null without `anchor.coef`."),
+           "the reference that serve as the anchor, during the updates; null without `anchor.coef`."),
     Metric("entropy_loss", "Entropy loss", LOSS, "Mean entropy term of the loss."),
     Metric("clip_fraction", "Clipped tokens", Unit("share of tokens", 1, percent=True), "Share of tokens "
            "whose loss was limited by ratio clipping or dual clipping.", board=(HEALTH, 4)),

@@ -57,6 +57,6 @@ def warn_of_little_space(folder: Path, needed: int, more: int, freed: int = 0) -
         count = "the next checkpoint needs" if more == 1 else f"the next {more} checkpoints need"
         warnings.warn(
             f"{folder}: {count} {needed * more / 1e6:.0f} MB, but only {free / 1e6:.0f} MB of the disk are "
-            "free; free some, or the run will end there",
+            "free; free some space, or the run will stop there",
             stacklevel=2,
         )

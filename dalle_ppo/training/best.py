@@ -58,8 +58,8 @@ def looked_for(name: str | None, metrics: Mapping) -> bool:
         return False
     if name is not None and metrics.get(name) is None:
         warnings.warn(
-            f"keep_best is {name}, which iteration {metrics['iteration']} does not have; as long as none has "
-            "it, no checkpoint counts as the best",
+            f"keep_best is {name}, which iteration {metrics['iteration']} does not report; until one does, "
+            "no checkpoint counts as the best",
             stacklevel=2,
         )
     return True

@@ -73,7 +73,7 @@ def test_the_page_gets_the_sets_of_the_round_and_no_others(tmp_path):
     new = replace(sets[0], id="new")
     drawer = FixedSets(store, [*sets, new])
     assert drawer.draw(2) == new and drawer.set_id(0) == sets[0].id and drawer.store is store
-    with pytest.raises(ValueError, match="these were all 3 sets of this round"):
+    with pytest.raises(ValueError, match="all 3 sets of this round are done"):
         drawer.draw(3)
     assert unanswered(store, [*sets, new]) == [new]
     page(0, 2)(store, sets, 0)  # all are answered: it is not opened

@@ -178,7 +178,7 @@ def test_local_files_of_equal_names_are_told_apart_by_their_folders(tmp_path):
     moved = tmp_path / "some" / "where"
     open_source(str(moved), everything()).load_state_dict(position)
     os.rename(moved / "a", moved / "c")
-    assert "(b/0.parquet stands where a/0.parquet was)" in refused(position, moved)
+    assert "(b/0.parquet has taken the place of a/0.parquet)" in refused(position, moved)
 
 
 def lazy(path):
@@ -211,7 +211,7 @@ def test_folders_of_a_data_set_of_the_hub_tell_its_files_apart(most, monkeypatch
     position = source("o/n", *names).state_dict()
     for revision in ("@main", "@refs/convert/parquet", "@refs/pr/3"):
         source(f"o/n{revision}", *names).load_state_dict(position)
-    with pytest.raises(ValueError, match="not the files of when the position was saved"):
+    with pytest.raises(ValueError, match="not the files of the saved position"):
         source("o/n", "one/train/0000.parquet", "three/test/0000.parquet").load_state_dict(position)
     if most == 1:
         return
@@ -234,5 +234,5 @@ def test_data_sets_whose_files_have_equal_names_are_others(most, monkeypatch):
     position = source("a/x").state_dict()
     source("a/x").load_state_dict(position)
     source("a/x@main").load_state_dict(position)
-    with pytest.raises(ValueError, match="not the files of when the position was saved"):
+    with pytest.raises(ValueError, match="not the files of the saved position"):
         source("b/y").load_state_dict(position)

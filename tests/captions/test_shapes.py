@@ -211,7 +211,7 @@ def test_scores_are_no_tags_and_thresholds_make_them_some(tmp_path):
             captions_of(path, tag_column="punsafe")
         tags = [tag for _, tag in captions_of(path, tag_thresholds=THRESHOLDS)]
         assert tags == ["UNLIKELY", "UNSURE", "NSFW", UNTAGGED, UNTAGGED], path.name
-    with pytest.raises(ValueError, match="needs scores, but column 'TEXT' holds others"):
+    with pytest.raises(ValueError, match="needs scores, but column 'TEXT' holds something else"):
         captions_of(tmp_path / "a.parquet", tag_column="TEXT", column="TEXT", tag_thresholds=THRESHOLDS)
 
 

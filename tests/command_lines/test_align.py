@@ -37,7 +37,7 @@ def test_two_rounds_in_the_built_in_world(tmp_path, cli):
     run = tmp_path / "run"
     outcome = cli(align.main, *arguments(run))
     assert outcome.code == 0, outcome.err
-    assert "the reward is that term alone" in outcome.out and "rater and judge agree" in outcome.out
+    assert "one replaces all other terms" in outcome.out and "rater and judge agree" in outcome.out
     rounds = [json.loads((run / "align" / f"round_00{n}" / "round.json").read_text()) for n in (0, 1)]
     assert [r["answers"] for r in rounds] == [60, 60] and 0 <= rounds[1]["old_model"] <= 1
     assert [answer.round for answer in find_store(run).answers()] == [0] * 60 + [1] * 60

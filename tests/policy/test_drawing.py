@@ -216,7 +216,7 @@ def test_any_caption_is_drawn_and_what_is_lost_of_it_is_said(caption, cut, lost,
     arguments = ("--model", mini, "--num_images", "1")
     _, printed = draw(cli, tmp_path / "a.png", *arguments, caption=caption)
     assert printed.count("longer than 64 tokens and was cut") == cut
-    assert printed.count("the model can read nothing of the caption") == lost
+    assert printed.count("the model cannot read any of the caption") == lost
 
 
 def test_what_is_true_of_both_sides_is_said_once(mini, tmp_path, cli):

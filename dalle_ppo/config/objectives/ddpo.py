@@ -15,10 +15,10 @@ class Settings:
 
     clip_range: float = 0.2
     """PPO's epsilon: a token's probability ratio is clipped to between 1 - this and 1 + this; a code earns
-    nothing more beyond. Default 0.2, as in PPO (arXiv 1707.06347). The 1e-4 of DDPO does not carry over: its
+    nothing beyond that. Default 0.2, as in PPO (arXiv 1707.06347). The 1e-4 of DDPO does not carry over: its
     log-prob of a denoising step is the mean over 16 384 latent numbers
     (https://github.com/kvablack/ddpo-pytorch), so that 1e-4 allows the step's probability to change by a
-    factor of exp(1.6) = 5. A token's log-prob is no mean. With 1e-4, half of the codes that change at all are
+    factor of exp(1.6) = 5. A token's value is not a mean. With 1e-4, half of the codes that change at all are
     clipped after one optimiser step, and the policy moves a third as far (docs/objectives.md). Lower it when
     `approx_kl` jumps."""
 

@@ -57,5 +57,5 @@ def check(config: "Config") -> None:
     if config.update.target_kl is not None and config.objective_settings.replay_images:
         raise ValueError(
             f"update.target_kl is {config.update.target_kl}; it must be null while dpok.replay_images is "
-            "above 0: the policy is away from the one that drew a replayed image before the first step"
+            "above 0: even before the first step, the policy differs from the one that drew a replayed image"
         )

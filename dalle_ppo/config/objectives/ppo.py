@@ -11,7 +11,7 @@ class Settings:
 
     clip_range: float = 0.2
     """PPO's epsilon: a token's probability ratio is clipped to between 1 - this and 1 + this, or 1 +
-    `clip_range_high` if that is set; a code earns nothing more beyond. Default 0.2 (arXiv 1707.06347). Lower
+    `clip_range_high` if that is set; a code earns nothing beyond that. Default 0.2 (arXiv 1707.06347). Lower
     it when `approx_kl` jumps."""
     clip_range_high: float | None = None
     """The same for increases; null uses `clip_range`. Default null; 0.28 (arXiv 2503.14476) lets unlikely

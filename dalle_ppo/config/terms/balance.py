@@ -34,7 +34,7 @@ class Settings(TermSettings):
             raise ValueError(f"attributes of balance has {len(names)} entries; name at least two")
         if "balance" in names:
             raise ValueError(
-                "attributes of balance names one balance, as the term's own value is called; rename it"
+                "attributes of balance names one balance, the name of the term's own value; rename it"
             )
         if self.target is None:
             return

@@ -39,5 +39,5 @@ class Settings(TermSettings):
             if not LEAST_SCORE <= threshold <= 1:
                 raise ValueError(
                     f"classes gives {name} the threshold {threshold}; it must lie between {LEAST_SCORE} and "
-                    "1, as NudeNet drops detections below itself"
+                    "1, as NudeNet itself drops detections below that"
                 )

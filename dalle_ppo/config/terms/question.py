@@ -18,13 +18,13 @@ class Settings(VisionSettings):
     """The right answer: yes, no, a number, or a word that the answer must hold. It may use the same names."""
     pattern: str | None = None
     """A regular expression with named groups, searched for in each caption, such as "(?P<number>[a-z]+)
-    (?P<noun>[a-z]+)". Captions without it are not asked about and score 0, nor are those in which the groups
-    that the answer names match nothing."""
+    (?P<noun>[a-z]+)". Captions score 0 without being asked about if it does not match, or if a group
+    that the answer names matches nothing."""
     report_letters: bool = True
     """Also ask whether the image shows letters or digits, and report it as the part `letters`. This doubles
     the requests. A gate such as only_if: "letters < 0.5" then gives nothing for images with writing."""
     max_unreadable: float = 0.5
-    """An answer that is neither yes, no nor a number where one is due counts as wrong. If a larger share of a
+    """An answer that is not the yes, no or number asked for counts as wrong. If more than this share of a
     batch is like that, the reward counts as failed."""
 
     def __post_init__(self) -> None:

@@ -113,7 +113,7 @@ def _read(picture: bytes | str, folder: Path) -> bytes:
     if isinstance(picture, bytes):
         return picture
     if "\0" in picture:
-        raise NoAnswer(f"the path {picture!r} is none")
+        raise NoAnswer(f"{picture!r} is not a valid path")
     path = (folder / picture).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise NoAnswer(f"the path {picture} leads out of {folder}")

@@ -142,7 +142,7 @@ def _imagereward(entries: list, path: Path) -> Iterator[Row | NoAnswer]:
 def _row(caption: str, pictures: tuple, values: Sequence[float], rater: str, name: str) -> Row | NoAnswer:
     """A row, with any numbers of which the lowest is best."""
     if not (len(pictures) == len(values) >= 2 and all(map(_is_number, values))):
-        return NoAnswer("it has not one rank for each of two or more pictures")
+        return NoAnswer("it does not have one rank for each of two or more pictures")
     if not (isinstance(caption, str) and all(isinstance(picture, bytes | str) for picture in pictures)):
         return NoAnswer("its caption or a picture is neither text nor a file")
     return Row(caption, pictures, dense_ranks(values), rater, name)

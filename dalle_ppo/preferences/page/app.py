@@ -37,8 +37,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
 }
 NO_TOKEN = (
-    "This page needs the token that stands in the address which python -m dalle_ppo.label has printed last. "
-    "Open that address."
+    "This page needs the token in the address that python -m dalle_ppo.label printed last. Open that address."
 )
 
 
@@ -100,7 +99,7 @@ class Guard:
             return _no("A request must be JSON.")
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or int(length) > LARGEST:
-            return _no("A request must tell its length, and be short.")
+            return _no("A request must state its length, and be short.")
         return None
 
     def _is_token(self, text: str | None) -> bool:

@@ -96,7 +96,7 @@ def find_answers(store: Store) -> Found:
     for rater in _one_place_raters(answers):
         kept = [answer for answer in answers if answer.rater != rater]
         notes.append(
-            f"{len(answers) - len(kept)} answers of {rater} left out: all name the same place, whatever it "
+            f"{len(answers) - len(kept)} answers of {rater} left out: all pick one position, whatever it "
             "shows"
         )
         answers = kept

@@ -103,7 +103,7 @@ def _check_numbers(examples: Examples, embeddings_file: Path, labels_file: Path)
         first = int(np.argmin(finite))
         raise ValueError(
             f"--embeddings {embeddings_file}: {np.sum(~finite)} rows hold NaN or infinity, row {first} "
-            "first; remove them"
+            "is the first; remove them"
         )
     wrong = ~((examples.labels >= 0) & (examples.labels <= 1))  # NaN too
     if wrong.any():

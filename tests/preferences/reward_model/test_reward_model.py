@@ -182,7 +182,7 @@ def test_a_rater_who_always_answers_1_is_left_out(tmp_path):
     store.append_all(lazy)
     found = find_answers(store)
     assert found.raters == {"ann": 30}
-    assert "30 answers of bob left out: all name the same place, whatever it shows" in found.notes
+    assert "30 answers of bob left out: all pick one position, whatever it shows" in found.notes
     only = Store(tmp_path / "lazy")
     only.append_all(lazy)
     for answer in lazy:  # with pictures that are there
