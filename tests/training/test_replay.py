@@ -175,6 +175,19 @@ def test_the_codes_that_tokens_were_drawn_from_are_replayed_too(monkeypatch, tmp
     assert torch.equal(resumed.buffer.tensors["kept"], trainer.buffer.tensors["kept"])
 
 
+@pytest.mark.parametrize("before, after", [(None, 3), (3, None), (3, 2)])
+def test_images_drawn_from_other_codes_are_dropped_when_resuming(before, after, tmp_path):
+    """Their log-probs are those of other distributions, and the stored codes do not go together."""
+    trainer = trainer_of(tmp_path, **{"policy.top_k": before})
+    trainer.iterate(NoWriter())
+    resumed = trainer_of(tmp_path, **{"policy.top_k": after})
+    with pytest.warns(UserWarning, match=rf"policy\.top_k is {after or 'null'} and was .* the {SIZE} images"):
+        resumed.load(load_checkpoint(trainer.save()))
+    metrics = [resumed.iterate(NoWriter()) for _ in range(2)]
+    assert [m["images_replayed"] for m in metrics] == [0, 12]
+    assert len(load_checkpoint(resumed.save()).state["replay"]["captions"]) == 24
+
+
 def test_scores_that_change_their_units_are_not_replayed():
     with pytest.raises(
         ValueError, match=r"reward\.normalise is per_term; it must be null while dpok\.replay"
