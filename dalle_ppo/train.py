@@ -53,7 +53,7 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
     team.on_first(lambda: check_start(config.model.path, run_dir))
     if team.size > 1:
         take_own_device(team, config)
-    trainer = build_trainer(config, run_dir, team, whole=flags["dry_run"])
+    trainer = build_trainer(config, run_dir, team, dry=flags["dry_run"])
     if team.size > 1:
         check_same(team, {"weights with the hash": trainer.reference_sha256}, "give all the same model.path")
     memory_plan = trainer.memory_plan()

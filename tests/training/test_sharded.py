@@ -68,7 +68,7 @@ def test_a_dry_run_keeps_whole_networks_on_the_cpu_where_a_run_divides_them(shar
     """Else it would run out of memory just where networks must be divided; copies are made there, too."""
     monkeypatch.setattr(BartDecoder, "cpu", lambda self: setattr(self, "was_moved", True))
     config = changed(TINY_CONFIG, {"update.shard": shard})
-    networks = tiny_trainer(config, team=Team(0, size), whole=True).networks
+    networks = tiny_trainer(config, team=Team(0, size), dry=True).networks
     assert not is_sharded(networks.actor) and networks.critic is not None
     for network in (networks.reference, networks.actor):
         assert hasattr(network, "was_moved") == moved
