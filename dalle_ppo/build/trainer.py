@@ -21,7 +21,7 @@ from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
 from dalle_ppo.training.anchor import draw_anchor, undrawn_anchor
 from dalle_ppo.training.eight_bit import check_optimizers
-from dalle_ppo.training.scoring import Networks
+from dalle_ppo.training.scoring import SAMPLES, Networks
 from dalle_ppo.training.trainer import Trainer
 
 
@@ -32,8 +32,8 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, dry: bool =
         config: all settings.
         run_dir: the run's folder.
         team: the processes that train together; each builds everything for its own device.
-        dry: only to look at sizes. Networks stay whole in spite of `update.shard`, on the CPU, as a device may
-            be too small for them, and of the anchor only the captions are read.
+        dry: only to look at sizes. Networks stay whole in spite of `update.shard`, on the CPU, as a device
+            may be too small for them, and of the anchor only the captions are read.
 
     Returns:
         A trainer; its `config` names the commit of any weights that came from the hub.
@@ -50,7 +50,7 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, dry: bool =
     networks = divided(networks, team) if divides and not dry else with_anchor(config, networks, dry)
     reward = build_reward(config, loaded.world, device, config.model.frozen_dtype)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
-    samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
+    samples = evaluation_captions(config, min(SAMPLES, config.evaluation.num_captions), SAMPLES_STREAM)
     trainer = Trainer(config, run_dir, networks, reward, captions, samples, team)
     if config.reward.settings_of("nsfw") is None and loaded.world is not None:
         with torch.random.fork_rng(devices=[]):  # a run's numbers do not depend on what blurs its samples
@@ -59,7 +59,7 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, dry: bool =
 
 
 def with_anchor(config: Config, networks: Networks, dry: bool = False) -> Networks:
-    """Networks with the anchor's images, if there is an anchor: takes as long as drawing them, unless `dry`."""
+    """Networks with the anchor's images, if there is an anchor; they are drawn, unless `dry`."""
     if not config.anchor.coef:
         return networks
     shares = config.anchor.shares or config.captions.shares

@@ -14,7 +14,7 @@ from dalle_ppo.rl.kl import kl_k3
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import Checkpoint
 from dalle_ppo.training.credit import CreditState
-from dalle_ppo.training.objective import Objective
+from dalle_ppo.training.objective import Objective, find_objective
 
 # Of a scored batch, what stays of an image; `kept` only where the policy draws from the likeliest codes.
 KEPT = ("tokens", "kept", "sampler_log_probs", "old_log_probs", "scores")
@@ -103,6 +103,20 @@ class ReplayBuffer:
 
 def _shown(top_k: int | None) -> str:
     return "null" if top_k is None else str(top_k)
+
+
+def buffer_bytes(config: Config, num_tokens: int, num_codes: int) -> int:
+    """Bytes of the columns in `KEPT` of a full buffer; 0 for an objective that replays nothing.
+
+    Args:
+        config: all settings.
+        num_tokens: of an image.
+        num_codes: that a token may be.
+    """
+    if not find_objective(config.objective).replays:
+        return 0
+    kept = 2 * min(config.policy.top_k or 0, num_codes)
+    return config.objective_settings.buffer_images * (num_tokens * (8 + kept + 2 * 4) + 4)
 
 
 def with_prompts(experience: Experience, family: PolicyFamily) -> Experience:
