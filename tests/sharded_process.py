@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from dalle_ppo.models.sharding import is_divided, own_part, whole
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import load_checkpoint
 from dalle_ppo.runs.metrics import SilentWriter
+from dalle_ppo.training.memory import bytes_of
 from dalle_ppo.training.trainer import Trainer
 
 SETTINGS = {
@@ -129,6 +131,26 @@ def check_samplers(team: Team) -> None:
     assert torch.equal(drawn[0].tokens, drawn[1].tokens)
 
 
+def check_passing(team: Team) -> None:
+    """While a layer computes, it is whole as its network stores it, and no larger than the forecast says."""
+    half = {"update.dtype": "bfloat16", "model.frozen_dtype": "bfloat16"}
+    alone, in_parts = trainers(half, torch.float32, team)
+    held = {}
+
+    def note(name: str, layer: torch.nn.Module, *_) -> None:
+        assert not any(is_divided(parameter) for parameter in layer.parameters())
+        held[name] = sum(parameter.nbytes for parameter in layer.parameters())
+
+    for name in ("actor", "reference"):
+        layer = getattr(in_parts.networks, name).layers[0]
+        for part in list(layer.modules())[1:]:  # these are called within the layer's own pass
+            part.register_forward_hook(partial(note, name, layer))
+    in_parts.score_passes(alone.collect())
+    numbers = sum(parameter.numel() for parameter in alone.networks.actor.layers[0].parameters())
+    assert held["actor"] == 4 * numbers > 1.5 * held["reference"]
+    assert all(bytes_of(getattr(alone.networks, name).layers[0]) == size for name, size in held.items())
+
+
 CASES = {
     "all": {},
     "few": {"actor.trainable": "cross_keys_values", "policy.guidance": 1.0},
@@ -166,6 +188,8 @@ def main(folder: str, *cases: str) -> None:
             check_checkpoints(torch.float64, team, folder)
         elif case == "samplers":
             check_samplers(team)
+        elif case == "passing":
+            check_passing(team)
         else:
             name, _, dtype = case.partition(":")
             check_gradient(CASES[name], getattr(torch, dtype or "float64"), team)
