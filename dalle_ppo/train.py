@@ -224,7 +224,7 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     config, run_dir = trainer.config, trainer.run_dir
     folder = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     checkpoint = None if folder is None else load_checkpoint(folder)
-    shared_checkpoint(checkpoint, trainer.team)
+    shared_checkpoint(checkpoint, trainer.team, trainer.actor, trainer.critic)
     if flags["resume"]:
         go_to(trainer, checkpoint)  # raises before any change
     if trainer.progress.iteration == 0 and (run_dir / "tensorboard").is_dir():
@@ -248,7 +248,7 @@ def follow(trainer, captions: list, measures) -> None:
     """
     from dalle_ppo.training.checkpointing import shared_checkpoint
 
-    checkpoint = shared_checkpoint(None, trainer.team)
+    checkpoint = shared_checkpoint(None, trainer.team, trainer.actor, trainer.critic)
     if checkpoint is not None:
         trainer.load(checkpoint)
     del checkpoint  # as large as all networks and optimisers

@@ -14,8 +14,9 @@ from dalle_ppo.base.team import Team
 from dalle_ppo.config.objective import find_objective
 from dalle_ppo.models.sharding import is_divided, own_part, whole
 from dalle_ppo.rl.records import Experience
-from dalle_ppo.runs.checkpoints import load_checkpoint
+from dalle_ppo.runs.checkpoints import Checkpoint, load_checkpoint
 from dalle_ppo.runs.metrics import SilentWriter
+from dalle_ppo.training.checkpointing import shared_checkpoint
 from dalle_ppo.training.memory import bytes_of
 from dalle_ppo.training.trainer import Trainer
 
@@ -105,17 +106,36 @@ def check_checkpoints(dtype: torch.dtype, team: Team, folder: str) -> None:
         assert torch.equal(flat(one.module.parameters()), flat(other.module.parameters()))
         assert torch.equal(first_moments(alone, name), first_moments(in_parts, name))
     in_parts.save()
-    of_team = load_checkpoint(in_parts.run_dir / "checkpoints" / f"step_{expected['iteration'] + 1:06d}")
+    written = in_parts.run_dir / "checkpoints" / f"step_{expected['iteration'] + 1:06d}"
+    of_team = load_checkpoint(written)
     assert of_team.tensors.keys() == of_alone.tensors.keys()
     for group, tensors in of_alone.tensors.items():
         assert tensors.keys() == of_team.tensors[group].keys()
         assert all(torch.equal(tensor, of_team.tensors[group][name]) for name, tensor in tensors.items())
+    check_own_parts(load_checkpoint(written), in_parts, team)
     fresh, _ = trainers({"update.epochs": 2}, dtype, team)
     fresh.load(of_team)
     for trainer in (alone, fresh, in_parts):
         trainer.iterate(SilentWriter())
     assert torch.equal(flat(alone.actor.module.parameters()), flat(fresh.actor.module.parameters()))
     check_close(*(flat(t.actor.module.parameters()) for t in (in_parts, alone)), 1e-9)
+
+
+def check_own_parts(checkpoint: Checkpoint, in_parts: Trainer, team: Team) -> None:
+    """A process that is sent a checkpoint holds no more of it than its part, and goes on from that."""
+    given = checkpoint if team.is_first else None
+    sent = shared_checkpoint(given, team, in_parts.actor, in_parts.critic)
+    of_whole = sum(t.nbytes for tensors in checkpoint.tensors.values() for t in tensors.values())
+    parts = [own_part(t) for tensors in sent.tensors.values() for t in tensors.values()]
+    held = sum(part.untyped_storage().nbytes() for part in parts)
+    assert held == of_whole if team.is_first else held < 1.1 * of_whole / team.size, (held, of_whole)
+    expected = flat(in_parts.actor.module.parameters()), first_moments(in_parts, "critic")
+    with torch.no_grad():
+        for parameter in in_parts.actor.module.parameters():
+            parameter.zero_()
+    in_parts.load(sent)
+    assert torch.equal(flat(in_parts.actor.module.parameters()), expected[0])
+    assert torch.equal(first_moments(in_parts, "critic"), expected[1])
 
 
 def check_samplers(team: Team) -> None:

@@ -28,6 +28,8 @@ assert sums[0].tolist() == [total] * 3 and sums[1].flatten().tolist() == [2 * to
 given = {"a": torch.arange(5), "b": torch.eye(2, dtype=torch.float64), "c": torch.tensor(3.0)}
 sent = team.send_tensors(given if r == 0 else None)
 assert all(torch.equal(sent[name], given[name]) and sent[name].dtype == given[name].dtype for name in given)
+kept = team.send_tensors(given if r == 0 else None, lambda name, tensor: tensor.flatten()[:1])
+assert [t.numel() for t in kept.values()] == ([5, 4, 1] if r == 0 else [1, 1, 1])
 assert team.on_first(lambda: f"from {r}") == "from 0"
 team.close()
 team.watch.leave()
