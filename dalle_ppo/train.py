@@ -53,7 +53,7 @@ def main(argv: list[str] | None, team: Team = ALONE) -> int:
     team.on_first(lambda: check_start(config.model.path, run_dir))
     if team.size > 1:
         take_own_device(team, config)
-    trainer = build_trainer(config, run_dir, team, whole=flags["dry_run"])
+    trainer = build_trainer(config, run_dir, team, dry=flags["dry_run"])
     if team.size > 1:
         check_same(team, {"weights with the hash": trainer.reference_sha256}, "give all the same model.path")
     memory_plan = trainer.memory_plan()
@@ -224,7 +224,7 @@ def prepare(trainer, flags: dict[str, bool]) -> None:
     config, run_dir = trainer.config, trainer.run_dir
     folder = prepare_run_dir(run_dir, flags["resume"], flags["overwrite"])
     checkpoint = None if folder is None else load_checkpoint(folder)
-    shared_checkpoint(checkpoint, trainer.team)
+    shared_checkpoint(checkpoint, trainer.team, trainer.actor, trainer.critic)
     if flags["resume"]:
         go_to(trainer, checkpoint)  # raises before any change
     if trainer.progress.iteration == 0 and (run_dir / "tensorboard").is_dir():
@@ -248,7 +248,7 @@ def follow(trainer, captions: list, measures) -> None:
     """
     from dalle_ppo.training.checkpointing import shared_checkpoint
 
-    checkpoint = shared_checkpoint(None, trainer.team)
+    checkpoint = shared_checkpoint(None, trainer.team, trainer.actor, trainer.critic)
     if checkpoint is not None:
         trainer.load(checkpoint)
     del checkpoint  # as large as all networks and optimisers

@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from dalle_ppo.base.team import Team
 from dalle_ppo.config.objective import find_objective
 from dalle_ppo.models.sharding import is_divided, own_part, whole
 from dalle_ppo.rl.records import Experience
-from dalle_ppo.runs.checkpoints import load_checkpoint
+from dalle_ppo.runs.checkpoints import Checkpoint, load_checkpoint
 from dalle_ppo.runs.metrics import SilentWriter
+from dalle_ppo.training.checkpointing import shared_checkpoint
+from dalle_ppo.training.memory import bytes_of
 from dalle_ppo.training.trainer import Trainer
 
 SETTINGS = {
@@ -103,17 +106,36 @@ def check_checkpoints(dtype: torch.dtype, team: Team, folder: str) -> None:
         assert torch.equal(flat(one.module.parameters()), flat(other.module.parameters()))
         assert torch.equal(first_moments(alone, name), first_moments(in_parts, name))
     in_parts.save()
-    of_team = load_checkpoint(in_parts.run_dir / "checkpoints" / f"step_{expected['iteration'] + 1:06d}")
+    written = in_parts.run_dir / "checkpoints" / f"step_{expected['iteration'] + 1:06d}"
+    of_team = load_checkpoint(written)
     assert of_team.tensors.keys() == of_alone.tensors.keys()
     for group, tensors in of_alone.tensors.items():
         assert tensors.keys() == of_team.tensors[group].keys()
         assert all(torch.equal(tensor, of_team.tensors[group][name]) for name, tensor in tensors.items())
+    check_own_parts(load_checkpoint(written), in_parts, team)
     fresh, _ = trainers({"update.epochs": 2}, dtype, team)
     fresh.load(of_team)
     for trainer in (alone, fresh, in_parts):
         trainer.iterate(SilentWriter())
     assert torch.equal(flat(alone.actor.module.parameters()), flat(fresh.actor.module.parameters()))
     check_close(*(flat(t.actor.module.parameters()) for t in (in_parts, alone)), 1e-9)
+
+
+def check_own_parts(checkpoint: Checkpoint, in_parts: Trainer, team: Team) -> None:
+    """A process that is sent a checkpoint holds no more of it than its part, and goes on from that."""
+    given = checkpoint if team.is_first else None
+    sent = shared_checkpoint(given, team, in_parts.actor, in_parts.critic)
+    of_whole = sum(t.nbytes for tensors in checkpoint.tensors.values() for t in tensors.values())
+    parts = [own_part(t) for tensors in sent.tensors.values() for t in tensors.values()]
+    held = sum(part.untyped_storage().nbytes() for part in parts)
+    assert held == of_whole if team.is_first else held < 1.1 * of_whole / team.size, (held, of_whole)
+    expected = flat(in_parts.actor.module.parameters()), first_moments(in_parts, "critic")
+    with torch.no_grad():
+        for parameter in in_parts.actor.module.parameters():
+            parameter.zero_()
+    in_parts.load(sent)
+    assert torch.equal(flat(in_parts.actor.module.parameters()), expected[0])
+    assert torch.equal(first_moments(in_parts, "critic"), expected[1])
 
 
 def check_samplers(team: Team) -> None:
@@ -127,6 +149,26 @@ def check_samplers(team: Team) -> None:
         )
     drawn: list[Experience] = [trainer.collect() for trainer in (alone, in_parts)]
     assert torch.equal(drawn[0].tokens, drawn[1].tokens)
+
+
+def check_passing(team: Team) -> None:
+    """While a layer computes, it is whole as its network stores it, and no larger than the forecast says."""
+    half = {"update.dtype": "bfloat16", "model.frozen_dtype": "bfloat16"}
+    alone, in_parts = trainers(half, torch.float32, team)
+    held = {}
+
+    def note(name: str, layer: torch.nn.Module, *_) -> None:
+        assert not any(is_divided(parameter) for parameter in layer.parameters())
+        held[name] = sum(parameter.nbytes for parameter in layer.parameters())
+
+    for name in ("actor", "reference"):
+        layer = getattr(in_parts.networks, name).layers[0]
+        for part in list(layer.modules())[1:]:  # these are called within the layer's own pass
+            part.register_forward_hook(partial(note, name, layer))
+    in_parts.score_passes(alone.collect())
+    numbers = sum(parameter.numel() for parameter in alone.networks.actor.layers[0].parameters())
+    assert held["actor"] == 4 * numbers > 1.5 * held["reference"]
+    assert all(bytes_of(getattr(alone.networks, name).layers[0]) == size for name, size in held.items())
 
 
 CASES = {
@@ -166,6 +208,8 @@ def main(folder: str, *cases: str) -> None:
             check_checkpoints(torch.float64, team, folder)
         elif case == "samplers":
             check_samplers(team)
+        elif case == "passing":
+            check_passing(team)
         else:
             name, _, dtype = case.partition(":")
             check_gradient(CASES[name], getattr(torch, dtype or "float64"), team)

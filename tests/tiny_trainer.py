@@ -125,7 +125,7 @@ def tiny_trainer(
     shape: BartConfig = TINY,
     team: Team = ALONE,
     dtype: torch.dtype = torch.float32,
-    whole: bool = False,
+    dry: bool = False,
 ) -> Trainer:
     """`build_trainer` with a random model, CLIP and detector instead of the built-in world's."""
     encoder, decoder = tiny_bart(shape, dtype=dtype)
@@ -136,7 +136,7 @@ def tiny_trainer(
         patch.object(build_rewards, "load_clip", lambda *args: TinyClip()),
         patch.object(nsfw, "load_detector", lambda *args: TinyDetector()),
     ):
-        return build.build_trainer(config, run_dir, team, whole)
+        return build.build_trainer(config, run_dir, team, dry)
 
 
 def changed(config: Config, settings: dict[str, object]) -> Config:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from dalle_ppo.base.team import Result, Team
+from dalle_ppo.base.team import Result, Team, as_it_is
 from dalle_ppo.base.watch import MEETING, SILENCE, Watch, start_watch
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class ProcessTeam(Team):
             if tensor is not None:
                 bucket.append(tensor)
 
-    def send_tensors(self, tensors: "dict[str, Tensor] | None") -> dict[str, "Tensor"]:
+    def send_tensors(
+        self, tensors: "dict[str, Tensor] | None", kept: "Callable[[str, Tensor], Tensor]" = as_it_is
+    ) -> dict[str, "Tensor"]:
         import torch
         import torch.distributed as dist
 
@@ -91,7 +93,7 @@ class ProcessTeam(Team):
             tensor = tensors[name].contiguous() if self.is_first else torch.empty(shape, dtype=dtype)
             flat = tensor.reshape(-1).view(torch.uint8)
             self._wait(lambda flat=flat: dist.broadcast(flat, src=0))
-            received[name] = tensor
+            received[name] = tensor if self.is_first else kept(name, tensor)
         return received
 
     def end_if_lost(self, error: BaseException) -> None:

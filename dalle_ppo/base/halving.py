@@ -12,6 +12,8 @@ FAILURES = ("can't allocate memory", "not enough memory", "out of memory", "allo
 """How an error without a type of its own says it, in lower case: torch's on a CPU, on Linux and on Windows;
 on a GPU those of CUDA, Triton and cuBLAS, which allocate beside torch."""
 
+OUT_OF_MEMORY = "out of memory while"
+
 
 class OutOfMemory(ValueError):
     """Not even one image fits; the message names the setting and what helps."""
@@ -22,6 +24,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in FAILURES)
+
+
+def out_of_memory_line(error: BaseException) -> str:
+    """An error for which `is_out_of_memory` holds, as one line that says what to lower."""
+    reason = " ".join(str(error).split())
+    if reason.startswith(OUT_OF_MEMORY):
+        return reason  # of `Halving`, with advice of its own
+    return f"out of memory: {reason}; use smaller batches, a smaller model or another device"
 
 
 class Halving:
@@ -68,17 +78,17 @@ class Halving:
             _release()
             if what in self.together:
                 raise RuntimeError(
-                    f"out of memory while {what} {size} images at a time ({reason}); processes that share "
+                    f"{OUT_OF_MEMORY} {what} {size} images at a time ({reason}); processes that share "
                     f"networks cannot try again with fewer: lower {setting}, and go on with --resume"
                 )
             if size <= unit:
                 raise OutOfMemory(
-                    f"out of memory while {what} {one} at a time ({reason}); lower {setting}, or use a "
+                    f"{OUT_OF_MEMORY} {what} {one} at a time ({reason}); lower {setting}, or use a "
                     "smaller model or a device with more memory, and go on with --resume"
                 )
             self.sizes[what] = half = max(unit, size // 2 // unit * unit)
             warnings.warn(
-                f"out of memory while {what} {size} images at a time ({reason}); going on with {half}. "
+                f"{OUT_OF_MEMORY} {what} {size} images at a time ({reason}); going on with {half}. "
                 f"A lower {setting} avoids this",
                 stacklevel=2,
             )

@@ -19,6 +19,11 @@ LAUNCHERS = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_S
 Result = TypeVar("Result")
 
 
+def as_it_is(_: str, tensor: "Tensor") -> "Tensor":
+    """All of a tensor."""
+    return tensor
+
+
 class Team:
     """All that captions, sampling, rewards, optimisers and writers need to know about processes.
 
@@ -100,9 +105,17 @@ class Team:
             for tensor in tensors:
                 tensor.copy_(sum(self.gather(tensor)))
 
-    def send_tensors(self, tensors: dict[str, "Tensor"] | None) -> dict[str, "Tensor"]:
-        """The tensors of the first process, in all processes; what the others give is ignored."""
-        return self.gather(tensors)[0]
+    def send_tensors(
+        self, tensors: dict[str, "Tensor"] | None, kept: Callable[[str, "Tensor"], "Tensor"] = as_it_is
+    ) -> dict[str, "Tensor"]:
+        """The tensors of the first process, in all processes.
+
+        Args:
+            tensors: by name; what processes but the first give is ignored.
+            kept: what the others keep of each as it arrives, by its name.
+        """
+        sent = self.gather(tensors)[0]
+        return sent if self.is_first else {name: kept(name, tensor) for name, tensor in sent.items()}
 
     def end_if_lost(self, error: BaseException) -> None:
         """Ends this process, with one line of the first one, if an error comes from the loss of another."""

@@ -8,6 +8,7 @@ from dalle_ppo.runs.checkpoints import checkpoint_folders
 from dalle_ppo.runs.space import GO_ON, check_space, free_bytes, warn_of_little_space
 from dalle_ppo.training.checkpointing import expected_bytes
 from dalle_ppo.training.memory import gb
+from dalle_ppo.training.replay import buffer_bytes
 from dalle_ppo.training.trainer import Trainer
 
 
@@ -52,7 +53,7 @@ def check_room(trainer: Trainer, replaced: bool = False) -> Room:
     folder = existing(trainer.run_dir)
     if not os.access(folder, os.W_OK):
         raise ValueError(f"run_dir: {trainer.run_dir} cannot be written to; name another folder")
-    needed = expected_bytes(trainer.actor, trainer.critic)
+    needed = expected_bytes(trainer.actor, trainer.critic) + kept_images(trainer)
     if trainer.progress.iteration >= config.num_iterations:
         return Room(folder, needed, 0)
     there = 0 if replaced else len(checkpoint_folders(parent))
@@ -64,6 +65,12 @@ def check_room(trainer: Trainer, replaced: bool = False) -> Room:
     check_space(folder, needed, freed, way_out)
     warn_of_little_space(folder, needed, more, freed)
     return Room(folder, needed, more, freed)
+
+
+def kept_images(trainer: Trainer) -> int:
+    """Bytes of the images that a checkpoint holds, if the objective replays any."""
+    sizes = trainer.networks.reference.config
+    return buffer_bytes(trainer.config, sizes.num_image_tokens, sizes.num_codes)
 
 
 def existing(folder: Path) -> Path:

@@ -19,21 +19,21 @@ from dalle_ppo.build.rewards import build_reward
 from dalle_ppo.build.unsafe import unsafe_detector
 from dalle_ppo.captions.prefetch import PrefetchedCaptions
 from dalle_ppo.config.settings import Config
-from dalle_ppo.training.anchor import draw_anchor
+from dalle_ppo.training.anchor import draw_anchor, undrawn_anchor
 from dalle_ppo.training.eight_bit import check_optimizers
-from dalle_ppo.training.scoring import Networks
+from dalle_ppo.training.scoring import SAMPLES, Networks
 from dalle_ppo.training.trainer import Trainer
 
 
-def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, whole: bool = False) -> Trainer:
+def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, dry: bool = False) -> Trainer:
     """Builds everything that training needs, without writing anything.
 
     Args:
         config: all settings.
         run_dir: the run's folder.
         team: the processes that train together; each builds everything for its own device.
-        whole: leave networks whole in spite of `update.shard`, for a look at their sizes; on the CPU, as a
-            device may be too small for them.
+        dry: only to look at sizes. Networks stay whole in spite of `update.shard`, on the CPU, as a device
+            may be too small for them, and of the anchor only the captions are read.
 
     Returns:
         A trainer; its `config` names the commit of any weights that came from the hub.
@@ -47,10 +47,10 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, whole: bool
     if divides:
         loaded.decoder.cpu()  # and its copies: a device need not hold them whole
     networks = build_networks(config, loaded)
-    networks = divided(networks, team) if divides and not whole else with_anchor(config, networks)
+    networks = divided(networks, team) if divides and not dry else with_anchor(config, networks, dry)
     reward = build_reward(config, loaded.world, device, config.model.frozen_dtype)
     captions = PrefetchedCaptions(build_captions(config, config.seed, TRAINING_STREAM, "train"))
-    samples = evaluation_captions(config, min(32, config.evaluation.num_captions), SAMPLES_STREAM)
+    samples = evaluation_captions(config, min(SAMPLES, config.evaluation.num_captions), SAMPLES_STREAM)
     trainer = Trainer(config, run_dir, networks, reward, captions, samples, team)
     if config.reward.settings_of("nsfw") is None and loaded.world is not None:
         with torch.random.fork_rng(devices=[]):  # a run's numbers do not depend on what blurs its samples
@@ -58,13 +58,15 @@ def build_trainer(config: Config, run_dir: Path, team: Team = ALONE, whole: bool
     return trainer
 
 
-def with_anchor(config: Config, networks: Networks) -> Networks:
-    """Networks with the anchor's images, if there is an anchor: takes as long as drawing them."""
+def with_anchor(config: Config, networks: Networks, dry: bool = False) -> Networks:
+    """Networks with the anchor's images, if there is an anchor; they are drawn, unless `dry`."""
     if not config.anchor.coef:
         return networks
     shares = config.anchor.shares or config.captions.shares
     of_anchor = replace(config, captions=replace(config.captions, shares=shares))
     source = build_captions(of_anchor, config.seed, ANCHOR_STREAM, "train")
     captions = source.next_batch(config.anchor.num_images)
+    if dry:
+        return replace(networks, anchor=undrawn_anchor(captions, config))
     anchor = draw_anchor(networks.family, networks.reference, captions, config)
     return replace(networks, anchor=anchor)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import yaml
 
 from dalle_ppo.base.allocator import keep_freed_memory
-from dalle_ppo.base.halving import is_out_of_memory
+from dalle_ppo.base.halving import is_out_of_memory, out_of_memory_line
 from dalle_ppo.base.lasting import Lasting, let_go
 from dalle_ppo.base.run_format import FORMAT, check_format
 from dalle_ppo.base.stopping import Stopped
@@ -317,11 +317,7 @@ def _run_main(main: Callable[..., int], together: bool) -> NoReturn:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split())
-            print(
-                f"error: out of memory: {reason}; use smaller batches, a smaller model or another device",
-                file=sys.stderr,
-            )
+            print(f"error: {out_of_memory_line(error)}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -372,6 +368,8 @@ def _run_in_team(main: Callable[..., int], rank: int, size: int) -> NoReturn:
         except SystemExit as end:
             code = int(end.code or 0)  # of --help
         except BaseException as error:
+            if is_out_of_memory(error):
+                team.watch.end(f"error: process {rank}: {out_of_memory_line(error)}", 2)
             team.end_if_lost(error)  # FSDP2's own exchanges, which the team does not see
             traceback.print_exc()
             sys.stderr.flush()

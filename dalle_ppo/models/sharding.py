@@ -47,9 +47,9 @@ def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
 
     Args:
         tensor: the same in all processes.
-        other: of the same shape; of another one, or not divided, `tensor` is returned.
+        other: of the same shape; of another one, or not divided, `tensor` is returned. So is a part.
     """
-    if not is_divided(other) or tensor.shape != other.shape:
+    if is_divided(tensor) or not is_divided(other) or tensor.shape != other.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -53,8 +53,25 @@ def draw_anchor(
     if states is None or config.update.dtype != "float32":
         kept = Halving().run("scoring", "update.microbatch_size", config.update.microbatch_size, work)
         states = type(kept[0]).cat(kept) if kept[0] is not None else None
+    return _anchor(replace(drawn, reference_states=states), config)
+
+
+def undrawn_anchor(captions: Sequence[CaptionRecord], config: Config) -> Anchor:
+    """An anchor of which only the captions are there: for a look at a run that will not be trained."""
+    images = Experience(
+        captions=tuple(caption.text for caption in captions),
+        tags=tuple(caption.tag for caption in captions),
+        caption_ids=tuple(caption.id for caption in captions),
+        caption_index=None,
+        tokens=None,
+        sampler_log_probs=None,
+        images=None,
+    )
+    return _anchor(images, config)
+
+
+def _anchor(images: Experience, config: Config) -> Anchor:
     anchor = config.anchor
-    images = replace(drawn, reference_states=states)
     return Anchor(images, anchor.coef, anchor.minibatch_size, anchor.temperature)
 
 

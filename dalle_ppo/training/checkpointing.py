@@ -1,6 +1,7 @@
 """What a training checkpoint holds, and how training resumes from it."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,12 +109,18 @@ def settings_state(config: Config) -> dict[str, Any]:
     }
 
 
-def shared_checkpoint(checkpoint: Checkpoint | None, team: Team) -> Checkpoint | None:
+def shared_checkpoint(
+    checkpoint: Checkpoint | None, team: Team, actor: Learner, critic: Learner | None
+) -> Checkpoint | None:
     """The checkpoint of the first process, in all processes: only its machine needs the run's folder.
+
+    The others keep their part of what they hold in parts, tensor by tensor: all of it in each process may be
+    more than a machine's memory.
 
     Args:
         checkpoint: what the first process has loaded, or None; ignored in the others.
         team: the processes.
+        actor, critic: of this process.
     """
     if team.size == 1:
         return checkpoint
@@ -122,8 +129,26 @@ def shared_checkpoint(checkpoint: Checkpoint | None, team: Team) -> Checkpoint |
     if facts is None:
         return None
     iteration, names, state = facts
-    tensors = {name: team.send_tensors(checkpoint.tensors[name] if team.is_first else None) for name in names}
+    tensors = {}
+    for name in names:
+        sent = checkpoint.tensors[name] if team.is_first else None
+        tensors[name] = team.send_tensors(sent, partial(_own_part, name, actor, critic))
     return Checkpoint(iteration, tensors, state)
+
+
+def _own_part(group: str, actor: Learner, critic: Learner | None, name: str, tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor of a checkpoint's group."""
+    learner = {"policy": actor, "critic": critic}.get(group.removesuffix("_optimizer"))
+    if learner is None:
+        return tensor
+    if group.endswith("_optimizer"):
+        return divided_statistics({name: tensor}, parameters_of(learner))[name]
+    return divided_weights({name: tensor}, learner.module)[name]
+
+
+def parameters_of(learner: Learner) -> list[Tensor]:
+    """The parameters of an optimiser, in the order of its state."""
+    return [p for group in learner.optimizer.param_groups for p in group["params"]]
 
 
 def restore_learners(checkpoint: Checkpoint, actor: Learner, critic: Learner | None) -> None:
@@ -168,8 +193,7 @@ def _restore(learner: Learner, checkpoint: Checkpoint, name: str) -> None:
     _restore_weights(learner.module, checkpoint, name)
     settings = [(group["weight_decay"], group["eps"]) for group in learner.optimizer.param_groups]
     key = f"{name}_optimizer"
-    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
-    statistics = divided_statistics(checkpoint.tensors[key], parameters)
+    statistics = divided_statistics(checkpoint.tensors[key], parameters_of(learner))
     restore_optimizer(learner.optimizer, statistics, checkpoint.state[key])
     for group, (weight_decay, eps) in zip(learner.optimizer.param_groups, settings, strict=True):
         group["weight_decay"], group["eps"] = weight_decay, eps

@@ -1,8 +1,10 @@
 """Predicts the memory that a run needs at its worst, by part, before anything is trained."""
 
+import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +16,8 @@ from dalle_ppo.models.dalle.memory_plan import MemoryPlan
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.training.eight_bit import state_bytes
 from dalle_ppo.training.objective import find_objective, needs_exact_kl
-from dalle_ppo.training.scoring import Networks
+from dalle_ppo.training.replay import buffer_bytes
+from dalle_ppo.training.scoring import SAMPLES, Networks
 from dalle_ppo.training.traced_memory import peak_bytes
 
 PROCESS = 500_000_000
@@ -124,17 +127,17 @@ def predict_memory(
     frozen = frozen_of(networks)
     own = own_bytes({"reference": networks.reference, **learned, **frozen})
     weights = {name: own[name] for name in [*learned, "reference", *frozen]} | dict(others or {})
-    activations, whole = _actor_bytes(config, networks)
+    activations, whole = _actor_bytes(config, networks, processes)
     update = {"actor": activations}
     if networks.critic is not None:
-        update["critic"] = _critic_bytes(config, networks)
+        update["critic"] = _critic_bytes(config, networks, processes)
     forecast = MemoryForecast(
         weights=weights,
         optimiser={n: state_bytes(p, getattr(config, n).optimizer) for n, p in trained.items()},
         gradients={n: sum(p.numel() * p.element_size() for p in ps) for n, ps in trained.items()},
         batch=_batch_bytes(config, networks),
         drawing={} if plan is None else _drawing_bytes(config, networks, plan),
-        scoring=_scoring_bytes(config, networks),
+        scoring=_scoring_bytes(config, networks, processes),
         update=update,
         logits=max(0, whole - activations),
         evaluation=copied_bytes(networks.reference) if plan is not None and config.evaluation.at_end else 0,
@@ -152,8 +155,8 @@ def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, proc
     which stay while images are decoded.
     """
     reference, drawing, evaluation = networks.reference, dict(forecast.drawing), 0
-    layers = [bytes_of(layer) for layer in reference.layers]
-    passing = 2 * layers[0] + bytes_of(reference) - sum(layers)
+    named = {"actor": networks.actor, "critic": networks.critic, "reference": reference}
+    passing = {name: _passing(network) for name, network in named.items() if network is not None}
     own = {*forecast.gradients, "reference"}
     if "sampler" in drawing:
         drawing["sampler"] -= _sampler_copy(config, networks)
@@ -168,10 +171,16 @@ def _in_parts(forecast: MemoryForecast, config: Config, networks: Networks, proc
         optimiser={n: size // processes for n, size in forecast.optimiser.items()},
         gradients={n: size // processes for n, size in forecast.gradients.items()},
         drawing=drawing,
-        scoring=forecast.scoring + passing,
-        update={n: size + 2 * passing for n, size in forecast.update.items()},
+        scoring=forecast.scoring + max(passing.values()),
+        update={n: size + 2 * passing[n] for n, size in forecast.update.items()},
         evaluation=evaluation,
     )
+
+
+def _passing(network: nn.Module) -> int:
+    """Bytes of two layers of a decoder or critic, and of all that is in no layer."""
+    layers = [bytes_of(layer) for layer in getattr(network, "trunk", network).layers]
+    return 2 * layers[0] + bytes_of(network) - sum(layers)
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -208,54 +217,78 @@ def _images(networks: Networks, count: int) -> Experience:
     return blank_images(networks.reference.config, networks.family.settings, count)
 
 
-def _microbatch(config: Config) -> int:
-    """Images of the largest forward pass."""
-    update, batch = config.update, config.rollout.rollout_batch_size
-    return min(update.microbatch_size, update.minibatch_size or batch, batch)
+def _replayed(config: Config) -> int:
+    """Earlier images that an iteration learns from again."""
+    return config.objective_settings.replay_images if find_objective(config.objective).replays else 0
 
 
-def _actor_bytes(config: Config, networks: Networks) -> tuple[int, int]:
-    """The actor's update: activations alone, and with the logits."""
-    family, count = networks.family, _microbatch(config)
+def _learned(config: Config, processes: int) -> int:
+    """Images of the largest pass with a gradient in one process, as in `run_update`."""
+    batch = config.rollout.rollout_batch_size + _replayed(config)
+    count = min(config.update.minibatch_size or batch, batch)
+    together = find_objective(config.objective).compares_images
+    unit = config.rollout.samples_per_caption if together else 1  # images that stay in one process
+    share = math.ceil(math.ceil(count / unit) / processes) * unit
+    return min(config.update.microbatch_size, share, count)
+
+
+def _scored(config: Config, processes: int) -> int:
+    """Images of the largest pass without a gradient in one process: of a batch, replayed or samples.
+
+    In bfloat16 a batch is scored in the microbatches that it is learned in, as in `scoring_order`.
+    """
+    update, objective = config.update, find_objective(config.objective)
+    in_order = update.dtype != "float32" and (processes == 1 or not objective.compares_images)
+    most = (in_order and update.minibatch_size) or math.inf
+    count = min(most, max(config.rollout.rollout_batch_size, _replayed(config)))
+    count = max(count, min(SAMPLES, config.evaluation.num_captions))
+    return min(update.microbatch_size, math.ceil(count / processes))
+
+
+def _actor_bytes(config: Config, networks: Networks, processes: int) -> tuple[int, int]:
+    """The actor's update: activations alone, and with the logits; the largest pass, of images or anchor."""
+    family, dtype = networks.family, getattr(torch, config.update.dtype)
     in_loss = needs_exact_kl(config, find_objective(config.objective))
+    passes = {(_learned(config, processes), in_loss, bool(config.actor.entropy_coef))}
+    if config.anchor.coef:
+        share = math.ceil(config.anchor.minibatch_size / processes)
+        passes.add((min(config.update.microbatch_size, share), True, config.anchor.temperature != 1.0))
+    most = max(count for count, *_ in passes)
 
     def body(modules: list[nn.Module]) -> None:
-        backward_without_head(modules[0], _images(networks, count), family.settings)
+        backward_without_head(modules[0], _images(networks, most), family.settings)
 
-    def all_of_it(modules: list[nn.Module]) -> None:
+    def all_of_it(count: int, exact_kl: bool, entropy: bool, modules: list[nn.Module]) -> None:
         actor, reference = modules
         rows = _images(networks, count)
-        if in_loss:
+        if exact_kl:
             rows = replace(rows, reference_states=family.remember(reference, rows))
-        scores = family.score(
-            actor,
-            rows,
-            entropy=bool(config.actor.entropy_coef),
-            reference=reference if in_loss else None,
-        )
+        scores = family.score(actor, rows, entropy=entropy, reference=reference if exact_kl else None)
         parts = (scores.log_probs, scores.kl, scores.entropy)
         sum(part.sum() for part in parts if part is not None).backward()
 
-    networks_used = [networks.actor, networks.reference]
-    dtype = getattr(torch, config.update.dtype)
-    return peak_bytes(body, networks_used[:1], dtype), peak_bytes(all_of_it, networks_used, dtype)
+    used = [networks.actor, networks.reference]
+    whole = max(peak_bytes(partial(all_of_it, *one), used, dtype) for one in passes)
+    return peak_bytes(body, used[:1], dtype), whole
 
 
-def _critic_bytes(config: Config, networks: Networks) -> int:
+def _critic_bytes(config: Config, networks: Networks, processes: int) -> int:
+    count = _learned(config, processes)
+
     def compute(modules: list[nn.Module]) -> None:
-        networks.family.values(modules[0], _images(networks, _microbatch(config))).sum().backward()
+        networks.family.values(modules[0], _images(networks, count)).sum().backward()
 
     return peak_bytes(compute, [networks.critic], getattr(torch, config.update.dtype))
 
 
-def _scoring_bytes(config: Config, networks: Networks) -> int:
+def _scoring_bytes(config: Config, networks: Networks, processes: int) -> int:
     """What `scoring.score_passes` does with a microbatch."""
-    family = networks.family
+    family, count = networks.family, _scored(config, processes)
 
     @torch.no_grad()
     def compute(modules: list[nn.Module]) -> None:
         actor, reference, *critic = modules
-        rows = _images(networks, _microbatch(config))
+        rows = _images(networks, count)
         rows = replace(rows, reference_states=family.remember(reference, rows))
         scores = family.score(actor, rows, entropy=True, reference=reference)
         for network in critic:
@@ -267,15 +300,20 @@ def _scoring_bytes(config: Config, networks: Networks) -> int:
 
 
 def _batch_bytes(config: Config, networks: Networks) -> int:
-    """Images, stored codes and, for an exact KL in the loss, the reference's states."""
+    """Images, stored codes and, for an exact KL in the loss, the reference's states.
+
+    Where images are replayed, an update learns from a copy of the batch with the replayed ones added.
+    """
     settings, sizes = networks.family.settings, networks.reference.config
-    count = config.rollout.rollout_batch_size
+    batch, replayed = config.rollout.rollout_batch_size, _replayed(config)
+    count = 2 * batch + replayed if replayed else batch
     in_loss = needs_exact_kl(config, find_objective(config.objective))
     states = 4 * sizes.width * (2 if settings.guided else 1)
     per_token = 2 * min(settings.top_k or 0, sizes.num_codes) + 8 * 8
-    batch = count * sizes.num_image_tokens * (per_token + (states if in_loss else 0))
+    learned = count * sizes.num_image_tokens * (per_token + (states if in_loss else 0))
     anchored = config.anchor.num_images if config.anchor.coef else 0
-    return batch + anchored * sizes.num_image_tokens * (per_token + states)
+    kept = buffer_bytes(config, sizes.num_image_tokens, sizes.num_codes)
+    return learned + kept + anchored * sizes.num_image_tokens * (per_token + states)
 
 
 def _sampler_copy(config: Config, networks: Networks, in_parts: bool = False) -> int:

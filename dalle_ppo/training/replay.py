@@ -1,5 +1,6 @@
 """The latest images of a run, kept so that objectives can learn from them again."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,8 +12,9 @@ from dalle_ppo.models.family import PolicyFamily
 from dalle_ppo.rl.advantages import clip_advantages, whiten
 from dalle_ppo.rl.kl import kl_k3
 from dalle_ppo.rl.records import Experience
+from dalle_ppo.runs.checkpoints import Checkpoint
 from dalle_ppo.training.credit import CreditState
-from dalle_ppo.training.objective import Objective
+from dalle_ppo.training.objective import Objective, find_objective
 
 # Of a scored batch, what stays of an image; `kept` only where the policy draws from the likeliest codes.
 KEPT = ("tokens", "kept", "sampler_log_probs", "old_log_probs", "scores")
@@ -76,14 +78,45 @@ class ReplayBuffer:
         return with_prompts(Experience(**texts, **columns, caption_index=None, images=None), family)
 
     @classmethod
-    def restored(
-        cls, texts: Mapping[str, list[str]] | None, tensors: Mapping[str, Tensor] | None, device: torch.device
-    ) -> "ReplayBuffer":
-        """The buffer whose `texts` and `tensors` were saved; an empty one if there is nothing."""
+    def restored(cls, checkpoint: Checkpoint, top_k: int | None, device: torch.device) -> "ReplayBuffer":
+        """The buffer that a checkpoint holds; an empty one if there is none or other codes were stored.
+
+        Args:
+            checkpoint: with the `policy.top_k` that the images were drawn with.
+            top_k: that of the images to come.
+            device: where its tensors go.
+        """
+        texts, tensors = checkpoint.state.get("replay"), checkpoint.tensors.get("replay")
         if not texts or not tensors:
+            return cls()
+        before = checkpoint.state["policy_settings"]["top_k"]
+        if before != top_k:
+            warnings.warn(
+                f"policy.top_k is {_shown(top_k)} and was {_shown(before)}: the {len(texts['captions'])} "
+                "images kept for replay were drawn from other codes and are dropped",
+                stacklevel=2,
+            )
             return cls()
         saved = {name: tuple(values) for name, values in texts.items()}
         return cls(saved, {name: column.to(device) for name, column in tensors.items()})
+
+
+def _shown(top_k: int | None) -> str:
+    return "null" if top_k is None else str(top_k)
+
+
+def buffer_bytes(config: Config, num_tokens: int, num_codes: int) -> int:
+    """Bytes of the columns in `KEPT` of a full buffer; 0 for an objective that replays nothing.
+
+    Args:
+        config: all settings.
+        num_tokens: of an image.
+        num_codes: that a token may be.
+    """
+    if not find_objective(config.objective).replays:
+        return 0
+    kept = 2 * min(config.policy.top_k or 0, num_codes)
+    return config.objective_settings.buffer_images * (num_tokens * (8 + kept + 2 * 4) + 4)
 
 
 def with_prompts(experience: Experience, family: PolicyFamily) -> Experience:

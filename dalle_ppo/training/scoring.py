@@ -16,6 +16,8 @@ from dalle_ppo.training.anchor import Anchor
 
 SCORING = "scoring"
 """A kind of work, as messages name it."""
+SAMPLES = 32
+"""Images that are drawn and scored at each checkpoint, at most; an evaluation of fewer captions has fewer."""
 
 
 @dataclass(frozen=True)

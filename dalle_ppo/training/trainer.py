@@ -393,5 +393,4 @@ class Trainer:
         restore_learners(checkpoint, self.actor, self.critic)
         self.progress = restored_progress(checkpoint, self.config)
         self.captions.load_state_dict(checkpoint.state["captions"])
-        saved = checkpoint.state.get("replay"), checkpoint.tensors.get("replay")
-        self.buffer = ReplayBuffer.restored(*saved, self.family.device)
+        self.buffer = ReplayBuffer.restored(checkpoint, self.config.policy.top_k, self.family.device)

@@ -28,6 +28,8 @@ assert sums[0].tolist() == [total] * 3 and sums[1].flatten().tolist() == [2 * to
 given = {"a": torch.arange(5), "b": torch.eye(2, dtype=torch.float64), "c": torch.tensor(3.0)}
 sent = team.send_tensors(given if r == 0 else None)
 assert all(torch.equal(sent[name], given[name]) and sent[name].dtype == given[name].dtype for name in given)
+kept = team.send_tensors(given if r == 0 else None, lambda name, tensor: tensor.flatten()[:1])
+assert [t.numel() for t in kept.values()] == ([5, 4, 1] if r == 0 else [1, 1, 1])
 assert team.on_first(lambda: f"from {r}") == "from 0"
 team.close()
 team.watch.leave()
@@ -52,6 +54,23 @@ from dalle_ppo.config.command_line import _run_in_team
 def main(argv, team):
     if team.rank == 1:
         raise ValueError("only this process knows")
+    while True:
+        team.gather(None)
+_run_in_team(main, *launched(os.environ))
+"""
+FULL = """
+import os, sys
+import torch
+from dalle_ppo.base.halving import Halving
+from dalle_ppo.base.team import launched
+from dalle_ppo.config.command_line import _run_in_team
+def work(size):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\\nOf that")
+def main(argv, team):
+    if team.rank == int(sys.argv[1]):
+        if sys.argv[2] == "beside":
+            work(1)
+        Halving(("scoring",)).run("scoring", "update.microbatch_size", 8, work)
     while True:
         team.gather(None)
 _run_in_team(main, *launched(os.environ))
@@ -109,6 +128,23 @@ def test_an_error_of_one_process_is_said_once_by_the_first():
     ended = end_of(start(3, REFUSED))
     assert [code for code, _, _ in ended] == [2, 2, 2]
     assert ended[0][2].strip() == "error: only this process knows" and ended[1][2] == ended[2][2] == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [0, 1])
+@pytest.mark.parametrize(
+    "where, starts, way_out",
+    [
+        ("beside", "out of memory: CUDA out of memory. Tried", "use smaller batches, a smaller model"),
+        ("halving", "out of memory while scoring 8 images", "lower update.microbatch_size, and go on with"),
+    ],
+)
+def test_memory_that_runs_out_in_one_process_is_said_once_with_the_way_out(full, where, starts, way_out):
+    ended = end_of(start(2, FULL, full, where))
+    assert [code for code, _, _ in ended] == [2, 2]
+    (line,) = ended[0][2].strip().splitlines()
+    assert line.startswith(f"error: process {full}: {starts}") and way_out in line
+    assert ended[1][2] == ""
 
 
 def test_when_the_work_is_done_no_thread_of_a_library_keeps_or_changes_the_end():

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from dalle_ppo.base.halving import Halving, OutOfMemory, is_out_of_memory
+from dalle_ppo.base.halving import Halving, OutOfMemory, is_out_of_memory, out_of_memory_line
 from dalle_ppo.base.team import Team
 
 
@@ -80,6 +80,16 @@ def test_what_counts_as_out_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not fit")) and not is_out_of_memory(ValueError())
     with pytest.raises(RuntimeError, match="invalid for input"):
         Halving().run("scoring", "x.size", 4, lambda size: torch.zeros(2).reshape(3))
+
+
+def test_what_ran_out_is_said_in_one_line_with_one_piece_of_advice():
+    """Also where processes wait for each other, and no fewer images are tried."""
+    with pytest.raises(RuntimeError) as together:
+        Halving(("scoring",)).run("scoring", "x.size", 8, fits(0, []))
+    line = out_of_memory_line(together.value)
+    assert line == str(together.value) and "lower x.size, and go on with --resume" in line
+    line = out_of_memory_line(torch.OutOfMemoryError("tried to allocate\n2 GiB"))
+    assert line.startswith("out of memory: tried to allocate 2 GiB; use smaller batches")
 
 
 def test_other_processes_get_it_as_such():

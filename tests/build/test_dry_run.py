@@ -20,6 +20,7 @@ from dalle_ppo.build.room import check_room, existing
 from dalle_ppo.config.command_line import to_yaml
 from dalle_ppo.runs.checkpoints import load_checkpoint
 from dalle_ppo.runs.space import STATE_BYTES
+from dalle_ppo.training import anchor
 from dalle_ppo.training.checkpointing import expected_bytes
 
 
@@ -42,6 +43,20 @@ def test_it_prints_what_the_run_needs_and_writes_nothing(tmp_path, capsys):
     ):
         assert part in out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_anchor_is_read_but_not_drawn(tmp_path, monkeypatch, capsys):
+    """Drawing it takes minutes on a CPU."""
+    config = changed(TINY_CONFIG, {"anchor.coef": 1.0, "anchor.num_images": 24})
+    drawn = tiny_trainer(config)
+    monkeypatch.setattr(anchor, "collect", lambda *_: pytest.fail("the anchor was drawn"))
+    dry = tiny_trainer(config, dry=True)
+    for name in ("captions", "tags", "caption_ids"):
+        assert getattr(dry.networks.anchor.images, name) == getattr(drawn.networks.anchor.images, name)
+    assert dry.progress.images == drawn.progress.images == 24
+    train.check_captions(dry, [])  # several processes compare what they have read
+    assert train.main(arguments(tmp_path / "run", **{"anchor.coef": 1.0})) == 0
+    assert "dry run: nothing was trained" in capsys.readouterr().out
 
 
 def with_free(monkeypatch, free: int) -> None:

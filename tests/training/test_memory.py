@@ -7,22 +7,26 @@ from functools import cache
 import pytest
 import torch
 from tiny_models import tiny_bart
-from tiny_trainer import TINY_CONFIG, changed
+from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
 from torch import nn
 
+from dalle_ppo.base.team import ALONE, Team
 from dalle_ppo.build import models
 from dalle_ppo.build.trainer import build_networks
 from dalle_ppo.models.dalle.bart import TextStates
 from dalle_ppo.models.dalle.family import FrozenParts
 from dalle_ppo.models.dalle.presets import BartConfig
 from dalle_ppo.models.dalle.sampling import Prompts
+from dalle_ppo.policy.rollout import Means
 from dalle_ppo.rl.records import Experience
+from dalle_ppo.training.anchor import Anchor
 from dalle_ppo.training.memory import MemoryForecast, gb, predict_memory
 from dalle_ppo.training.objective import find_objective
 from dalle_ppo.training.optim import make_learner
-from dalle_ppo.training.scoring import score_passes
+from dalle_ppo.training.scoring import chosen_rows, score_passes
+from dalle_ppo.training.sharing import shared_score_passes
 from dalle_ppo.training.traced_memory import peak_bytes
-from dalle_ppo.training.update import Step, run_update
+from dalle_ppo.training.update import Step, run_update, scoring_order
 
 # Large enough that what is not counted, such as tables of a few numbers, does not matter.
 SMALL = BartConfig(
@@ -73,10 +77,9 @@ def test_weights_and_their_gradients_are_not_counted():
 
 def networks_of(config):
     torch.manual_seed(0)
-    decoder = tiny_bart(SMALL)[1]
-    return build_networks(
-        config, models.LoadedModel(decoder, decoder, FrozenParts(None, None, None), None, None)
-    )
+    encoder, decoder = tiny_bart(SMALL)
+    parts = FrozenParts(None, encoder, None)
+    return build_networks(config, models.LoadedModel(decoder, decoder, parts, None, None))
 
 
 def config_of(trainable: str, low: bool):
@@ -122,23 +125,34 @@ def allocated(call, tmp_path) -> int:
     return peak
 
 
+class Half(Team):
+    """One of two processes, to which the other one says what it says itself."""
+
+    def __init__(self):
+        super().__init__(0, 2)
+
+    def gather(self, value):
+        return [value, value]
+
+
+def allocated_by_an_update(config, networks, tmp_path, team: Team = ALONE) -> int:
+    """Bytes of a step after the first one, from which on the optimisers have their statistics."""
+    learners = make_learner(networks.actor, config.actor), make_learner(networks.critic, config.critic)
+    rows = score_passes(networks, drawn(config.rollout.rollout_batch_size), 4, keep_reference=True)
+    credit = torch.randn(rows.tokens.shape)
+    rows = replace(rows, advantages=credit, returns=credit)
+    step = Step(*learners, 0.1, True, torch.Generator().manual_seed(0), Means(team))
+    objective = find_objective(config.objective)
+    run_update(networks, rows, objective, config, step)
+    return allocated(lambda: run_update(networks, rows, objective, config, step), tmp_path)
+
+
 @pytest.mark.parametrize(("trainable", "low"), [("cross_keys_values", False), ("all", True)])
 def test_the_update_takes_what_is_predicted(trainable, low, tmp_path):
     config = config_of(trainable, low)
-    networks = networks_of(config)
-    learners = make_learner(networks.actor, config.actor), make_learner(networks.critic, config.critic)
-    rows = score_passes(networks, drawn(8), 4, keep_reference=True)
-    credit = torch.randn(rows.tokens.shape)
-    rows = replace(rows, advantages=credit, returns=credit)
-    step = Step(*learners, 0.1, True, torch.Generator().manual_seed(0))
-    objective = find_objective(config.objective)
-
-    def update() -> None:
-        run_update(networks, rows, objective, config, step)
-
-    update()  # from the second step on, the optimisers have their statistics
     predicted = forecast(trainable, low).phases["update"]
-    assert predicted == pytest.approx(allocated(update, tmp_path), rel=0.1)
+    measured = allocated_by_an_update(config, networks_of(config), tmp_path)
+    assert predicted == pytest.approx(measured, rel=0.1)
 
 
 def test_scoring_takes_what_is_predicted(tmp_path):
@@ -146,6 +160,82 @@ def test_scoring_takes_what_is_predicted(tmp_path):
     predicted = forecast("cross_keys_values", False).phases["scoring"]
     measured = allocated(lambda: score_passes(networks, rows, 4), tmp_path)
     assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_each_of_two_processes_takes_what_is_predicted_for_two(tmp_path):
+    """Its passes hold no more than its share of a minibatch, or of a batch."""
+    config = changed(
+        TINY_CONFIG,
+        {
+            "actor.trainable": "cross_keys_values",
+            "rollout.rollout_batch_size": 8,
+            "update.minibatch_size": 8,
+            "update.microbatch_size": 8,
+            "evaluation.num_captions": 8,
+        },
+    )
+    networks = networks_of(config)
+    phases = predict_memory(config, networks, None, None, processes=2).phases
+    measured = allocated_by_an_update(config, networks, tmp_path, Half())
+    assert phases["update"] == pytest.approx(measured, rel=0.1)
+    rows, means = drawn(8), Means(Half())
+    measured = allocated(lambda: shared_score_passes(networks, rows, 8, False, means), tmp_path)
+    assert phases["scoring"] == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "images", "bound"), [("float32", 8, 0.1), ("bfloat16", 2, 0.2)])
+def test_scoring_takes_the_whole_batch_where_minibatches_are_smaller(dtype, images, bound, tmp_path):
+    """But for bfloat16, where it takes the microbatches of the first epoch.
+
+    There the forecast keeps the rounded weights of all networks until the end, and the run only of one.
+    """
+    settings = {
+        "update.dtype": dtype,
+        "update.minibatch_size": 2,
+        "update.microbatch_size": 8,
+        "rollout.rollout_batch_size": 8,
+        "evaluation.num_captions": 2,
+    }
+    config = changed(TINY_CONFIG, settings)
+    networks, rows = networks_of(config), drawn(8)
+    predicted = predict_memory(config, networks, None).phases["scoring"]
+    order = scoring_order(rows, find_objective("ppo"), config, 0)
+    own = None if order is None else order[0]
+    measured = allocated(lambda: score_passes(networks, rows, 8, order=own), tmp_path)
+    assert predicted == pytest.approx(measured, rel=bound)
+    assert max(len(part) for part in chosen_rows(rows, 8, own)) == images
+
+
+def test_samples_that_are_more_than_a_batch_are_scored_together(tmp_path):
+    settings = {"update.microbatch_size": 24, "rollout.rollout_batch_size": 8, "evaluation.num_captions": 20}
+    config = changed(TINY_CONFIG, settings)
+    trainer = tiny_trainer(config, shape=SMALL)
+    predicted = predict_memory(config, trainer.networks, None).phases["scoring"]
+    rows = drawn(len(trainer.sample_captions))
+    assert len(rows) == 20
+    assert predicted == pytest.approx(allocated(lambda: trainer.check_policy(rows), tmp_path), rel=0.1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_the_anchors_passes_are_predicted(temperature, tmp_path):
+    """They compute the exact KL, though the loss of the drawn images has none."""
+    config = changed(
+        config_of("cross_keys_values", False),
+        {
+            "anchor.coef": 1.0,
+            "anchor.num_images": 8,
+            "anchor.minibatch_size": 4,
+            "anchor.temperature": temperature,
+            "kl.kl_coef": 0.0,
+            "actor.entropy_coef": 0.0,
+            "update.minibatch_size": 2,
+        },
+    )
+    networks = networks_of(config)
+    scored = score_passes(networks, drawn(8), 4, keep_reference=True)
+    networks = replace(networks, anchor=Anchor(scored, 1.0, 4, temperature))
+    predicted = predict_memory(config, networks, None).phases["update"]
+    assert predicted == pytest.approx(allocated_by_an_update(config, networks, tmp_path), rel=0.1)
 
 
 def test_weights_statistics_and_gradients_are_counted_by_what_is_trained():

@@ -1,16 +1,20 @@
 """Images that are replayed: which are kept, what they are worth, and that a resumed run replays the same."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_trainer import SIZE, TINY_CONFIG, NoWriter, changed, tiny_trainer
+from tiny_trainer import SIZE, TINY, TINY_CONFIG, NoWriter, changed, tiny_trainer
 
+from dalle_ppo.build.room import check_room
 from dalle_ppo.rl.records import Experience
 from dalle_ppo.runs.checkpoints import latest_checkpoint, load_checkpoint
 from dalle_ppo.runs.metrics import read_metrics
-from dalle_ppo.training.replay import ReplayBuffer
+from dalle_ppo.runs.space import STATE_BYTES
+from dalle_ppo.training import memory
+from dalle_ppo.training.replay import ReplayBuffer, buffer_bytes
 from dalle_ppo.training.trainer import Trainer
 
 DPOK = {"objective": "dpok", "dpok.replay_images": 12, "dpok.buffer_images": 24}
@@ -173,6 +177,49 @@ def test_the_codes_that_tokens_were_drawn_from_are_replayed_too(monkeypatch, tmp
     resumed = trainer_of(tmp_path, **{"policy.top_k": 3})
     resumed.load(load_checkpoint(trainer.save()))
     assert torch.equal(resumed.buffer.tensors["kept"], trainer.buffer.tensors["kept"])
+
+
+@pytest.mark.parametrize("before, after", [(None, 3), (3, None), (3, 2)])
+def test_images_drawn_from_other_codes_are_dropped_when_resuming(before, after, tmp_path):
+    """Their log-probs are those of other distributions, and the stored codes do not go together."""
+    trainer = trainer_of(tmp_path, **{"policy.top_k": before})
+    trainer.iterate(NoWriter())
+    resumed = trainer_of(tmp_path, **{"policy.top_k": after})
+    with pytest.warns(UserWarning, match=rf"policy\.top_k is {after or 'null'} and was .* the {SIZE} images"):
+        resumed.load(load_checkpoint(trainer.save()))
+    metrics = [resumed.iterate(NoWriter()) for _ in range(2)]
+    assert [m["images_replayed"] for m in metrics] == [0, 12]
+    assert len(load_checkpoint(resumed.save()).state["replay"]["captions"]) == 24
+
+
+def bytes_of_images(num_tokens: int) -> int:
+    """Bytes of all tensors that live and have an entry for each token of many images, each memory once."""
+    gc.collect()
+    found = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.ndim > 1]
+    kept = [t for t in found if t.shape[1] == num_tokens and len(t) >= 12]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}.values())
+
+
+@pytest.mark.parametrize("top_k", [None, 50])
+def test_replayed_images_are_in_the_forecasts_of_memory_and_disk(top_k, tmp_path, monkeypatch):
+    """Those that are kept, and the batch with the replayed ones that an update learns from."""
+    shape = replace(TINY, width=64, num_heads=2, num_image_tokens=61, image_vocab_count=200, num_codes=200)
+    config = changed(TINY_CONFIG, DPOK | FEW | {"policy.top_k": top_k, "dpok.buffer_images": 32})
+    trainer, held = tiny_trainer(config, tmp_path, shape), []
+    before = bytes_of_images(61)
+    monkeypatch.setattr(trainer, "update", lambda batch: held.append(bytes_of_images(61) - before) or {})
+    for _ in range(3):
+        trainer.iterate(NoWriter())
+    monkeypatch.setattr(memory, "peak_bytes", lambda *_: 0)  # of activations, which takes seconds
+    predicted = memory.predict_memory(config, trainer.networks, None).batch
+    assert predicted == pytest.approx(held[2], rel=0.15)
+    assert buffer_bytes(config, 61, 200) == sum(t.nbytes for t in trainer.buffer.tensors.values())
+    needed = check_room(trainer).one
+    tensors = load_checkpoint(trainer.save()).tensors
+    written = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
+    trained = [learner.module for learner in (trainer.actor, trainer.critic)]
+    unwritten = sum(8 * p.numel() for module in trained for p in module.parameters())  # no step was made
+    assert needed == pytest.approx(written + unwritten + STATE_BYTES, abs=2000)
 
 
 def test_scores_that_change_their_units_are_not_replayed():

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 from team_processes import end_of, start
-from tiny_trainer import TINY_CONFIG, changed, tiny_trainer
+from tiny_trainer import TINY, TINY_CONFIG, changed, tiny_trainer
 
 from dalle_ppo.base.halving import Halving
 from dalle_ppo.base.team import Team
@@ -31,7 +31,7 @@ def test_two_processes_learn_in_parts_what_one_learns(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_checkpoint_does_not_know_that_networks_were_in_parts(size, tmp_path):
-    check(size, tmp_path, "checkpoints", "samplers")
+    check(size, tmp_path, "checkpoints", "samplers", "passing")
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_a_dry_run_keeps_whole_networks_on_the_cpu_where_a_run_divides_them(shar
     """Else it would run out of memory just where networks must be divided; copies are made there, too."""
     monkeypatch.setattr(BartDecoder, "cpu", lambda self: setattr(self, "was_moved", True))
     config = changed(TINY_CONFIG, {"update.shard": shard})
-    networks = tiny_trainer(config, team=Team(0, size), whole=True).networks
+    networks = tiny_trainer(config, team=Team(0, size), dry=True).networks
     assert not is_sharded(networks.actor) and networks.critic is not None
     for network in (networks.reference, networks.actor):
         assert hasattr(network, "was_moved") == moved
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_where_others_wait_is_not_tried_again():
 
 
 def test_predicted_memory_falls_with_the_number_of_processes():
-    trainer = tiny_trainer(changed(TINY_CONFIG, {"update.shard": "full"}))
+    trainer = tiny_trainer(changed(TINY_CONFIG, {"update.shard": "full", "update.microbatch_size": 4}))
     one, two = (
         predict_memory(trainer.config, trainer.networks, None, {"rewards": 8}, processes)
         for processes in (1, 2)
@@ -98,6 +98,21 @@ def test_predicted_memory_falls_with_the_number_of_processes():
     assert two.weights["actor"] == one.weights["actor"] // 2
     assert two.weights["rewards"] == 8 and two.weights["encoder"] == one.weights["encoder"]
     assert two.scoring > one.scoring and two.update["critic"] > one.update["critic"]
+
+
+def test_layers_that_are_trained_are_whole_in_float32_where_the_reference_is_narrow(monkeypatch):
+    monkeypatch.setattr(memory, "peak_bytes", lambda *_: 0)  # of activations, which takes seconds
+    half = {"update.shard": "full", "update.dtype": "bfloat16", "model.frozen_dtype": "bfloat16"}
+    config = changed(TINY_CONFIG, half)
+    networks = tiny_trainer(config).networks
+    numbers = {name: tensor.numel() for name, tensor in networks.actor.state_dict().items()}
+    layers = sum(count for name, count in numbers.items() if name.startswith("layers."))
+    head = sum(count for name, count in numbers.items() if name.startswith("lm_head."))
+    passing = 4 * (2 * layers // TINY.num_layers + sum(numbers.values()) - layers)
+    forecast = predict_memory(config, networks, None, None, 2)
+    assert forecast.scoring == passing
+    assert forecast.update["actor"] == 2 * passing
+    assert forecast.update["critic"] == 2 * (passing - 4 * head + 4 * (TINY.width + 1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
