@@ -4,6 +4,7 @@ Captions are resampled, never images: images of one caption resemble each other,
 independent would make every interval too narrow.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,20 +198,22 @@ def percentile_interval(draws: np.ndarray, num_captions: int) -> list[float] | N
     would widen a mean's interval: from the 2.5th to the 0.57th with 8 captions, to the 2.49th with 2 000.
 
     Args:
-        draws: [R], NaN where nothing was counted.
-        num_captions: n, the number of captions.
+        draws: [R], NaN where nothing was counted; infinite ones count.
+        num_captions: n, the number of captions that the mean counts.
 
     Returns:
-        [low, high]; None with one caption or if most draws are NaN.
+        [low, high], infinite where the draws are; None below two captions or if most draws are NaN.
 
     Source: Hesterberg 2015, https://arxiv.org/abs/1411.5279 (expanded percentile interval).
     """
-    known = draws[np.isfinite(draws)]
+    known = draws[~np.isnan(draws)]
     if num_captions < 2 or len(known) < len(draws) / 2:
         return None
     expanded = np.sqrt(num_captions / (num_captions - 1)) * stdtrit(num_captions - 1, (1 + LEVEL) / 2)
-    low, high = np.quantile(known, [ndtr(-expanded), ndtr(expanded)])
-    return [float(low), float(high)]
+    with np.errstate(invalid="ignore"):
+        bounds = np.quantile(known, [ndtr(-expanded), ndtr(expanded)])
+    # Between two infinite draws, numpy interpolates to NaN.
+    return [math.inf if np.isnan(bound) else float(bound) for bound in bounds]
 
 
 def sign_test(reference: np.ndarray, policy: np.ndarray) -> float:
