@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import bdtr, betaincinv, ndtr, stdtrit
 
 LEVEL = 0.95
+FLOAT32_ROUNDING = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,19 @@ def sign_test(reference: np.ndarray, policy: np.ndarray) -> float:
     return min(1.0, 2 * float(bdtr(min(up, down), up + down, 0.5))) if up + down else 1.0
 
 
+def deviation(values: np.ndarray) -> float:
+    """The population standard deviation of the finite values, in float64; exactly 0 where they are equal.
+
+    A spread below float32's rounding of the mean, which is how exactly scores are known, counts as none.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    spread, mean = (float(known.std()), float(known.mean())) if len(known) else (0.0, 0.0)
+    return spread if spread > FLOAT32_ROUNDING * abs(mean) else 0.0
+
+
 def variance_saved(reference: np.ndarray, policy: np.ndarray) -> float | None:
     """1 - Var(policy - reference) / (Var(policy) + Var(reference)) over paired resamples."""
     known = np.isfinite(reference) & np.isfinite(policy)
-    independent = np.var(reference[known]) + np.var(policy[known]) if known.any() else 0.0
-    return float(1 - np.var((policy - reference)[known]) / independent) if independent > 1e-300 else None
+    independent = deviation(reference[known]) ** 2 + deviation(policy[known]) ** 2
+    return float(1 - np.var((policy - reference)[known]) / independent) if independent > 0 else None

@@ -16,6 +16,7 @@ from dalle_ppo.evaluation.intervals import (
     MetricTable,
     bootstrap,
     constant_bounds,
+    deviation,
     noise_correlation,
     percentile_interval,
     rate_bounds,
@@ -250,7 +251,7 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
             changes = _caption_means(tables[1], k) - _caption_means(tables[0], k)
             interval = _never_certain(interval, changes, least=-1.0)
         low, high = interval or (None, None)
-        spread = np.sqrt((np.nanvar(columns[0]) + np.nanvar(columns[1])) / 2)
+        spread = np.sqrt((deviation(columns[0]) ** 2 + deviation(columns[1]) ** 2) / 2)
         result[name] = {
             "reference": reference,
             "policy": policy,

@@ -246,8 +246,8 @@ def explained_variance(values: Tensor, returns: Tensor) -> float | None:
     check_same_shape(values=values, returns=returns)
     values, returns = values.to("cpu", torch.float64), returns.to("cpu", torch.float64)
     spread = returns.var(correction=0).item()
-    # Returns are sums over the tokens of an image. Where all scores are equal, float32's rounding leaves a spread
-    # of up to 4.4 units over 1024 tokens.
+    # Returns are sums over the tokens of an image. Where all scores are equal, float32's rounding leaves a
+    # spread, of up to 4.4 units over 1024 tokens.
     largest = max(returns.abs().max().item(), values.abs().max().item())
     if spread <= (8 * _FLOAT32_ROUNDING * largest) ** 2:
         return None

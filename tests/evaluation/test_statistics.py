@@ -217,6 +217,14 @@ def test_effects_and_ratios_are_what_they_say():
     assert [entry["ratio_low"], entry["ratio_high"]] == pytest.approx(bounds, abs=0.02)
 
 
+def test_scores_without_spread_have_no_effect_size():
+    reference, policy = (one_a_caption(1000, reward=np.full(1000, x)) for x in (0.1, 0.7))
+    assert np.std(reference["reward"]) > 0, "float64 rounds the mean"
+    entry = compare(reference, policy, num_resamples=50)["overall"]["reward_mean"]
+    assert entry["difference"] == pytest.approx(0.6) and entry["effect_size"] is None
+    assert entry["variance_saved"] is None
+
+
 def test_intervals_of_a_whole_comparison_cover():
     """A rate, a mean of some images only, a mean of all: 93 to 97 % of the intervals hold the truth."""
     truth = {"unsafe_rate": -0.2125, "clip_similarity": 0.01, "reward_mean": 0.2125 * 30 + 20 * 0.01}
