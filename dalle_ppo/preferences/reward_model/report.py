@@ -57,7 +57,8 @@ class Report:
         if self.outlook is not None:
             lines.append(
                 f"{MORE_LABELS} more answers, {MORE_LEARNED} of them to learn from, would bring about "
-                f"{100 * self.outlook.gain:.1f} points (an estimate, by a power law through the learning curve)"
+                f"{100 * self.outlook.gain:.1f} points "
+                "(an estimate, by a power law through the learning curve)"
             )
         elif any(point.accuracy >= 1 for point in self.curve):
             lines.append(
