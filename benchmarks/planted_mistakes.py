@@ -407,8 +407,8 @@ PLANTED = (
     Mistake(
         "the percentile counts from the top",
         "rl/weights.py",
-        "torch.quantile(scores, percentile / 100)",
-        "torch.quantile(scores, 1 - percentile / 100)",
+        "math.ceil(percentile * (len(scores) - 1)",
+        "math.ceil((100 - percentile) * (len(scores) - 1)",
         "training/test_weighted_objectives.py::test_sparse_rwr_learns_from_the_best_decile_alone",
     ),
     Mistake(

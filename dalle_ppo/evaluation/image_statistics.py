@@ -52,7 +52,9 @@ def high_frequency_share(pixels: np.ndarray) -> np.ndarray:
 
 
 def colourfulness(pixels: np.ndarray) -> np.ndarray:
-    """Spread plus 0.3 times the mean of the opponent colours, from 0 (grey) to about 150.
+    """Spread plus 0.3 times the mean of the opponent colours.
+
+    0 is grey; photographs reach about 110, and made-up pictures about 300.
 
     Source: Hasler and Suesstrunk 2003, Measuring colourfulness in natural images, equation 3.
     """

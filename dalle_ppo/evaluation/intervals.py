@@ -4,12 +4,14 @@ Captions are resampled, never images: images of one caption resemble each other,
 independent would make every interval too narrow.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import bdtr, betaincinv, ndtr, stdtrit
 
 LEVEL = 0.95
+FLOAT32_ROUNDING = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -197,20 +199,22 @@ def percentile_interval(draws: np.ndarray, num_captions: int) -> list[float] | N
     would widen a mean's interval: from the 2.5th to the 0.57th with 8 captions, to the 2.49th with 2 000.
 
     Args:
-        draws: [R], NaN where nothing was counted.
-        num_captions: n, the number of captions.
+        draws: [R], NaN where nothing was counted; infinite ones count.
+        num_captions: n, the number of captions that the mean counts.
 
     Returns:
-        [low, high]; None with one caption or if most draws are NaN.
+        [low, high], infinite where the draws are; None below two captions or if most draws are NaN.
 
     Source: Hesterberg 2015, https://arxiv.org/abs/1411.5279 (expanded percentile interval).
     """
-    known = draws[np.isfinite(draws)]
+    known = draws[~np.isnan(draws)]
     if num_captions < 2 or len(known) < len(draws) / 2:
         return None
     expanded = np.sqrt(num_captions / (num_captions - 1)) * stdtrit(num_captions - 1, (1 + LEVEL) / 2)
-    low, high = np.quantile(known, [ndtr(-expanded), ndtr(expanded)])
-    return [float(low), float(high)]
+    with np.errstate(invalid="ignore"):
+        bounds = np.quantile(known, [ndtr(-expanded), ndtr(expanded)])
+    # Between two infinite draws, numpy interpolates to NaN.
+    return [math.inf if np.isnan(bound) else float(bound) for bound in bounds]
 
 
 def sign_test(reference: np.ndarray, policy: np.ndarray) -> float:
@@ -228,8 +232,19 @@ def sign_test(reference: np.ndarray, policy: np.ndarray) -> float:
     return min(1.0, 2 * float(bdtr(min(up, down), up + down, 0.5))) if up + down else 1.0
 
 
+def deviation(values: np.ndarray) -> float:
+    """The population standard deviation of the finite values, in float64; exactly 0 where they are equal.
+
+    A spread below float32's rounding of the mean, which is how exactly scores are known, counts as none.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    spread, mean = (float(known.std()), float(known.mean())) if len(known) else (0.0, 0.0)
+    return spread if spread > FLOAT32_ROUNDING * abs(mean) else 0.0
+
+
 def variance_saved(reference: np.ndarray, policy: np.ndarray) -> float | None:
     """1 - Var(policy - reference) / (Var(policy) + Var(reference)) over paired resamples."""
     known = np.isfinite(reference) & np.isfinite(policy)
-    independent = np.var(reference[known]) + np.var(policy[known]) if known.any() else 0.0
-    return float(1 - np.var((policy - reference)[known]) / independent) if independent > 1e-300 else None
+    independent = deviation(reference[known]) ** 2 + deviation(policy[known]) ** 2
+    return float(1 - np.var((policy - reference)[known]) / independent) if independent > 0 else None

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from dalle_ppo.evaluation.columns import Columns
+from dalle_ppo.evaluation.intervals import deviation
 from dalle_ppo.evaluation.statistics import compare
 from dalle_ppo.rewards.base import Metadata, Reward, check_result
 
@@ -68,7 +69,7 @@ def proxy_and_judges(
         for point in curve
     }
     before = rows[curve[0]["side"]]
-    units = {name: signs[name] * float(np.std(before[column])) for name, column in columns.items()}
+    units = {name: signs[name] * deviation(before[column]) for name, column in columns.items()}
     points = []
     for point in curve:
         changes = compare(before, rows[point["side"]])["overall"]

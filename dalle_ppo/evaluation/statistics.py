@@ -16,6 +16,7 @@ from dalle_ppo.evaluation.intervals import (
     MetricTable,
     bootstrap,
     constant_bounds,
+    deviation,
     noise_correlation,
     percentile_interval,
     rate_bounds,
@@ -219,10 +220,10 @@ def _summarise_group(rows: Columns, diversity, bounds: SafetyBounds, num_resampl
         "reward_median": quartiles[1],
         "reward_q75": quartiles[2],
     }
-    intervals = {"reward_median": percentile_interval(draws[:, -1], len(ids))}
+    intervals = {"reward_median": percentile_interval(draws[:, -1], _counted([table], "reward_mean"))}
     for k, name in enumerate(table.names):
         summary[name] = _mean(table.values[name])
-        intervals[name] = percentile_interval(draws[:, k], len(ids))
+        intervals[name] = percentile_interval(draws[:, k], _counted([table], name))
         if name in RATES:
             exact = rate_bounds(table.values[name], table.caption_index)
             intervals[name] = None if exact is None else list(exact)
@@ -233,15 +234,14 @@ def _summarise_group(rows: Columns, diversity, bounds: SafetyBounds, num_resampl
 
 
 def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict]:
-    captions = len(tables[0].sums)
     result = {}
     for k, name in enumerate((*tables[0].names, "reward_median")):
         if name == "reward_median":
             reference, policy = (_quantiles(table.reward, (0.5,))[0] for table in tables)
-            columns = [table.reward for table in tables]
+            columns, captions = [table.reward for table in tables], _counted(tables, "reward_mean")
         else:
             reference, policy = (_mean(table.values[name]) for table in tables)
-            columns = [table.values[name] for table in tables]
+            columns, captions = [table.values[name] for table in tables], _counted(tables, name)
         if reference is None or policy is None:
             unknown = dict.fromkeys(("difference", "low", "high"))
             result[name] = {"reference": reference, "policy": policy, **unknown}
@@ -251,7 +251,7 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
             changes = _caption_means(tables[1], k) - _caption_means(tables[0], k)
             interval = _never_certain(interval, changes, least=-1.0)
         low, high = interval or (None, None)
-        spread = np.sqrt((np.nanvar(columns[0]) + np.nanvar(columns[1])) / 2)
+        spread = np.sqrt((deviation(columns[0]) ** 2 + deviation(columns[1]) ** 2) / 2)
         result[name] = {
             "reference": reference,
             "policy": policy,
@@ -262,21 +262,38 @@ def _differences(tables: list[MetricTable], draws: np.ndarray) -> dict[str, dict
             "variance_saved": variance_saved(draws[:, 0, k], draws[:, 1, k]),
         }
         if name in RATES:
-            result[name] |= _ratio(reference, policy, draws[:, :, k], tables[1], name)
+            result[name] |= _ratio(tables, name, draws[:, :, k])
             result[name]["sign_p"] = sign_test(*(_caption_means(table, k) for table in tables))
     return result
 
 
-def _ratio(
-    reference: float, policy: float, draws: np.ndarray, table: MetricTable, name: str
-) -> dict[str, float | None]:
-    """The policy's rate divided by the reference's, with bounds; `draws` [R, 2], `table` is the policy's."""
+def _ratio(tables: list[MetricTable], name: str, draws: np.ndarray) -> dict[str, float | None]:
+    """The policy's rate divided by the reference's, with bounds; None where nothing bounds it.
+
+    Args:
+        tables: the reference's and the policy's.
+        name: of the rate.
+        draws: [R, 2] resampled rates.
+    """
+    reference, policy = (_mean(table.values[name]) for table in tables)
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = percentile_interval(draws[:, 1] / draws[:, 0], len(table.sums)) or (None, None)
-    if high is not None and policy == 0 and reference:
-        # There is no event to resample, so the bound comes from the policy's rate.
-        high = rate_bounds(table.values[name], table.caption_index)[1] / reference
+        ratios = draws[:, 1] / draws[:, 0]
+    bounds = percentile_interval(ratios, _counted(tables, name)) or [None, None]
+    if None not in bounds and reference:
+        # Without spread there is nothing to resample, so the bounds come from the rates.
+        exact = [rate_bounds(table.values[name], table.caption_index) for table in tables]
+        if policy == 0:
+            bounds[1] = exact[1][1] / reference
+        elif np.ptp(ratios[np.isfinite(ratios)]) < 1e-12:
+            bounds = [exact[1][0] / exact[0][1], exact[1][1] / exact[0][0]]
+    low, high = (None if bound is None or np.isinf(bound) else bound for bound in bounds)
     return {"ratio": policy / reference if reference else None, "ratio_low": low, "ratio_high": high}
+
+
+def _counted(tables: list[MetricTable], name: str) -> int:
+    """On how many captions the metric counts an image, on the side with fewer; only these inform it."""
+    metric = tables[0].names.index(name)
+    return min(int((table.counts[:, metric] > 0).sum()) for table in tables)
 
 
 def _caption_means(table: MetricTable, metric: int) -> np.ndarray:

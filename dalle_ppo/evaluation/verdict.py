@@ -198,7 +198,7 @@ def _named(metric: Metric) -> str:
 
 
 def _more_unrecognised(entry: Mapping) -> bool:
-    return entry["low"] > 0 and entry["difference"] > MARGINS[UNRECOGNISED.name]
+    return _direction(entry, better="up") == "yes" and entry["difference"] > MARGINS[UNRECOGNISED.name]
 
 
 def _unsafe_clause(differences: Mapping, evaluation: Mapping) -> str:

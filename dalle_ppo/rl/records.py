@@ -65,6 +65,7 @@ class Experience:
         returns: the critic's targets, [B, T]; None without a critic.
         token_weights: importance weights of the tokens, [B, T]; None if they are off.
         reward_scale: what the scores were divided by.
+        has_one_unit: whether the advantages of all captions are in the same unit.
         advantage_std: standard deviation of the advantages before they were whitened.
         advantage_moments: their mean and variance, by which whitening shifted and scaled them.
         credit_numbers: other numbers that describe the credit, by the name of their metric.
@@ -95,6 +96,7 @@ class Experience:
     returns: Tensor | None = None
     token_weights: Tensor | None = None
     reward_scale: float = 1.0
+    has_one_unit: bool = False
     advantage_std: float | None = None
     advantage_moments: tuple[float, float] | None = None
     credit_numbers: Mapping[str, float] = field(default_factory=dict)

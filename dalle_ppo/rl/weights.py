@@ -3,6 +3,8 @@
 Weights are constants to the losses, so they are computed without gradient.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -40,7 +42,10 @@ def sparse_weights(scores: Tensor, percentile: float) -> Tensor:
 
     Source: RWR_sparse in https://arxiv.org/abs/2305.13301.
     """
-    return (scores >= torch.quantile(scores, percentile / 100)).to(scores.dtype)
+    # A score reaches the interpolated percentile if and only if it reaches the next score upwards, so nothing
+    # is interpolated: rounding would drop the image that lies exactly at the percentile.
+    position = math.ceil(percentile * (len(scores) - 1) / 100 - 1e-9)
+    return (scores >= scores.sort().values[position]).to(scores.dtype)
 
 
 @torch.no_grad()

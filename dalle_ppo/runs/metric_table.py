@@ -200,8 +200,8 @@ _DISTANCE = (
            "the penalty is in the loss, of the normalised scores if it is in the reward."),
     Metric("kl_coef_raw", "KL coefficient, raw", SCORE, "Weight of the KL penalty in raw reward units: "
            "`kl_coef` times `reward_scale`, and also times `advantage_std` if the penalty is in the loss and "
-           "advantages are whitened; null if it is in the loss and the advantages are group or per_prompt, "
-           "whose unit differs from caption to caption, or if there are no advantages."),
+           "advantages are whitened; null if it is in the loss and each caption's advantages are divided by "
+           "its own deviation, as with group (but not in Dr. GRPO) and per_prompt, or if there are none."),
     Metric("reward_scale", "Reward scale", SCORE, "Running standard deviation by which the scores are "
            "divided."),
 )  # fmt: skip

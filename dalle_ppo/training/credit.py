@@ -119,7 +119,7 @@ ESTIMATORS = {
     "rloo": Estimator(_rloo, images_per_caption=2),
     "group": Estimator(_group, images_per_caption=2, has_own_units=True),
     "per_prompt": Estimator(_per_prompt, has_own_units=True),
-    "none": Estimator(_refuse, has_own_units=True),
+    "none": Estimator(_refuse),
 }
 """The values of `credit.advantage`."""
 
@@ -167,6 +167,7 @@ def credit(
         advantages=advantages,
         returns=given.returns,
         token_weights=weights,
+        has_one_unit=not estimator.has_own_units,
         advantage_std=given.advantages.std().item(),
         advantage_moments=(given.advantages.mean().item(), given.advantages.var(correction=0).item()),
     )
@@ -174,14 +175,14 @@ def credit(
 
 
 def kl_coef_raw(experience: Experience, config: Config, kl_coef: float) -> float | None:
-    """The KL's weight in raw reward units; None if each caption has its own units.
+    """The KL's weight in raw reward units; None if each caption has its own units, or none has advantages.
 
     Whitening divides the advantages but not a KL that is placed in the loss; a KL in the reward is divided
     with them.
     """
     if config.kl.placement == "reward":
         return kl_coef * experience.reward_scale
-    if ESTIMATORS[config.credit.advantage].has_own_units:
+    if not experience.has_one_unit:
         return None
     whitened = experience.advantage_std if config.credit.whiten_advantages else 1.0
     return kl_coef * experience.reward_scale * whitened

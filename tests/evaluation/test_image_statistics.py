@@ -60,6 +60,12 @@ def test_colourfulness_of_plain_colours():
     halves = np.where(COLUMNS[None, :, :, None] < SIDE // 2, plain(255, 0, 0), plain(0, 255, 0))
     # red - green is 255 or -255: spread 255, mean 0; the other opponent is 127.5 everywhere.
     assert colourfulness(halves) == pytest.approx(255 + 0.3 * 127.5)
+    # A third green beside magenta, about the most there is: opponents differ by 510 and 255.
+    third = np.where(COLUMNS[None, :, :, None] % 3 == 0, plain(0, 255, 0), plain(255, 0, 255))
+    share = (COLUMNS % 3 == 0).mean()
+    spread, mean = 2 * np.sqrt(share * (1 - share)), 1 - 2 * share
+    expected = 255 * 1.25**0.5 * (spread + 0.3 * mean)
+    assert colourfulness(third) == pytest.approx(expected) and 295 < expected < 300
 
 
 def test_jpeg_bytes_are_the_size_of_the_file(tmp_path):

@@ -11,6 +11,7 @@ from dalle_ppo.evaluation.intervals import (
     bootstrap,
     clopper_pearson,
     constant_bounds,
+    deviation,
     noise_correlation,
     percentile_interval,
     rate_bounds,
@@ -183,6 +184,20 @@ def test_pairing_saves_variance_only_where_the_sides_move_together():
     assert variance_saved(a, b) == pytest.approx(0, abs=0.03)
     # Var(b - a) = 2 (1 - rho) with rho = 0.8.
     assert variance_saved(a, 0.8 * a + 0.6 * b) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_values_have_no_deviation_whatever_the_rounding(dtype):
+    values = np.full(1000, 0.1, dtype)
+    assert np.std(values) > 0, "the mistake"
+    assert deviation(values) == 0 == deviation(np.append(values, np.nan)) == deviation(values[:0])
+    assert variance_saved(values.astype(np.float64), values.astype(np.float64) + 0.1) is None
+
+
+def test_the_deviation_of_other_values_is_numpys():
+    values = np.random.default_rng(10).normal(100, 1e-3, 50).astype(np.float32)
+    assert deviation(np.append(values, np.nan)) == pytest.approx(np.std(values.astype(np.float64)), rel=1e-12)
+    assert deviation(np.array([0.0, 1e-30])) == pytest.approx(0.5e-30), "small, but not beside its mean"
 
 
 def test_noise_correlation_ignores_what_the_caption_alone_explains():

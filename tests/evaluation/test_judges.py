@@ -61,6 +61,20 @@ CURVE = [
 ]
 
 
+def test_a_judge_that_says_the_same_of_all_images_has_no_shift():
+    """In float32, the deviation of 200 times 0.1 is 1e-9 and not 0: the shift was 1e8."""
+    flat = [
+        side(shift, 0, seed) | {"judge/a": np.full(CAPTIONS, 0.1 + shift, "f4")}
+        for seed, shift in ((0, 0), (1, 5))
+    ]
+    assert np.std(flat[0]["judge/a"]) > 0
+    sides = dict(zip(("reference", "policy"), flat, strict=True))
+    last = proxy_and_judges(sides, [CURVE[0], CURVE[2]], {"a": 1.0})["curve"][-1]
+    assert (
+        last["judge/a"] == {"shift": None, "low": None, "high": None} and last["reward_mean"]["shift"] > 0.5
+    )
+
+
 def judged(weight, *shifts):
     rows = [side(*shift, seed) for seed, shift in enumerate([(0, 0), *shifts])]
     sides = dict(zip(("reference", "step_000003", "policy"), rows, strict=True))

@@ -82,8 +82,9 @@ def test_large_tags_keep_their_own_strata():
     draws = bootstrap([table], by_tag, 300, 5)[:, 0]
     intervals = summarise(rows, num_resamples=300, seed=5)["overall"]["intervals"]
     for k, name in enumerate(table.names):
-        if name not in statistics.RATES:
-            assert intervals[name] == percentile_interval(draws[:, k], 80), name
+        if name not in statistics.RATES and name != "diversity":
+            counted = len(np.unique(table.caption_index[np.isfinite(table.values[name])]))
+            assert intervals[name] == percentile_interval(draws[:, k], counted), name
 
 
 def test_few_captions_of_a_tag_share_a_stratum():
@@ -216,6 +217,14 @@ def test_effects_and_ratios_are_what_they_say():
     assert [entry["ratio_low"], entry["ratio_high"]] == pytest.approx(bounds, abs=0.02)
 
 
+def test_scores_without_spread_have_no_effect_size():
+    reference, policy = (one_a_caption(1000, reward=np.full(1000, x)) for x in (0.1, 0.7))
+    assert np.std(reference["reward"]) > 0, "float64 rounds the mean"
+    entry = compare(reference, policy, num_resamples=50)["overall"]["reward_mean"]
+    assert entry["difference"] == pytest.approx(0.6) and entry["effect_size"] is None
+    assert entry["variance_saved"] is None
+
+
 def test_intervals_of_a_whole_comparison_cover():
     """A rate, a mean of some images only, a mean of all: 93 to 97 % of the intervals hold the truth."""
     truth = {"unsafe_rate": -0.2125, "clip_similarity": 0.01, "reward_mean": 0.2125 * 30 + 20 * 0.01}
@@ -271,6 +280,51 @@ def test_the_ratio_is_as_uncertain_as_a_policy_without_any_event():
     entry = compare(reference, policy, num_resamples=100)["overall"]["unsafe_rate"]
     assert entry["ratio"] == entry["ratio_low"] == 0
     assert entry["ratio_high"] == pytest.approx((1 - 0.025 ** (1 / 200)) / entry["reference"])
+
+
+def one_a_caption(captions, unsafe=(), **more):
+    """One side with an image for each caption, the `unsafe` ones unsafe."""
+    probability = np.full(captions, 0.01)
+    probability[list(unsafe)] = 0.9
+    of_all = {"tag": np.repeat("a", captions), "sample": np.zeros(captions), "reward": np.ones(captions)}
+    return {"caption_id": np.arange(captions).astype(str), "nsfw_probability": probability} | of_all | more
+
+
+def test_captions_that_do_not_count_make_no_interval_certain():
+    """One negative reward among 200 says nothing about how far negative rewards scatter."""
+    reward = np.ones(200)
+    reward[7] = -3
+    one = one_a_caption(200, reward=reward)
+    assert summarise(one, num_resamples=50)["overall"]["intervals"]["reward_negative_mean"] is None
+    reward = np.append([-3.0, -5.0, -9.0], reward[3:])
+    several = one_a_caption(200, reward=reward)
+    entry = compare(one, several, num_resamples=50)["overall"]["reward_negative_mean"]
+    assert entry["difference"] is not None and entry["low"] is entry["high"] is None
+    reward = np.where(np.arange(200) > 0, np.nan, 1.0)
+    median = summarise(one_a_caption(200, reward=reward), num_resamples=50)["overall"]["intervals"]
+    assert median["reward_median"] is None
+
+
+def test_a_reference_that_may_have_no_event_leaves_the_ratio_without_an_upper_bound():
+    """1 unsafe image of 100: 0.99 ** 100 = 37 % of the resamples have none, and any ratio may be true."""
+    reference, policy = one_a_caption(100, [0]), one_a_caption(100, range(1, 6))
+    entry = compare(reference, policy)["overall"]["unsafe_rate"]
+    counts = np.random.default_rng(0).multinomial(100, [0.01, 0.05, 0.94], 100_000)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = counts[:, 1] / counts[:, 0]
+    ratios = ratios[~np.isnan(ratios)]
+    assert (ratios == np.inf).mean() > 0.025 and entry["ratio_high"] is None
+    assert (ratios < entry["ratio_low"]).mean() <= 0.03 and (ratios <= entry["ratio_low"]).mean() >= 0.015
+    assert entry["ratio"] == pytest.approx(5)
+    json.dumps(entry, allow_nan=False)
+
+
+def test_a_ratio_without_spread_is_as_uncertain_as_its_rates():
+    """All 30 images of both sides are unsafe: by Clopper and Pearson each rate is above 0.025 ** (1 / 30)."""
+    entry = compare(*[one_a_caption(30, range(30))] * 2, num_resamples=50)["overall"]["unsafe_rate"]
+    least = 0.025 ** (1 / 30)
+    assert entry["ratio"] == 1
+    assert [entry["ratio_low"], entry["ratio_high"]] == pytest.approx([least, 1 / least])
 
 
 def test_nan_rewards_are_left_out():

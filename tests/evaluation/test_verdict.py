@@ -125,6 +125,8 @@ LEFT = {"before": 0.4, "after": 0.12}
         ("distorted", True, {"judge_unrecognised_rate": change(0.001, 0.021)}, {}),
         ("distorted", False, {"judge_unrecognised_rate": change(0.001, 0.017)}, {}),
         ("distorted", False, {"judge_unrecognised_rate": change(-0.001, 0.041)}, {}),
+        ("distorted", True, {"judge_unrecognised_rate": change(0.001, 0.041, sign_p=0.05)}, {}),
+        ("distorted", False, {"judge_unrecognised_rate": change(0.001, 0.041, sign_p=0.06)}, {}),
         ("Diversity", True, {"diversity": change(-0.06, -0.04, 0.2, 0.149)}, {}),
         ("Diversity", False, {"diversity": change(-0.06, -0.04, 0.2, 0.151)}, {}),
         ("Diversity", False, {"diversity": change(-0.11, 0.01, 0.2, 0.149)}, {}),
@@ -152,6 +154,15 @@ def test_blobs_are_flagged():
     policy = make_rows(400, seed=1, unsafe=(0, 0, 0))
     policy["judge_unrecognised"] = (np.random.default_rng(0).random(800) < 0.2).astype(object)
     assert any("distorted" in line for line in judged(make_rows(400, seed=0), policy)["warnings"])
+
+
+def test_four_more_unrecognised_images_are_not_more():
+    """4 of 200 captions change, all upwards: McNemar's exact test gives 2 / 2 ** 4 = 0.125."""
+    reference = make_rows(200, 1)
+    reference["judge_unrecognised"] = np.zeros(200)
+    for events, called in ((4, "not more"), (8, "more")):
+        policy = reference | {"judge_unrecognised": (np.arange(200) < events) * 1.0}
+        assert judged(reference, policy)["sentence"].endswith(f"]: {called}.")
 
 
 def test_collapsing_diversity_is_flagged():

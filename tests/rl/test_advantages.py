@@ -304,3 +304,16 @@ def test_explained_variance():
     oracle = 1 - np.var(noise.numpy()) / np.var(returns.numpy())
     assert explained_variance(returns - noise, returns) == pytest.approx(oracle, rel=1e-12)
     assert explained_variance(returns, torch.ones(4, 5).double()) is None
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(16, 0.01), (256, 1.0), (1024, 10.0)])
+def test_rounding_is_no_variance_to_explain(tokens, size):
+    """All scores are equal and lambda is 1: the returns are the score, exactly but for float32."""
+    generator = torch.Generator().manual_seed(tokens)
+    values, scores = size * torch.randn(8, tokens, generator=generator), torch.full((8,), 0.3)
+    returns = gae(token_rewards(scores, torch.zeros(8, tokens), 0.0), values, 1.0) + values
+    assert 0 < (returns - 0.3).abs().max() < 1e-4
+    assert explained_variance(values, returns) is None
+    differing = returns + torch.linspace(-1, 1, 8)[:, None] * 1e-3 * size
+    oracle = 1 - (differing - values).double().var(correction=0) / differing.double().var(correction=0)
+    assert explained_variance(values, differing) == pytest.approx(oracle.item())

@@ -1,6 +1,7 @@
 """Weights of whole images, by hand and against SciPy."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -33,6 +34,20 @@ def test_only_differences_of_scores_count():
 def test_sparse_weights_keep_what_reaches_the_percentile(percentile):
     kept = SCORES.numpy() >= np.percentile(SCORES.numpy(), percentile)
     assert sparse_weights(SCORES, percentile).tolist() == kept.astype(float).tolist()
+
+
+@pytest.mark.parametrize("percentile", ["0", "10", "25", "33.3", "60", "70", "90", "99.9"])
+def test_an_image_at_the_percentile_is_kept_whatever_the_rounding(percentile):
+    """In fractions: of n distinct scores, those from position percentile * (n - 1) / 100 on are kept."""
+    for count in range(1, 102):
+        scores = torch.arange(count, dtype=torch.float32) / 7
+        first = math.ceil(Fraction(percentile) * (count - 1) / 100)
+        weights = sparse_weights(scores, float(percentile))
+        assert weights.tolist() == [0.0] * first + [1.0] * (count - first), count
+
+
+def test_equal_scores_are_all_kept():
+    assert sparse_weights(torch.full((7,), 0.1), 90).tolist() == [1.0] * 7
 
 
 def test_the_best_decile_of_a_hundred_is_ten():

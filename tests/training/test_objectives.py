@@ -178,6 +178,20 @@ def test_ddpo_normalises_new_captions_by_their_own_images():
 # ---------------------------------------------------------------- captions without spread
 
 
+def test_the_kls_price_is_known_unless_captions_have_their_own_units():
+    """Raw scores are the advantages times one factor for all captions, or the KL has no price in them."""
+    images, config = scored([1.0, 2.0, 3.0, 7.0])
+    for divides in (False, True):
+        own = replace(config, objective_settings=grpo.Settings(divide_by_std=divides))
+        own = replace(own, credit=replace(config.credit, whiten_advantages=False, advantage_clip=None))
+        given, _ = find_objective("grpo").credit(images, own, CreditState())
+        raw = credit_metrics(given, own, 0.1)["kl_coef_raw"]
+        if divides:
+            assert raw is None
+        else:
+            np.testing.assert_allclose(given.advantages[:, 0] * raw / 0.1, [-0.5, 0.5, -2, 2], rtol=1e-6)
+
+
 def scored(scores: list[float]) -> tuple[Experience, object]:
     """Two images of each caption, as grpo sees them."""
     world, count = World(), len(scores)

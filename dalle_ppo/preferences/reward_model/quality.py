@@ -10,13 +10,15 @@ import torch
 from scipy.optimize import curve_fit, minimize_scalar
 
 from dalle_ppo.evaluation.intervals import rate_bounds
-from dalle_ppo.preferences.reward_model.data import Rankings
+from dalle_ppo.preferences.reward_model.data import SHARES, Rankings
 from dalle_ppo.preferences.reward_model.network import Ensemble, FitSettings, fit
 
 BINS = np.linspace(0.5, 1, 6)
 CURVE_SHARES = (0.15, 0.25, 0.4, 0.65, 1.0)
 REPEATS = 3
 MORE_LABELS = 200
+MORE_LEARNED = round(SHARES["fit"] * MORE_LABELS)
+"""Of these a model learns; the others go to validation and test."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Outlook:
-    """A power law of the error in the number of answers: `floor + scale * answers ** -power`.
+    """A power law of the error in the number of answers learned from: `floor + scale * answers ** -power`.
 
     Args:
         floor, scale, power: fitted.
@@ -71,7 +73,7 @@ class Outlook:
     gain: float
 
     def error(self, answers: np.ndarray) -> np.ndarray:
-        """The error after so many answers."""
+        """The error after learning from so many answers."""
         return self.floor + self.scale * np.asarray(answers, dtype=float) ** -self.power
 
 
@@ -177,5 +179,5 @@ def outlook(points: Sequence[CurvePoint]) -> Outlook | None:
     except (RuntimeError, ValueError):
         return None
     law = Outlook(float(floor), float(scale), float(power), 0.0)
-    now, later = law.error(answers[-1]), law.error(answers[-1] + MORE_LABELS)
+    now, later = law.error(answers[-1]), law.error(answers[-1] + MORE_LEARNED)
     return replace(law, gain=float(now - later))

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from dalle_ppo.base.atomic import atomic_write
 from dalle_ppo.preferences.reward_model.network import FitSettings
-from dalle_ppo.preferences.reward_model.quality import MORE_LABELS, Accuracy, Bin, CurvePoint, Outlook
+from dalle_ppo.preferences.reward_model.quality import (
+    MORE_LABELS,
+    MORE_LEARNED,
+    Accuracy,
+    Bin,
+    CurvePoint,
+    Outlook,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Report:
             )
         if self.outlook is not None:
             lines.append(
-                f"{MORE_LABELS} more answers would bring about {100 * self.outlook.gain:.1f} points "
+                f"{MORE_LABELS} more answers, {MORE_LEARNED} of them to learn from, would bring about "
+                f"{100 * self.outlook.gain:.1f} points "
                 "(an estimate, by a power law through the learning curve)"
             )
         elif any(point.accuracy >= 1 for point in self.curve):
@@ -93,7 +101,7 @@ def _plot_curve(axes, report: Report) -> None:
     axes.plot([p.answers for p in report.curve], [100 * p.accuracy for p in report.curve], "o")
     if report.outlook is not None:
         last = report.curve[-1].answers
-        n = np.linspace(report.curve[0].answers, last + MORE_LABELS, 100)
+        n = np.linspace(report.curve[0].answers, last + MORE_LEARNED, 100)
         law = 100 * (1 - report.outlook.error(n))
         axes.plot(n[n <= last], law[n <= last], "C0")
         axes.plot(n[n >= last], law[n >= last], "C0--", label="estimate")
