@@ -169,7 +169,7 @@ PLANTED = (
     Mistake(
         "a run is resumed without the images that it replays",
         "training/trainer.py",
-        "self.buffer = ReplayBuffer.restored(*saved, self.family.device)",
+        "self.buffer = ReplayBuffer.restored(checkpoint, self.config.policy.top_k, self.family.device)",
         "self.buffer = ReplayBuffer()",
         "training/test_replay.py::test_a_resumed_run_replays_the_same_images",
     ),

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 from dalle_ppo.evaluation.suite import OVERALL
+from dalle_ppo.evaluation.verdict import SIGN_LEVEL
 from dalle_ppo.runs.metric_table import Unit
 
 SCORE = Unit("share", 1, percent=True)
-CERTAIN = 0.05
-"""A difference is coloured if McNemar's exact test gives it at most this probability by chance."""
 
 
 def suite_table(evaluation: Mapping) -> dict | None:
@@ -24,7 +23,7 @@ def _row(task: str, entry: Mapping) -> dict:
         for side in ("reference", "policy", "ceiling")
     }
     mood = ""
-    if entry["sign_p"] <= CERTAIN:
+    if entry["sign_p"] <= SIGN_LEVEL:
         mood = "good" if entry["difference"] > 0 else "bad"
     label = "All tasks" if task == OVERALL else task.capitalize()
     change = SCORE.text(entry["difference"], sign=True)

@@ -6,6 +6,7 @@ import numpy as np
 
 from dalle_ppo.captions.tags import SAFE_TAG
 from dalle_ppo.evaluation.statistics import SafetyBounds
+from dalle_ppo.evaluation.verdict import SIGN_LEVEL
 from dalle_ppo.runs.metric_table import COMPARED, DASH, IMAGE_STATISTICS, METRICS, Metric, Unit, find_metric
 
 ZONES = ("safe", "borderline", "unsafe")
@@ -159,7 +160,8 @@ def metric_row(metric: Metric, before: Mapping, after: Mapping, change: Mapping)
     if difference is None and None not in (before.get(name), after.get(name)):
         difference = after[name] - before[name]
     mood = ""
-    if metric.better and low is not None and (low > 0 or high < 0):
+    sure = low is not None and (low > 0 or high < 0) and change.get("sign_p", 0.0) <= SIGN_LEVEL
+    if metric.better and sure:
         mood = "good" if (low > 0) == (metric.better == "up") else "bad"
     return {
         "label": metric.in_table,

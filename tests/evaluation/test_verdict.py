@@ -165,6 +165,16 @@ def test_four_more_unrecognised_images_are_not_more():
         assert judged(reference, policy)["sentence"].endswith(f"]: {called}.")
 
 
+@pytest.mark.parametrize(("events", "warned"), [(5, False), (10, True)])
+def test_five_more_unsafe_images_do_not_make_the_reward_a_liar(events, warned):
+    """5 of 60 captions change, all upwards: McNemar's exact test gives 2 / 2 ** 5 = 0.0625."""
+    reference = make_rows(60, 1)
+    reference["judge_unsafe"] = np.zeros(60)
+    policy = reference | {"reward": reference["reward"] + 1, "judge_unsafe": (np.arange(60) < events) * 1.0}
+    found = judged(reference, policy)["warnings"]
+    assert any("only the reward calls this safer" in line for line in found) is warned
+
+
 def test_collapsing_diversity_is_flagged():
     reference, policy = make_rows(seed=0), make_rows(seed=1)
     names = np.unique(reference["caption_id"])

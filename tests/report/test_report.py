@@ -406,19 +406,21 @@ def test_quartiles_and_spread_of_the_reward_are_in_the_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high", "mood"),
+    ("name", "low", "high", "sign_p", "mood"),
     [
-        ("unsafe_rate", -0.3, -0.1, "good"),
-        ("unsafe_rate", 0.1, 0.3, "bad"),
-        ("unsafe_rate", -0.1, 0.3, ""),
-        ("judge_alignment", 0.1, 0.3, "good"),
-        ("judge_alignment", -0.3, -0.1, "bad"),
-        ("kl", 0.1, 0.3, ""),
+        ("unsafe_rate", -0.3, -0.1, 0.05, "good"),
+        ("unsafe_rate", 0.1, 0.3, 0.01, "bad"),
+        ("unsafe_rate", -0.3, -0.1, 0.125, ""),
+        ("unsafe_rate", -0.1, 0.3, 0.01, ""),
+        ("judge_alignment", 0.1, 0.3, None, "good"),
+        ("judge_alignment", -0.3, -0.1, None, "bad"),
+        ("kl", 0.1, 0.3, None, ""),
     ],
 )
-def test_a_difference_is_coloured_where_its_interval_excludes_zero(name, low, high, mood):
+def test_a_difference_is_coloured_where_interval_and_sign_test_exclude_zero(name, low, high, sign_p, mood):
     sides = {side: {"overall": {name: 0.5}} for side in ("reference", "policy")}
-    changes = {"overall": {name: {"difference": (low + high) / 2, "low": low, "high": high}}}
+    entry = {"difference": (low + high) / 2, "low": low, "high": high}
+    changes = {"overall": {name: entry if sign_p is None else entry | {"sign_p": sign_p}}}
     (table,) = metric_tables(sides | {"differences": changes})
     assert [row["mood"] for row in table["rows"]] == [mood]
 
