@@ -88,7 +88,7 @@ def test_a_position_of_other_captions_is_refused_and_nothing_moves(make):
     other = open_source("prompts:counting", everything())
     source, undisturbed = PrefetchedCaptions(make()), make()
     assert source.next_batch(6) == undisturbed.next_batch(6)
-    with pytest.raises(ValueError, match="when the position was saved"):
+    with pytest.raises(ValueError, match="not the files of the saved position"):
         source.load_state_dict(other.state_dict())
     assert source.next_batch(6) == undisturbed.next_batch(6)
 

@@ -302,7 +302,7 @@ def test_good_files_are_read(tmp_path, recwarn):
         (
             np.where(np.arange(60)[:, None] == 7, np.nan, UNIT),
             HALF,
-            "1 rows hold NaN or infinity, row 7 first",
+            "1 rows hold NaN or infinity, row 7 is the first",
         ),
         (UNIT, np.where(np.arange(60) == 5, 2, HALF), "label 5 is 2; labels must be 0"),
         (UNIT, np.where(np.arange(60) == 5, np.nan, HALF), "label 5 is nan"),
