@@ -235,6 +235,17 @@ def published_rankings() -> st.SearchStrategy[bytes]:
     return as_json(st.lists(entries, max_size=4))
 
 
+def read_checkpoint(path: Path) -> object:
+    """Loads a checkpoint whose `state.json` may be followed by the file that it lists."""
+    from dalle_ppo.runs.checkpoints import load_checkpoint
+
+    state, split, tensors = path.read_bytes().partition(SPLIT)
+    if split:
+        path.write_bytes(state)
+        path.with_name(LISTED).write_bytes(tensors)
+    return load_checkpoint(path.parent)
+
+
 def make_targets() -> dict[str, Target]:
     """All readers by name."""
     import torch
@@ -248,7 +259,6 @@ def make_targets() -> dict[str, Target]:
     from dalle_ppo.preferences.layouts.rows import read_rows
     from dalle_ppo.preferences.reward_model.data import find_answers
     from dalle_ppo.preferences.store import Store
-    from dalle_ppo.runs.checkpoints import load_checkpoint
 
     def weights(path: Path) -> object:
         with torch.device("meta"):
@@ -268,13 +278,6 @@ def make_targets() -> dict[str, Target]:
     def captions(path: Path) -> object:
         return captions_of_file(str(path), 5)
 
-    def checkpoint(path: Path) -> object:
-        state, split, tensors = path.read_bytes().partition(SPLIT)
-        if split:
-            path.write_bytes(state)
-            path.with_name(LISTED).write_bytes(tensors)
-        return load_checkpoint(path.parent)
-
     rows = st.lists(
         st.dictionaries(st.sampled_from(("text", "TEXT", "NSFW", "x")), json_like(LEAVES)), max_size=5
     )
@@ -289,7 +292,7 @@ def make_targets() -> dict[str, Target]:
         "txt": Target("a.txt", st.binary(max_size=200), captions),
         "gzip": Target("a.txt.gz", gzip_files(), captions),
         "parquet": Target("a.parquet", damaged(valid_parquet()), captions),
-        "checkpoint": Target("state.json", checkpoint_texts() | as_json(json_like(LEAVES)), checkpoint),
+        "checkpoint": Target("state.json", checkpoint_texts() | as_json(json_like(LEAVES)), read_checkpoint),
         "head": Target("h.safetensors", damaged(valid_head()) | header_texts(), load_detector),
         "safetensors": Target("w.safetensors", header_texts() | st.binary(max_size=80), weights),
         "keras": Target("k.keras", keras_zips(), keras),

@@ -121,13 +121,18 @@ class Setup:
         """Decodes images that `collect` has drawn without their pixels."""
         if drawn.images is not None:
             return drawn
-        memory_gb, weights = self.config.rollout.memory_gb, self.family.sampler_weights(decoder)
+        memory_gb = self.config.rollout.memory_gb
 
         def work(size: int) -> Tensor:
-            plan = None if memory_gb is None else self.family.plan(weights, size, memory_gb)
+            plan = None if memory_gb is None else self.family.plan(decoder, size, memory_gb)
             return torch.cat([self.family.decode(tokens, plan) for tokens in drawn.tokens.split(size)])
 
         return replace(drawn, images=self.halving.run("drawing", "rollout.memory_gb", len(drawn), work))
+
+    def batch_of(self, side: Side, number: int) -> Columns:
+        """The columns of a side's batch, by the batch's number."""
+        size = self.captions_at_once * self.samples
+        return {key: values[number * size : (number + 1) * size] for key, values in side.columns.items()}
 
 
 @torch.no_grad()
@@ -145,16 +150,13 @@ def draw_side(name: str, decoder: nn.Module, setup: Setup, reference: Side | Non
     """
     if not measured_alone(setup.config):
         reference = None
-    size = setup.captions_at_once * setup.samples
 
     def draw(number: int, captions: list[CaptionRecord]) -> Columns:
         drawn = setup.collect(decoder, captions, setup.samples, remember=True, pixels=reference is None)
         own = policy_columns(decoder, setup.reference, setup.family, drawn, setup.halving)
         if reference is None:
             return image_columns(drawn, setup.measures, setup.halving) | own
-        rows = slice(number * size, (number + 1) * size)
-        before = {key: values[rows] for key, values in reference.columns.items() if key not in POLICY_COLUMNS}
-        return measure_changed(decoder, drawn, before, setup) | own
+        return measure_changed(decoder, drawn, setup.batch_of(reference, number), setup) | own
 
     return in_batches(name, weights_sha256(decoder), draw, setup)
 
@@ -173,11 +175,12 @@ def measure_changed(decoder: nn.Module, drawn: Experience, before: Columns, setu
     Args:
         decoder: the model that drew them.
         drawn: the images, with or without pixels.
-        before: the columns of the reference's images for the same captions and noise.
+        before: the columns of the reference's images for the same captions and noise; `POLICY_COLUMNS` are
+            left out.
         setup: what all sides share.
     """
     changed = np.flatnonzero((drawn.tokens.cpu().numpy() != before["tokens"]).any(axis=1))
-    columns = {key: values.copy() for key, values in before.items()}
+    columns = {key: values.copy() for key, values in before.items() if key not in POLICY_COLUMNS}
     if not len(changed):
         return columns
     rest = drawn.select(torch.from_numpy(changed).to(drawn.tokens.device))
@@ -195,11 +198,9 @@ def draw_baseline(baseline: Baseline, reference: Side, setup: Setup) -> Side:
 
     The distribution that its tokens come from is unknown, so KL and entropy are missing.
     """
-    size = setup.captions_at_once * setup.samples
 
     def draw(number: int, captions: list[CaptionRecord]) -> Columns:
-        own = slice(number * size, (number + 1) * size)
-        first = {key: values[own] for key, values in reference.columns.items()}
+        first = setup.batch_of(reference, number)
 
         def redraw(rows: np.ndarray, attempt: int) -> Columns:
             wanted = [captions[row // setup.samples] for row in rows]
